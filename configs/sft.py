@@ -1,0 +1,18 @@
+"""Supervised fine-tuning on the reference solutions: the baseline.
+
+The same prompts, steps, batch and evaluation as configs/opsd.py; the response
+is the reference solution and the loss is its negative log-likelihood.
+
+  python -m experiments.train --config=configs/sft.py --workdir=runs/sft
+"""
+
+from configs import base
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = base.get_config(arg)
+  c.rollout.source = "dataset"
+  c.teacher.name = "none"
+  c.divergence.name = "nll"
+  return c

@@ -1,0 +1,43 @@
+"""Flags for the experiment scripts: a wrong one ends in one clear line."""
+
+import sys
+import traceback
+
+from absl import app, flags
+from ml_collections import config_flags
+
+
+def run(main) -> None:
+  """`main(config, workdir)` with --config and --workdir.
+
+  An error a user can mend is printed as one message with exit status 1; set
+  --traceback to see where it came from.
+  """
+  config = config_flags.DEFINE_config_file(
+      "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+  )
+  workdir = flags.DEFINE_string("workdir", None, "where the run lives")
+  trace = flags.DEFINE_bool("traceback", False, "print the whole traceback")
+
+  def body(argv):
+    if len(argv) > 1:
+      raise app.UsageError(f"unknown argument {argv[1]!r}")
+    try:
+      main(config.value, workdir.value)
+    except (ValueError, OSError, FloatingPointError) as e:
+      if trace.value:
+        traceback.print_exc()
+      sys.exit(f"error: {e}")
+
+  flags.mark_flags_as_required(["config", "workdir"])
+  try:
+    app.run(body, flags_parser=_parse)
+  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
+    sys.exit(f"error: {' '.join(str(e).split())}")
+
+
+def _parse(argv):
+  try:
+    return flags.FLAGS(argv)
+  except flags.Error as e:
+    sys.exit(f"error: {e}")

@@ -1,0 +1,107 @@
+"""Load, generate and score in a notebook; re-exported by `opsd_jax`."""
+
+import collections
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opsd_jax import collate, divergence, pertoken, rollout, tokenizer
+from opsd_jax.models import sources, transformer
+from opsd_jax.sample import Knobs
+from opsd_jax.structs import Completion
+
+BATCH_PROMPTS = 32  # rows decoded or scored at once
+BUCKET = 32  # tokens; lengths are padded to a multiple, bounding compilations
+
+
+class Model(NamedTuple):
+  config: Any  # models.families.ModelConfig
+  params: Any
+  tokenizer: Any
+
+
+def load_model(source: str, dtype: str = "float32") -> Model:
+  """A model from any source that `config.model.source` accepts."""
+  path = sources.resolve(source)
+  config, params = sources.load_model_weights(
+      path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none"
+  )
+  return Model(config, jax.device_put(params), tokenizer.load(path))
+
+
+def chat_ids(model: Model, prompt) -> tuple[int, ...]:
+  """Token ids of a string (one user turn) or of a list of messages."""
+  if isinstance(prompt, str):
+    prompt = [{"role": "user", "content": prompt}]
+  return tuple(model.tokenizer.chat_ids(prompt))
+
+
+def generate(
+    model: Model,
+    prompts,
+    max_new_tokens: int = 256,
+    temperature: float = 1.0,
+    top_k: int = 0,
+    top_p: float = 1.0,
+    min_p: float = 0.0,
+    n: int = 1,
+    seed: int = 0,
+) -> list[list[Completion]]:
+  """n completions of each prompt; temperature 0 is greedy.
+
+  `seed`, the prompt and the sample's index decide the random draws, not the
+  prompt's neighbours; a repeated prompt draws anew.
+  """
+  ids = [chat_ids(model, p) for p in prompts]
+  seen = collections.Counter()
+  names = []
+  for p in ids:
+    names.append(f"{p} {seen[p]}")
+    seen[p] += 1
+  return rollout.complete(
+      model.config, model.params, model.tokenizer,
+      ids, names, seed=seed, step=0, role="generate",
+      knobs=Knobs(temperature, top_k, top_p, min_p), n=n,
+      max_new_tokens=max_new_tokens, batch_prompts=BATCH_PROMPTS,
+      prompt_bucket=BUCKET,
+  )  # fmt: skip
+
+
+def score(model: Model, prompts, completions) -> list[np.ndarray]:
+  """log p(token | prompt, tokens before it) of each completion, in nats.
+
+  A completion is a string (scored with its end-of-turn), a Completion, or a
+  sequence of token ids. One prompt for each completion.
+  """
+  rows = []
+  for prompt, completion in zip(prompts, completions, strict=True):
+    if isinstance(completion, str):
+      completion = rollout.reference(model.tokenizer, completion)
+    ids = tuple(getattr(completion, "ids", completion))
+    rows.append(collate.Row(chat_ids(model, prompt), (), ids, None))
+  scores = []
+  for i in range(0, len(rows), BATCH_PROMPTS):
+    part = rows[i : i + BATCH_PROMPTS]
+    batch = collate.collate(
+        part, pad_id=model.tokenizer.pad_id, bucket=BUCKET,
+        window_bucket=BUCKET, batch_multiple=len(part),
+    )  # fmt: skip
+    logp_BxT = np.asarray(_logp(model.config, model.params, batch))
+    scores += [
+        logp_BxT[b, : len(row.response_ids)] for b, row in enumerate(part)
+    ]
+  return scores
+
+
+def _logp(config, params, batch):
+  h_BxTxD = transformer.states(config, params, batch.student)
+  return pertoken.compare(
+      divergence.make("nll"), h_BxTxD, transformer.unembedding(params), (),
+      jnp.asarray(batch.y_BxT), jnp.asarray(batch.mask_BxT), temperature=1.0,
+      chunk=64,
+  ).logp_BxT  # fmt: skip
+
+
+_logp = jax.jit(_logp, static_argnums=0)

@@ -1,0 +1,189 @@
+"""Accuracy with intervals, and drift: how much else changed.
+
+Evaluation shares nothing with the loss but the sampler and the task's verify.
+"""
+
+import functools
+import json
+import math
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from opsd_jax import collate, divergence, pertoken, rollout
+from opsd_jax.models import transformer
+from opsd_jax.sample import Knobs
+
+
+def wilson(successes: float, n: int, z: float = 1.959964):
+  """The Wilson score interval of a rate (Wilson 1927); 95% at the default z."""
+  rate, zz = successes / n, z * z
+  centre = (rate + zz / (2 * n)) / (1 + zz / n)
+  half = z / (1 + zz / n) * math.sqrt(rate * (1 - rate) / n + zz / (4 * n * n))
+  return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def rate(name: str, scores) -> dict[str, float]:
+  """`{name, name_ci_low, name_ci_high}` of one score in [0, 1] a problem."""
+  low, high = wilson(float(np.sum(scores)), len(scores))
+  value = float(np.mean(scores))
+  return {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}
+
+
+def accuracy(
+    params, prompts, examples, verify, complete, *, temperature, samples
+):
+  """Greedy and sampled accuracy -> (metrics, first greedy texts).
+
+  Each prompt is prefilled once for its greedy reply and its `samples` sampled
+  ones. A reply is right when the task scores it 1. Several samples of a
+  problem count as one observation, their mean.
+  """
+  completions = complete(
+      params, prompts, [e.id for e in examples],
+      knobs=Knobs(temperature=(0.0,) + (temperature,) * samples), n=1 + samples,
+  )  # fmt: skip
+  right = np.array([
+      [verify(e, c.text).score >= 1 for c in group]
+      for e, group in zip(examples, completions, strict=True)
+  ])
+  metrics = rate("accuracy", right[:, 0])
+  if samples:
+    metrics |= rate("sampled_accuracy", right[:, 1:].mean(1))
+  greedy = [group[0] for group in completions]
+  metrics["truncated"] = float(np.mean([c.truncated for c in greedy]))
+  metrics["tokens"] = float(np.mean([len(c.ids) for c in greedy]))
+  return metrics, [c.text for c in greedy]
+
+
+@functools.partial(jax.jit, static_argnames="config")
+def _states(config, params, view):
+  return transformer.states(config, params, view)
+
+
+@functools.partial(jax.jit, static_argnames=("config", "chunk"))
+def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
+  h_BxTxD = transformer.states(config, params, batch.student)
+  tok = pertoken.compare(
+      divergence.make("forward_kl"), h_BxTxD, transformer.unembedding(params),
+      ((1.0, base_h_BxTxD, base_W_VxD),), batch.y_BxT, batch.mask_BxT,
+      temperature=1.0, chunk=chunk,
+  )  # fmt: skip
+  return tok.div_BxT.sum() / batch.mask_BxT.sum()
+
+
+def drift_from(config, params, rows, *, pad_id, bucket, chunk, batch_multiple):
+  """Remembers `params` (the base) on its own replies -> params -> drift.
+
+  Drift is the mean over reply tokens of KL(base || model), nats, over the full
+  vocabulary. `rows` are collate.Rows of the base's replies to prompts that have
+  nothing to do with the task. What is kept is the base's states at the reply
+  tokens and a copy of its unembedding, not the base.
+  """
+  batch = collate.collate(
+      rows, pad_id=pad_id, bucket=bucket, window_bucket=bucket,
+      batch_multiple=batch_multiple,
+  )  # fmt: skip
+  batch = jax.tree.map(jnp.asarray, batch)
+  base_h_BxTxD = _states(config, params, batch.student)
+  base_W_VxD = jnp.copy(transformer.unembedding(params))
+  return lambda params: float(
+      _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
+  )
+
+
+def unrelated_prompts(count: int) -> list[str]:
+  """The first `count` of the shipped prompts that no task resembles."""
+  path = pathlib.Path(__file__).with_name("unrelated_prompts.txt")
+  lines = path.read_text().splitlines()
+  if count > len(lines):
+    raise ValueError(f"{count} unrelated prompts asked for, {len(lines)} exist")
+  return lines[:count]
+
+
+class Judge:
+  """Evaluates weights and writes rows of `eval/...` and the replies.
+
+  Every evaluation draws the same random numbers, so that two differ by their
+  weights alone.
+  """
+
+  def __init__(
+      self, run, writer, samples_dir, *, seed, prompt_bucket, bucket, chunk,
+      every, temperature, samples, max_new_tokens, batch_prompts,
+      drift_prompts, drift_tokens,
+  ):  # fmt: skip
+    """`run` is a prepare.Run; the keywords are config.eval's and buckets."""
+    self.run, self.writer, self.samples_dir = run, writer, samples_dir
+    self.samples, self.temperature = samples, temperature
+    self.max_new_tokens = max_new_tokens
+    self.complete = functools.partial(
+        rollout.complete, run.model_config, tokenizer=run.tokenizer, seed=seed,
+        step=0, role="evaluate", batch_prompts=batch_prompts,
+        prompt_bucket=prompt_bucket,
+    )  # fmt: skip
+    prompts = unrelated_prompts(drift_prompts)
+    ids = [
+        tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}]))
+        for p in prompts
+    ]
+    replies = self.complete(
+        params=run.params, prompts=ids, ids=prompts, n=1,
+        knobs=Knobs(temperature=0.0), max_new_tokens=drift_tokens,
+    )  # fmt: skip
+    self.drift = drift_from(
+        run.model_config, run.params,
+        [
+            collate.Row(p, (), r[0].ids, None)
+            for p, r in zip(ids, replies, strict=True)
+        ],
+        pad_id=run.tokenizer.pad_id, bucket=bucket, chunk=chunk,
+        batch_multiple=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
+    )  # fmt: skip
+
+  def accuracy(self, params, side: str, samples: int):
+    """(metrics, greedy texts) of the student's or the teacher's prompts."""
+    return accuracy(
+        params, [getattr(p, f"{side}_ids") for p in self.run.eval],
+        [p.example for p in self.run.eval], self.run.verify,
+        lambda params, prompts, ids, **how: self.complete(
+            params=params, prompts=prompts, ids=ids,
+            max_new_tokens=self.max_new_tokens, **how,
+        ),
+        temperature=self.temperature, samples=samples,
+    )  # fmt: skip
+
+  def judge_base(self, params) -> None:
+    """Step 0: the student, and the same weights told more. Skipped where a
+    killed run had got past it."""
+    if any("eval/accuracy" in row for row in self.writer.rows()):
+      return
+    scores, _ = self.accuracy(params, "teacher", 0)
+    self.judge(params, 0, {f"eval/teacher_{k}": v for k, v in scores.items()})
+
+  def judge(self, params, step: int, more=None) -> None:
+    began = time.time()
+    scores, texts = self.accuracy(params, "student", self.samples)
+    row = {f"eval/{k}": v for k, v in scores.items()}
+    row |= {"eval/drift": self.drift(params), **(more or {})}
+    row["time/evaluate"] = time.time() - began
+    self.writer.write(step, row)
+    self.samples_dir.mkdir(exist_ok=True)
+    with open(self.samples_dir / f"eval_{step:06d}.jsonl", "w") as f:
+      for p, text in zip(self.run.eval, texts, strict=True):
+        verdict = self.run.verify(p.example, text)
+        e = p.example
+        record = {
+            "id": e.id, "question": e.question, "answer": e.answer,
+            "reply": text, "score": verdict.score,
+        }  # fmt: skip
+        f.write(json.dumps(record) + "\n")
+    print(
+        f"step {step}: accuracy {scores['accuracy']:.3f}"
+        f" [{scores['accuracy_ci_low']:.3f}, {scores['accuracy_ci_high']:.3f}]"
+        f" greedy, drift {row['eval/drift']:.3f} nats a token",
+        flush=True,
+    )

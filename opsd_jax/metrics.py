@@ -1,0 +1,201 @@
+"""What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
+
+import json
+import os
+import pathlib
+import sys
+import time
+
+import numpy as np
+from tqdm import tqdm
+
+
+def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
+  """One training step in numbers, self-checks included; nats a token.
+
+  `teacher/nll_gap` is teacher minus student NLL of the responses: a jump means
+  shifted alignment or a wrong template. `sampler/logp_gap` is the largest
+  difference between what sampler and trainer say of a token.
+  """
+  real = batch.mask_BxT > 0
+  mean = lambda x: float(x[real].mean()) if real.any() else 0.0
+  first = real[:, 0]
+  loss, grad_norm = float(loss), float(grad_norm)
+  row = {
+      "loss": loss, "grad_norm": grad_norm,
+      "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
+      "divergence": mean(tok.div_BxT),
+      "divergence/first_token": (
+          float(tok.div_BxT[:, 0][first].mean()) if first.any() else 0.0
+      ),
+      "divergence/clipped": mean(tok.clipped_BxT),
+      "student/nll": -mean(tok.logp_BxT),
+      "student/entropy": mean(tok.entropy_BxT),
+      "teacher/nll": -mean(tok.teacher_logp_BxT),
+      "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
+      "teacher/entropy": mean(tok.teacher_entropy_BxT),
+      "response_tokens": int(real.sum()),
+      "truncated": float(
+          np.mean([r.completion.truncated for r in rollouts])
+      ),
+      "empty": int((real.sum(1) == 0).sum()),
+  }  # fmt: skip
+  if all(r.completion.logp is not None for r in rollouts):
+    gap = np.abs(tok.raw_logp_BxT - batch.sampler_logp_BxT)
+    row["sampler/logp_gap"] = float((gap * real).max())
+  return row
+
+
+class Writer:
+  """metrics.jsonl (one object a line, with its step) and TensorBoard."""
+
+  def __init__(self, workdir: pathlib.Path, tensorboard: bool):
+    self.path = workdir / "metrics.jsonl"
+    self.path.touch()
+    self.board = None
+    if tensorboard:
+      try:
+        from tensorboardX import SummaryWriter
+
+        self.board = SummaryWriter(str(workdir / "tb"))
+      except OSError as e:
+        print(f"warning: no TensorBoard: {e}", flush=True)
+
+  def write(self, step: int, row: dict) -> None:
+    with open(self.path, "a") as f:
+      f.write(json.dumps({"step": step, **row}) + "\n")
+    if self.board:
+      for name, value in row.items():
+        self.board.add_scalar(name, value, step)
+
+  def rows(self) -> list[dict]:
+    """All rows; a line torn by a kill is left out."""
+    rows = []
+    for line in self.path.read_text().splitlines():
+      try:
+        rows.append(json.loads(line))
+      except json.JSONDecodeError:
+        continue
+    return rows
+
+  def rewind(self, step: int) -> None:
+    """Forgets what was written after `step`; resuming writes it again."""
+    kept = [json.dumps(r) + "\n" for r in self.rows() if r["step"] <= step]
+    temporary = self.path.with_suffix(".tmp")
+    temporary.write_text("".join(kept))
+    os.replace(temporary, self.path)
+
+  def close(self) -> None:
+    if self.board:
+      self.board.close()
+
+
+class Bar:
+  """Progress with time left: a bar on a terminal, else a line now and then."""
+
+  def __init__(self, total: int, initial: int, what: str, seconds: float = 20):
+    self.total, self.done, self.what, self.every = total, initial, what, seconds
+    self.began = self.spoken = time.time()
+    self.initial = initial
+    self.bar = (
+        tqdm(total=total, initial=initial, desc=what, dynamic_ncols=True)
+        if sys.stdout.isatty()
+        else None
+    )
+
+  def update(self, row: dict) -> None:
+    self.done += 1
+    note = f"loss {row['loss']:.3f}"
+    if self.bar is not None:
+      self.bar.set_postfix_str(note, refresh=False)
+      self.bar.update()
+    elif time.time() - self.spoken > self.every or self.done == self.total:
+      self.spoken = time.time()
+      each = (self.spoken - self.began) / (self.done - self.initial)
+      left = each * (self.total - self.done)
+      print(
+          f"{self.what} {self.done}/{self.total}  {note}"
+          f"  {each:.1f} s a step, {left:.0f} s left",
+          flush=True,
+      )
+
+  def close(self) -> None:
+    if self.bar is not None:
+      self.bar.close()
+
+
+def sample_table(path, rows) -> None:
+  """Appends rows to a jsonl file."""
+  with open(path, "a") as f:
+    for row in rows:
+      f.write(json.dumps(row) + "\n")
+
+
+RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
+
+
+def coloured(tokens, kl, scale: float = 2.0) -> str:
+  """A response, each token on a ground from white (0) to red (`scale` nats);
+  without colours, `token(kl)`."""
+  if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+    return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
+  shade = lambda k: RAMP[min(int(max(k, 0) / scale * len(RAMP)), len(RAMP) - 1)]
+  return "".join(
+      f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m"
+      for t, k in zip(tokens, kl, strict=True)
+  )
+
+
+BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # colour-blind safe
+
+
+def plot(rows, summary: dict, path):
+  """Accuracy, loss and drift over steps, as a PNG; returns the figure."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  evals = [r for r in rows if "eval/accuracy" in r]
+  steps = [r["step"] for r in rows if "loss" in r]
+  figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+  for key, label, colour in (
+      ("eval/accuracy", "student, greedy", BLUE),
+      ("eval/sampled_accuracy", "student, sampled", ORANGE),
+  ):
+    x = [r["step"] for r in evals if key in r]
+    if not x:
+      continue
+    column = lambda end, key=key: [r[key + end] for r in evals if key in r]
+    axes[0].plot(x, column(""), "o-", color=colour, label=label)
+    axes[0].fill_between(
+        x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
+    )
+  for name, label, style in (
+      ("accuracy_teacher", "privileged teacher", "--"),
+      ("accuracy_base", "base", ":"),
+  ):
+    axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
+  axes[0].set(
+      title="Accuracy on unseen problems (95% intervals)", ylim=(0, 1.02),
+      xlabel="step", ylabel="share right",
+  )  # fmt: skip
+  axes[0].legend(loc="lower right", frameon=False)
+  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
+  axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
+  axes[2].plot(
+      [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-",
+      color=BLUE,
+  )  # fmt: skip
+  axes[2].set(
+      title="Drift: KL(base || model), unrelated prompts", xlabel="step",
+      ylabel="nats a token",
+  )  # fmt: skip
+  for axis in axes:
+    axis.set_xlim(left=0)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+  axes[2].set_ylim(bottom=0)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+  return figure

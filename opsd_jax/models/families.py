@@ -1,0 +1,148 @@
+"""The sizes of a decoder, read from a Hugging Face config or GGUF metadata."""
+
+import dataclasses
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelConfig:
+  """What tells one decoder from another; hashable, static under jit."""
+
+  family: str  # llama, qwen2, qwen3
+  vocab_size: int
+  width: int
+  num_layers: int
+  num_heads: int
+  num_kv_heads: int
+  head_dim: int
+  mlp_width: int
+  max_positions: int
+  rope_theta: float
+  # None, ("linear", factor) or ("llama3", factor, low_freq_factor,
+  # high_freq_factor, original_max_positions)
+  rope_scaling: tuple | None
+  norm_eps: float
+  qkv_bias: bool
+  qk_norm: bool
+  tied: bool  # the unembedding is the embedding
+  # How to run it:
+  dtype: str  # of activations and matmuls
+  param_dtype: str
+  scan_layers: bool  # one compiled layer, stacked weights
+  remat: str  # none, dots, full
+
+
+FAMILIES = {  # model_type -> (qkv_bias, qk_norm)
+    "llama": (False, False),
+    "qwen2": (True, False),
+    "qwen3": (False, True),
+}
+
+
+def refuse(what: str, got, expected) -> None:
+  raise ValueError(f"unsupported model: {what} is {got!r}, expected {expected}")
+
+
+def from_hf(c: dict, **run) -> ModelConfig:
+  """The ModelConfig of a parsed config.json; `run` says how to run it.
+
+  Raises ValueError, naming it, for any architecture or feature that the
+  decoder does not have.
+  """
+  family = c.get("model_type")
+  if family not in FAMILIES:
+    names = c.get("architectures") or [family]
+    refuse("architecture", names[0], " or ".join(FAMILIES))
+  bias, qk_norm = FAMILIES[family]
+  for key, wanted in (
+      ("hidden_act", "silu"), ("mlp_bias", False), ("attention_bias", False),
+      ("use_sliding_window", False),
+  ):  # fmt: skip
+    if c.get(key, wanted) != wanted:
+      refuse(key, c[key], wanted)
+  # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
+  rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+  heads = c["num_attention_heads"]
+  return ModelConfig(
+      family=family,
+      vocab_size=c["vocab_size"],
+      width=c["hidden_size"],
+      num_layers=c["num_hidden_layers"],
+      num_heads=heads,
+      num_kv_heads=c.get("num_key_value_heads") or heads,
+      head_dim=c.get("head_dim") or c["hidden_size"] // heads,
+      mlp_width=c["intermediate_size"],
+      max_positions=c["max_position_embeddings"],
+      rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 1e4),
+      rope_scaling=rope_scaling(rope),
+      norm_eps=c["rms_norm_eps"],
+      qkv_bias=bias,
+      qk_norm=qk_norm,
+      tied=c.get("tie_word_embeddings", False),
+      **run,
+  )
+
+
+def rope_scaling(rope: dict) -> tuple | None:
+  kind = rope.get("rope_type", rope.get("type", "default"))
+  if kind == "default":
+    return None
+  if kind == "linear":
+    return ("linear", float(rope["factor"]))
+  if kind == "llama3":
+    return (
+        "llama3", float(rope["factor"]), float(rope["low_freq_factor"]),
+        float(rope["high_freq_factor"]),
+        int(rope["original_max_position_embeddings"]),
+    )  # fmt: skip
+  refuse("rope type", kind, "default, linear or llama3")
+
+
+def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
+  """The ModelConfig of a GGUF file's metadata and tensor names."""
+  family = meta.get("general.architecture")
+  if family not in FAMILIES:
+    refuse("architecture", family, " or ".join(FAMILIES))
+  bias, qk_norm = FAMILIES[family]
+  get = lambda name, default=None: meta.get(f"{family}.{name}", default)
+  heads = get("attention.head_count")
+  width = get("embedding_length")
+  kind = get("rope.scaling.type", "none")
+  if kind not in ("none", "linear"):
+    refuse("rope scaling", kind, "none or linear")
+  if "rope_freqs.weight" in tensor_names:  # llama3 scaling as a table
+    refuse("rope_freqs.weight", "present", "the model in Hugging Face format")
+  return ModelConfig(
+      family=family,
+      vocab_size=len(meta["tokenizer.ggml.tokens"]),
+      width=width,
+      num_layers=get("block_count"),
+      num_heads=heads,
+      num_kv_heads=get("attention.head_count_kv", heads),
+      head_dim=get("attention.key_length", width // heads),
+      mlp_width=get("feed_forward_length"),
+      max_positions=get("context_length"),
+      rope_theta=float(get("rope.freq_base", 1e4)),
+      rope_scaling=(
+          ("linear", float(get("rope.scaling.factor")))
+          if kind == "linear"
+          else None
+      ),
+      norm_eps=float(get("attention.layer_norm_rms_epsilon")),
+      qkv_bias=bias,
+      qk_norm=qk_norm,
+      tied="output.weight" not in tensor_names,
+      **run,
+  )
+
+
+def tiny(
+    *, dtype="float32", param_dtype="float32", scan_layers=False, remat="none"
+) -> ModelConfig:
+  """Two layers over the byte tokenizer's vocabulary."""
+  return ModelConfig(
+      family="llama", vocab_size=320, width=64, num_layers=2, num_heads=4,
+      num_kv_heads=2, head_dim=16, mlp_width=128, max_positions=2048,
+      rope_theta=1e4, rope_scaling=None, norm_eps=1e-5, qkv_bias=False,
+      qk_norm=False, tied=True, dtype=dtype, param_dtype=param_dtype,
+      scan_layers=scan_layers, remat=remat,
+  )  # fmt: skip

@@ -1,0 +1,65 @@
+"""Weights out of a GGUF file, dequantised by the `gguf` package."""
+
+import re
+
+import gguf
+import numpy as np
+
+from opsd_jax.models import hf
+
+NAMES = {  # GGUF block tensor -> Hugging Face module
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
+    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
+    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
+    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
+    "ffn_down": "mlp.down_proj",
+}  # fmt: skip
+TOP = {
+    "token_embd.weight": "model.embed_tokens.weight",
+    "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight",
+}  # fmt: skip
+
+
+def open_file(path) -> gguf.GGUFReader:
+  try:
+    return gguf.GGUFReader(path)
+  except (ValueError, IndexError, KeyError, OSError) as e:
+    raise ValueError(f"{path} is not a readable GGUF file: {e}") from e
+
+
+def metadata(reader: gguf.GGUFReader) -> dict:
+  return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def hf_name(name: str) -> str:
+  """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
+  match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
+  if match and match[2] in NAMES:
+    return f"model.layers.{match[1]}.{NAMES[match[2]]}.{match[3]}"
+  return TOP.get(name, name)
+
+
+def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
+  """Undoes the interleaving of rotary pairs that llama.cpp's llama files have:
+  rows (pair, side) of each head back to (side, pair)."""
+  per_head = rows.reshape(heads, -1, 2, *rows.shape[1:])
+  return per_head.swapaxes(1, 2).reshape(rows.shape)
+
+
+def load_params(reader: gguf.GGUFReader, config, where) -> dict:
+  """The file's parameters, numpy, in config.param_dtype."""
+  tensors = {hf_name(t.name): t for t in reader.tensors}
+
+  def read(name):
+    tensor = tensors[name]
+    value = gguf.dequantize(tensor.data, tensor.tensor_type)
+    if config.family == "llama" and ".q_proj." in name:
+      value = half_split(value, config.num_heads)
+    if config.family == "llama" and ".k_proj." in name:
+      value = half_split(value, config.num_kv_heads)
+    return value
+
+  # GGUF lists the fastest axis first.
+  shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
+  return hf.to_params(config, shapes, read, where)

@@ -1,0 +1,165 @@
+"""Weights in Hugging Face format <-> our parameter tree; one name table."""
+
+import json
+import pathlib
+
+import numpy as np
+from safetensors import safe_open
+
+# Hugging Face module -> (our path below the layer, transposed?)
+LAYER = {
+    "input_layernorm.weight": ("input_norm/scale", False),
+    "post_attention_layernorm.weight": ("post_norm/scale", False),
+    "self_attn.q_norm.weight": ("attn/q_norm/scale", False),
+    "self_attn.k_norm.weight": ("attn/k_norm/scale", False),
+    "self_attn.o_proj.weight": ("attn/o_proj/kernel", True),
+    **{
+        f"self_attn.{x}_proj.{kind}": (f"attn/{x}_proj/{ours}", kind == "weight")
+        for x in "qkv"
+        for kind, ours in (("weight", "kernel"), ("bias", "bias"))
+    },
+    **{
+        f"mlp.{x}_proj.weight": (f"mlp/{x}_proj/kernel", True)
+        for x in ("gate", "up", "down")
+    },
+}
+TOP = {
+    "model.embed_tokens.weight": ("embed/embedding", False),
+    "model.norm.weight": ("final_norm/scale", False),
+    "lm_head.weight": ("lm_head/embedding", False),
+}
+
+
+def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
+  """Every tensor of a model: HF name -> (path, layer, transposed, HF shape)."""
+  D, F = c.width, c.mlp_width
+  q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  shapes = {
+      "input_norm/scale": (D,), "post_norm/scale": (D,),
+      "attn/q_proj/kernel": (q, D), "attn/k_proj/kernel": (kv, D),
+      "attn/v_proj/kernel": (kv, D), "attn/o_proj/kernel": (D, q),
+      "mlp/gate_proj/kernel": (F, D), "mlp/up_proj/kernel": (F, D),
+      "mlp/down_proj/kernel": (D, F),
+  }  # fmt: skip
+  if c.qkv_bias:
+    for x, size in zip("qkv", (q, kv, kv), strict=True):
+      shapes[f"attn/{x}_proj/bias"] = (size,)
+  if c.qk_norm:
+    shapes |= {f"attn/{x}_norm/scale": (c.head_dim,) for x in "qk"}
+  table = {
+      f"model.layers.{i}.{name}": (path, i, transposed, shapes[path])
+      for i in range(c.num_layers)
+      for name, (path, transposed) in LAYER.items()
+      if path in shapes
+  }
+  top = {"embed/embedding": (c.vocab_size, D), "final_norm/scale": (D,)}
+  if not c.tied:
+    top["lm_head/embedding"] = (c.vocab_size, D)
+  for name, (path, transposed) in TOP.items():
+    if path in top:
+      table[name] = (path, None, transposed, top[path])
+  return table
+
+
+def to_params(config, shapes: dict, read, where) -> dict:
+  """A tree of numpy arrays from named tensors.
+
+  `shapes` maps the names that exist to their shapes, `read(name)` returns one.
+  Raises ValueError naming every missing, unexpected or misshapen tensor.
+  """
+  table = name_table(config)
+  ignored = lambda n: (
+      n.endswith("rotary_emb.inv_freq")
+      or (n == "lm_head.weight" and config.tied)
+  )
+  problems = [f"missing {n}" for n in table if n not in shapes]
+  problems += [
+      f"unexpected {n}" for n in shapes if n not in table and not ignored(n)
+  ]
+  problems += [
+      f"{n} has shape {tuple(shapes[n])}, expected {table[n][3]}"
+      for n in table
+      if n in shapes and tuple(shapes[n]) != table[n][3]
+  ]
+  if problems:
+    raise ValueError(
+        f"{where} does not hold the weights its config describes:\n  "
+        + "\n  ".join(sorted(problems))
+    )
+  dtype = np_dtype(config.param_dtype)
+  tree = {}
+  for name, (path, layer, transposed, shape) in table.items():
+    if layer is None or not config.scan_layers:
+      prefix = "" if layer is None else f"layers_{layer}/"
+      out = np.empty(shape[::-1] if transposed else shape, dtype)
+      slot = out
+    else:
+      prefix = "layers/"
+      out = find(tree, prefix + path)
+      if out is None:
+        one = shape[::-1] if transposed else shape
+        out = np.empty((config.num_layers, *one), dtype)
+      slot = out[layer]
+    value = read(name)
+    slot[...] = value.T if transposed else value
+    put(tree, prefix + path, out)
+  return tree
+
+
+def np_dtype(name: str) -> np.dtype:
+  import ml_dtypes  # registers bfloat16 with numpy
+
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def find(tree: dict, path: str):
+  for key in path.split("/"):
+    tree = tree.get(key)
+    if tree is None:
+      return None
+  return tree
+
+
+def put(tree: dict, path: str, value) -> None:
+  *parents, last = path.split("/")
+  for key in parents:
+    tree = tree.setdefault(key, {})
+  tree[last] = value
+
+
+def read_config(directory: pathlib.Path) -> dict:
+  path = directory / "config.json"
+  if not path.exists():
+    raise ValueError(f"{directory} has no config.json: not a model directory")
+  return json.loads(path.read_text())
+
+
+def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a model, by its index where it has one."""
+  index = directory / "model.safetensors.index.json"
+  if index.exists():
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+  else:
+    names = ["model.safetensors"]
+  for name in names:
+    if pathlib.PurePath(name).name != name:
+      raise ValueError(f"{index}: file name {name!r} leaves the directory")
+    if not (directory / name).exists():
+      raise ValueError(f"{directory / name} is missing")
+  return [directory / name for name in names]
+
+
+def load_params(directory: pathlib.Path, config) -> dict:
+  """The parameters of a model directory, numpy, in config.param_dtype."""
+  where, shapes = {}, {}
+  for path in weight_files(directory):
+    try:
+      f = safe_open(path, "numpy")
+    except Exception as e:  # safetensors has an exception type of its own
+      raise ValueError(f"{path} is not a readable safetensors file: {e}") from e
+    for name in f.keys():  # noqa: SIM118 (not a dict)
+      where[name] = f
+      shapes[name] = f.get_slice(name).get_shape()
+  return to_params(
+      config, shapes, lambda name: where[name].get_tensor(name), directory
+  )

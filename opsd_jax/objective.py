@@ -1,0 +1,62 @@
+"""config -> Objective: the only file that knows all families."""
+
+import inspect
+from typing import Any, Callable, NamedTuple
+
+import jax.numpy as jnp
+
+from opsd_jax import divergence, teacher, weighting
+from opsd_jax.pick import pick
+
+
+class Objective(NamedTuple):
+  divergence: Callable  # as divergence.make returns
+  token_weight: Callable  # (tok, batch) -> w_BxT
+  teacher: teacher.Teacher
+  denominator: Callable  # whole batch -> scalar
+  temperature: float
+  chunk: int
+
+
+def tokens(batch):
+  """Response tokens of the whole batch, at least 1."""
+  return jnp.maximum(batch.mask_BxT.sum(), 1)
+
+
+def rows(batch):
+  """Rows of the whole batch with a response token, at least 1."""
+  return jnp.maximum((batch.mask_BxT.sum(1) > 0).sum(), 1)
+
+
+DENOMINATORS = {"tokens": tokens, "rows": rows}
+
+
+def accepted(function, fields: dict) -> dict[str, Any]:
+  """Those fields that a function takes. A config holds every member's fields
+  (`beta` stands there also when the divergence is forward_kl)."""
+  return {k: fields[k] for k in inspect.signature(function).parameters
+          if k in fields}  # fmt: skip
+
+
+def from_config(config) -> Objective:
+  """Raises ValueError for unknown names, bad values and senseless mixtures."""
+  d = config.divergence.to_dict()
+  name = d.pop("name")
+  own = accepted(pick({**divergence.ALL, **divergence.TOKEN}, name), d)
+  common = {f: d[f] for f in ("support", "k", "owner", "clip", "tau")}
+  t = config.teacher.to_dict()
+  make_teacher = pick(teacher.ALL, t.pop("name"))
+  if config.teacher.name == "none" and name != "nll":
+    raise ValueError(f"divergence {name} needs a teacher, teacher.name is none")
+  if not config.loss.temperature > 0:
+    raise ValueError(
+        f"loss.temperature is {config.loss.temperature}, expected above 0"
+    )
+  return Objective(
+      divergence.make(name, **common, **own),
+      pick(weighting.ALL, config.token_weight.name),
+      make_teacher(**accepted(make_teacher, t)),
+      pick(DENOMINATORS, config.loss.denominator),
+      config.loss.temperature,
+      config.loss.chunk,
+  )

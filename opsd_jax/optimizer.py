@@ -1,0 +1,56 @@
+"""config.optimizer -> an optax transformation and its learning-rate schedule.
+
+State and arithmetic are float32 whatever the parameters' dtype.
+"""
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from opsd_jax.pick import pick
+
+
+def constant(t, steps):
+  return 1.0
+
+
+def linear(t, steps):
+  """Falls to 0 at the last step."""
+  return jnp.maximum(0.0, 1 - t / steps)
+
+
+def cosine(t, steps):
+  """Half a cosine, 1 to 0."""
+  return 0.5 * (1 + jnp.cos(jnp.pi * jnp.minimum(1.0, t / steps)))
+
+
+DECAYS = {"constant": constant, "linear": linear, "cosine": cosine}
+
+
+def schedule(learning_rate, decay, warmup_steps, steps):
+  """Step index (from 0) -> rate: a linear warm-up whose first step already
+  learns, times the decay over the steps after it."""
+  after = max(1, steps - warmup_steps)
+  shape = pick(DECAYS, decay, steps=after)
+
+  def rate(t):
+    warm = jnp.minimum(1.0, (t + 1) / max(1, warmup_steps))
+    return learning_rate * warm * shape(jnp.maximum(0, t - warmup_steps))
+
+  return rate
+
+
+def from_config(config) -> optax.GradientTransformation:
+  """Clip by global norm, AdamW, schedule. `config` is the whole ConfigDict."""
+  c = config.optimizer
+  rate = schedule(c.learning_rate, c.decay, c.warmup_steps, config.steps)
+  adamw = optax.adamw(
+      rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay
+  )
+  clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else None
+  tx = optax.chain(clip, adamw) if clip else adamw
+  f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  return optax.GradientTransformation(
+      init=lambda params: tx.init(f32(params)),
+      update=lambda grads, opt, params: tx.update(f32(grads), opt, f32(params)),
+  )

@@ -1,0 +1,120 @@
+"""What a person reads: the start of a run, its samples, its end."""
+
+import json
+
+from opsd_jax import metrics
+from opsd_jax.models import transformer
+
+
+def describe(config, run) -> str:
+  """What is about to run: config, devices, sizes, the first two prompts."""
+  devices = run.mesh.devices.flatten()
+  lines = [
+      str(config),
+      f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}),"
+      f" mesh {dict(run.mesh.shape)}",
+      f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
+      f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
+      f" removed as overlap: {run.removed_as_overlap};"
+      f" dropped: {run.dropped or 'none'}",
+      "--- the student reads", text(run, run.train[0].student_ids),
+      "--- the teacher reads", text(run, run.train[0].teacher_ids), "---",
+  ]  # fmt: skip
+  return "\n".join(lines)
+
+
+def text(run, ids) -> str:
+  """Token ids as text, special tokens shown."""
+  return run.tokenizer.decode(ids, False)
+
+
+def show_samples(run, directory, step: int, rollouts, tok) -> None:
+  """Rollouts with their per-token divergence, to a file and the terminal."""
+  rows = []
+  for b, (problem, completion) in enumerate(rollouts):
+    rows.append({
+        "step": step,
+        "prompt": text(run, problem.student_ids),
+        "teacher_prompt": text(run, problem.teacher_ids),
+        "completion": completion.text,
+        "tokens": [text(run, [i]) for i in completion.ids],
+        "kl": tok.div_BxT[b, : len(completion.ids)].tolist(),
+    })
+    print(metrics.coloured(rows[-1]["tokens"], rows[-1]["kl"]), flush=True)
+  directory.mkdir(exist_ok=True)
+  metrics.sample_table(directory / "rollouts.jsonl", rows)
+
+
+def finish(config, run, writer, workdir, seconds: float) -> dict:
+  """Writes summary.json and summary.png, prints replies before and after."""
+  summary = summarise(writer.rows()) | {
+      "steps": config.steps, "seconds": seconds, "eval_problems": len(run.eval),
+      "examples_removed_as_overlap": run.removed_as_overlap,
+      "dropped": run.dropped,
+  }  # fmt: skip
+  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  metrics.plot(writer.rows(), summary, workdir / "summary.png")
+  writer.close()
+  print(before_and_after(workdir / "samples", config.steps, 5))
+  print(closing_words(summary, workdir), flush=True)
+  return summary
+
+
+def summarise(rows) -> dict:
+  """Base, teacher and final figures out of the evaluation rows."""
+  rows = [r for r in rows if "eval/accuracy" in r]
+  summary = {}
+  for name, row, key in (
+      ("accuracy_base", rows[0], "eval/accuracy"),
+      ("accuracy_teacher", rows[0], "eval/teacher_accuracy"),
+      ("accuracy_final", rows[-1], "eval/accuracy"),
+      ("sampled_accuracy_base", rows[0], "eval/sampled_accuracy"),
+      ("sampled_accuracy_final", rows[-1], "eval/sampled_accuracy"),
+  ):
+    for end in ("", "_ci_low", "_ci_high"):
+      if key + end in row:
+        summary[name + end] = row[key + end]
+  return summary | {"drift": rows[-1]["eval/drift"]}
+
+
+def before_and_after(samples_dir, steps: int, count: int) -> str:
+  """The first few evaluation questions with the base's and the final reply."""
+  read = lambda step: [
+      json.loads(line)
+      for line in (samples_dir / f"eval_{step:06d}.jsonl").open()
+  ]
+  lines = []
+  for before, after in list(zip(read(0), read(steps), strict=True))[:count]:
+    mark = lambda r: "right" if r["score"] >= 1 else "wrong"
+    lines += [
+        f"Q: {before['question']}",
+        f"  before ({mark(before)}): {before['reply']}",
+        f"  after  ({mark(after)}): {after['reply']}",
+    ]
+  return "\n".join(lines)
+
+
+def closing_words(summary: dict, workdir) -> str:
+  """The figures one wants, with 95% intervals."""
+  interval = lambda k: (
+      f"{summary[k]:.3f} [{summary[k + '_ci_low']:.3f},"
+      f" {summary[k + '_ci_high']:.3f}]"
+  )
+  labels = (
+      ("base", "accuracy_base"), ("privileged teacher", "accuracy_teacher"),
+      ("final", "accuracy_final"),
+      ("base, sampled", "sampled_accuracy_base"),
+      ("final, sampled", "sampled_accuracy_final"),
+  )  # fmt: skip
+  lines = [
+      f"held-out accuracy on {summary['eval_problems']} unseen problems, 95%"
+      " intervals"
+  ]
+  lines += [f"  {n:20}{interval(k)}" for n, k in labels if k in summary]
+  lines += [
+      f"drift {summary['drift']:.3f} nats a token from the base on unrelated"
+      " prompts",
+      f"{summary['steps']} steps, {summary['seconds']:.0f} s; see"
+      f" {workdir / 'summary.png'}",
+  ]
+  return "\n".join(lines)

@@ -1,0 +1,177 @@
+"""Text <-> token ids, and chat templates; around `tokenizers`, without torch."""
+
+import json
+import pathlib
+
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+    "<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# The pre-tokenisers that GGUF files name: how text is cut before byte pairs.
+GPT2_CUT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def cut_by(pattern: str):
+  cut = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+  return pre_tokenizers.Sequence([cut, BYTES])
+
+
+QWEN2 = (
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+    r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE = {
+    "smollm": pre_tokenizers.Sequence(
+        [pre_tokenizers.Digits(individual_digits=True), GPT2_CUT]
+    ),
+    "gpt-2": GPT2_CUT,
+    "qwen2": cut_by(QWEN2),
+    "llama-bpe": cut_by(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")),
+}
+
+
+class Tokenizer:
+  """A tokenizer with the model's own idea of a chat and of its end."""
+
+  def __init__(self, inner: PreTrainedTokenizerFast, end_ids=()):
+    """`end_ids`: further ids that end a response, beside the tokenizer's."""
+    self.inner = inner
+    self.end_of_turn_id = inner.eos_token_id
+    self.eos_ids = tuple(dict.fromkeys((inner.eos_token_id, *end_ids)))
+    self.pad_id = (
+        inner.eos_token_id if inner.pad_token_id is None else inner.pad_token_id
+    )
+    self.vocab_size = len(inner)
+    self.special = [t for t in inner.all_special_tokens if t.strip()]
+
+  def encode(self, text: str) -> list[int]:
+    """The text's ids; no token is added around it."""
+    return self.inner.encode(text, add_special_tokens=False)
+
+  def decode(self, ids, skip_special: bool = True) -> str:
+    return self.inner.decode(
+        list(ids), skip_special_tokens=skip_special,
+        clean_up_tokenization_spaces=False,
+    )  # fmt: skip
+
+  def render(self, messages, **template_args) -> str:
+    """The chat as text, ready for the model's turn.
+
+    Raises ValueError without a chat template, and for a message that holds a
+    control token, which would end or forge a turn.
+    """
+    if not self.inner.chat_template:
+      raise ValueError(
+          "this tokenizer has no chat template: give the model directory a"
+          " chat_template.jinja"
+      )
+    for message in messages:
+      for token in self.special:
+        if token in message["content"]:
+          raise ValueError(
+              f"a message holds the control token {token!r}:"
+              f" {message['content'][:80]!r}"
+          )
+    return self.inner.apply_chat_template(
+        messages, tokenize=False, add_generation_prompt=True, **template_args
+    )
+
+  def chat_ids(self, messages, **template_args) -> list[int]:
+    """Token ids of the rendered chat."""
+    return self.encode(self.render(messages, **template_args))
+
+
+def load(path) -> Tokenizer:
+  """The tokenizer of a resolved model source: a directory in Hugging Face
+  format, a .gguf file, or `tiny`."""
+  if str(path) == "tiny":
+    return byte_tokenizer()
+  path = pathlib.Path(path)
+  return from_directory(path) if path.is_dir() else from_gguf(path)
+
+
+def from_directory(path: pathlib.Path) -> Tokenizer:
+  """tokenizer.json, tokenizer_config.json, chat_template.jinja and the end ids
+  of generation_config.json; never code."""
+  if not (path / "tokenizer.json").exists():
+    raise ValueError(f"{path} has no tokenizer.json")
+  read = lambda name: (
+      json.loads((path / name).read_text()) if (path / name).exists() else {}
+  )
+  config = read("tokenizer_config.json")
+  token = lambda value: value["content"] if isinstance(value, dict) else value
+  special = {
+      name: token(config[name])
+      for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+      if config.get(name)
+  }
+  if "eos_token" not in special:
+    raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
+  jinja = path / "chat_template.jinja"
+  template = jinja.read_text() if jinja.exists() else config.get("chat_template")
+  ends = read("generation_config.json").get("eos_token_id", [])
+  inner = PreTrainedTokenizerFast(
+      tokenizer_file=str(path / "tokenizer.json"), chat_template=template,
+      **special,
+  )  # fmt: skip
+  return Tokenizer(inner, [ends] if isinstance(ends, int) else ends)
+
+
+def from_gguf(path: pathlib.Path) -> Tokenizer:
+  """Byte-level BPE rebuilt from a GGUF file's metadata."""
+  from opsd_jax.models import gguf
+
+  meta = gguf.metadata(gguf.open_file(path))
+  get = lambda name: meta.get(f"tokenizer.ggml.{name}")
+  if get("model") != "gpt2" or get("pre") not in PRE:
+    raise ValueError(
+        f"{path}: tokenizer {get('model')!r} with pre-tokeniser {get('pre')!r}"
+        f" is not supported, expected gpt2 with one of {', '.join(PRE)}; use the"
+        " model in Hugging Face format"
+    )
+  tokens = get("tokens")
+  inner = tokenizers.Tokenizer(
+      models.BPE(
+          vocab={t: i for i, t in enumerate(tokens)},
+          merges=[tuple(m.split(" ")) for m in get("merges")],
+      )
+  )
+  inner.pre_tokenizer, inner.decoder = PRE[get("pre")], decoders.ByteLevel()
+  control = [
+      tokenizers.AddedToken(t, special=True, normalized=False)
+      for t, kind in zip(tokens, get("token_type"), strict=True)
+      if kind == 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
+  ]
+  inner.add_special_tokens(control)
+  name = lambda key: None if get(key) is None else tokens[get(key)]
+  return Tokenizer(
+      PreTrainedTokenizerFast(
+          tokenizer_object=inner,
+          chat_template=meta.get("tokenizer.chat_template"),
+          bos_token=name("bos_token_id"), eos_token=name("eos_token_id"),
+          pad_token=name("padding_token_id"), unk_token=name("unknown_token_id"),
+      )
+  )  # fmt: skip
+
+
+def byte_tokenizer() -> Tokenizer:
+  """One token a byte, and ChatML: for models without a vocabulary."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  inner = tokenizers.Tokenizer(
+      models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+  )
+  inner.pre_tokenizer, inner.decoder = BYTES, decoders.ByteLevel()
+  inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+  return Tokenizer(
+      PreTrainedTokenizerFast(
+          tokenizer_object=inner, chat_template=CHATML, eos_token="<|im_end|>",
+          pad_token="<|im_end|>", additional_special_tokens=["<|im_start|>"],
+      )
+  )  # fmt: skip

@@ -1,0 +1,235 @@
+"""Sample with the student, tell the teacher, collate two views, step.
+
+`make_train_step` is the one function that learns; `train_and_evaluate` is the
+loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
+"""
+
+import functools
+import pathlib
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from opsd_jax import checkpoint, collate, evaluate, metrics, pertoken
+from opsd_jax import prepare, report, rollout, sharding
+from opsd_jax.models import transformer
+from opsd_jax.pick import pick
+from opsd_jax.structs import State
+
+sg = jax.lax.stop_gradient
+
+
+def init_state(params, objective, tx) -> State:
+  teacher = objective.teacher.init(params)
+  return State(jnp.zeros((), jnp.int32), params, tx.init(params), teacher)
+
+
+def make_train_step(model_config, objective, tx, *, micro_batches=1):
+  """(state, batch) -> (state, loss, gradient norm, PerToken).
+
+  A step whose loss or gradient is not finite changes nothing but the count.
+  """
+
+  def loss_fn(params, members, batch, denominator):
+    h_BxTxD = transformer.states(model_config, params, batch.student)
+    teachers = tuple(  # the same weights, told more
+        (
+            weight,
+            sg(transformer.states(model_config, sg(told), batch.teacher)),
+            transformer.unembedding(told),
+        )
+        for weight, told in members
+    )
+    tok = pertoken.compare(
+        objective.divergence, h_BxTxD, transformer.unembedding(params),
+        teachers, batch.y_BxT, batch.mask_BxT,
+        temperature=objective.temperature, chunk=objective.chunk,
+    )  # fmt: skip
+    w_BxT = batch.mask_BxT * objective.token_weight(sg(tok), batch)
+    loss = (w_BxT * tok.div_BxT).sum() / denominator  # the only reduction
+    return loss, sg(tok)
+
+  def train_step(state, batch):
+    denominator = objective.denominator(batch)  # before micro-batches are split
+    members = objective.teacher.members(state.teacher, state.params)
+    (loss, tok), grads = accumulate(
+        lambda part: jax.value_and_grad(loss_fn, has_aux=True)(
+            state.params, members, part, denominator
+        ),
+        batch, micro_batches,
+    )  # fmt: skip
+    with jax.named_scope("optimizer"):
+      grad_norm = optax.global_norm(grads)
+      updates, opt = tx.update(grads, state.opt, state.params)
+      params = optax.apply_updates(state.params, updates)
+      step = state.step + 1
+      teacher = objective.teacher.update(state.teacher, params, step)
+      finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+      state = jax.tree.map(
+          lambda new, old: jnp.where(finite, new, old),
+          State(step, params, opt, teacher), state._replace(step=step),
+      )  # fmt: skip
+    return state, loss, grad_norm, tok
+
+  return train_step
+
+
+def accumulate(grad_fn, batch, micro_batches: int):
+  """Sums ((loss, tok), grads) over equal slices of the rows, one at a time.
+
+  The loss is a sum over a denominator of the whole batch, so slices add up.
+  """
+  if micro_batches == 1:
+    return grad_fn(batch)
+  # Strided slices: each is spread over all devices, as the batch is.
+  split = lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
+  join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+
+  def body(sums, micro):
+    (loss, tok), grads = grad_fn(micro)
+    return jax.tree.map(jnp.add, sums, (loss, grads)), tok
+
+  slices = jax.tree.map(split, batch)
+  first = jax.tree.map(lambda x: x[0], slices)
+  (loss, _), grads = jax.eval_shape(grad_fn, first)
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, grads))
+  (loss, grads), tok = jax.lax.scan(body, zeros, slices)
+  return (loss, jax.tree.map(join, tok)), grads
+
+
+def problems_of_step(train, seed: int, step: int, count: int):
+  """Problems [step * count, ...) of an endless pass, reshuffled every epoch."""
+  order = functools.cache(
+      lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(train))
+  )
+  places = range(step * count, (step + 1) * count)
+  return [train[order(i // len(train))[i % len(train)]] for i in places]
+
+
+def collate_rollouts(config, run, rollouts):
+  """The two views of every rollout, aligned and padded (numpy)."""
+  told = config.teacher.name != "none"
+  rows = [
+      collate.Row(
+          r.problem.student_ids, r.problem.teacher_ids if told else (),
+          r.completion.ids, r.completion.logp,
+      )
+      for r in rollouts
+  ]  # fmt: skip
+  return collate.collate(
+      rows, pad_id=run.tokenizer.pad_id, bucket=config.batch.bucket,
+      window_bucket=config.batch.window_bucket,
+  )  # fmt: skip
+
+
+def start_or_resume(run, manager) -> tuple[State, State]:
+  """(state, its layout): the newest checkpoint's, or a new one."""
+  new = lambda p: init_state(p, run.objective, run.tx)
+  shapes = jax.eval_shape(new, run.params)
+  layout = sharding.tree_shardings(shapes, run.mesh)
+  state = checkpoint.restore_latest(manager, shapes, layout)
+  if state is None:
+    # A copy: the step donates the state, and the base stays in use.
+    fresh = lambda p: new(jax.tree.map(jnp.copy, p))
+    state = jax.jit(fresh, out_shardings=layout)(run.params)
+  else:
+    print(f"resumed at step {int(state.step)}", flush=True)
+  return state, layout
+
+
+def train_and_evaluate(config, workdir) -> dict:
+  """Runs the experiment, or resumes it, and returns its summary.
+
+  workdir receives config.json, metrics.jsonl, summary.json, summary.png,
+  checkpoints/, samples/ and tb/. Rerun with the same arguments to resume: the
+  result is identical to an uninterrupted run. Raises ValueError for a bad
+  config, before a model is loaded where that is possible, and
+  FloatingPointError after several non-finite steps in a row.
+  """
+  began = time.time()
+  prepare.validate(config)
+  workdir = pathlib.Path(workdir)
+  prepare.claim(config, workdir)
+  if config.compile_cache:
+    cache = pathlib.Path(config.compile_cache).expanduser()
+    jax.config.update("jax_compilation_cache_dir", str(cache))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  run = prepare.prepare(config)
+  with jax.set_mesh(run.mesh):
+    writer = loop(config, run, workdir)
+  return report.finish(config, run, writer, workdir, time.time() - began)
+
+
+def loop(config, run, workdir):
+  """Steps, evaluations, checkpoints; under the mesh. Returns the writer."""
+  print(report.describe(config, run), flush=True)
+  writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
+  judge = evaluate.Judge(
+      run, writer, workdir / "samples", seed=config.seed,
+      prompt_bucket=config.batch.prompt_bucket, bucket=config.batch.bucket,
+      chunk=config.loss.chunk, **config.eval,
+  )  # fmt: skip
+  manager = checkpoint.open_manager(
+      workdir / "checkpoints", keep=config.checkpoint.keep
+  )
+  state, layout = start_or_resume(run, manager)
+  start = int(state.step)
+  writer.rewind(start)
+  judge.judge_base(run.params)
+  run = run._replace(params=None)  # the state holds the weights from here on
+
+  respond = pick(
+      rollout.ALL, config.rollout.source, model_config=run.model_config,
+      tokenizer=run.tokenizer, seed=config.seed,
+      knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
+      max_new_tokens=config.rollout.max_new_tokens,
+      batch_prompts=config.rollout.batch_prompts,
+      prompt_bucket=config.batch.prompt_bucket,
+  )()  # fmt: skip
+  train_step = jax.jit(
+      make_train_step(
+          run.model_config, run.objective, run.tx,
+          micro_batches=config.batch.micro_batches,
+      ),
+      donate_argnums=0, out_shardings=(layout, None, None, None),
+  )  # fmt: skip
+  bar = metrics.Bar(config.steps, start, "train")
+  bad_steps = 0
+  for step in range(start, config.steps):
+    clock = [time.time()]
+    problems = problems_of_step(
+        run.train, config.seed, step, config.rollout.prompts
+    )
+    rollouts = respond(state.params, problems, step)
+    clock.append(time.time())
+    batch = collate_rollouts(config, run, rollouts)
+    on_device = jax.device_put(batch, sharding.rows_sharding(run.mesh))
+    state, loss, grad_norm, tok = train_step(state, on_device)
+    tok = jax.tree.map(np.asarray, tok)
+    row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
+    row |= {
+        "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
+    }  # fmt: skip
+    step += 1
+    writer.write(step, row)
+    bar.update(row)
+    bad_steps = bad_steps + 1 if row["non_finite"] else 0
+    if bad_steps >= config.optimizer.max_bad_steps:
+      raise FloatingPointError(
+          f"{bad_steps} steps in a row were not finite, the last is {step};"
+          " none of them changed the weights. Lower the learning rate, or look"
+          f" at {workdir / 'metrics.jsonl'}"
+      )
+    if step % config.log.samples_every == 0:
+      shown = rollouts[: config.log.samples]
+      report.show_samples(run, workdir / "samples", step, shown, tok)
+    if step % config.eval.every == 0 or step == config.steps:
+      judge.judge(state.params, step)
+    if step % config.checkpoint.every == 0 or step == config.steps:
+      checkpoint.save(manager, state)
+  bar.close()
+  manager.close()
+  return writer

@@ -1,0 +1,89 @@
+"""The arrows of the architecture, as the README draws them."""
+
+import ast
+import pathlib
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1] / "opsd_jax"
+
+MATH = {"structs", "pick"}
+MAY_IMPORT = {
+    "structs": set(), "pick": set(), "sharding": set(),
+    "tokenizer": set(), "context": {"structs", "pick"},
+    "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
+    "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH,
+    "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
+    "optimizer": {"pick"}, "models": {"models", "sharding", "pick"},
+    "sample": {"models", "sharding"},
+    "rollout": {"sample", "context", "collate", "tasks", "structs"},
+    "metrics": {"structs"}, "checkpoint": {"structs"},
+}  # fmt: skip
+NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
+          "metrics")  # fmt: skip
+READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "models"}
+
+
+def imports(path):
+  """Every module a file names in an import, at any depth of the code."""
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.Import):
+      yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom):
+      yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def files_of(part):
+  return [p for p in ROOT.rglob("*.py") if part_of(p) == part]
+
+
+def part_of(path):
+  return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+@pytest.mark.parametrize("part", MAY_IMPORT)
+def test_arrows(part):
+  files = files_of(part)
+  assert files
+  for path in files:
+    ours = {n.split(".")[1] for n in imports(path) if n.startswith("opsd_jax.")}
+    assert ours <= MAY_IMPORT[part], path
+
+
+@pytest.mark.parametrize("part", NO_JAX)
+def test_host_modules_do_not_import_jax(part):
+  for path in files_of(part):
+    roots = {n.split(".")[0] for n in imports(path)}
+    assert not roots & {"jax", "flax", "optax", "orbax"}, path
+
+
+def test_nothing_imports_the_experiments():
+  for path in ROOT.rglob("*.py"):
+    roots = {n.split(".")[0] for n in imports(path)}
+    assert not roots & {"experiments", "configs"}, path
+
+
+def test_only_some_files_read_a_config():
+  readers = {
+      part_of(p) for p in ROOT.rglob("*.py") if "config." in p.read_text()
+  }
+  strangers = {
+      p
+      for p in readers - READ_CONFIG
+      if any("ml_collections" in n for f in files_of(p) for n in imports(f))
+  }
+  assert not strangers
+
+
+def test_no_pickle_no_remote_code_no_eval():
+  for path in ROOT.rglob("*.py"):
+    text = path.read_text()
+    assert "trust_remote_code=True" not in text, path
+    names = {n.split(".")[0] for n in imports(path)}
+    assert not names & {"pickle", "dill", "cloudpickle"}, path
+    calls = {
+        node.func.id
+        for node in ast.walk(ast.parse(text))
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
+    assert not calls & {"eval", "exec"}, path

@@ -1,0 +1,298 @@
+"""The step's invariances, its fixed point, its layouts; resuming a run."""
+
+import dataclasses
+import hashlib
+import json
+import pathlib
+import random
+import signal
+import subprocess
+import sys
+import time
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from configs import base, opsd
+from opsd_jax import checkpoint, collate, objective, prepare, sharding, train
+from opsd_jax.models import families, transformer
+
+MODEL = families.tiny()
+
+
+def rows(count=8, seed=0):
+  rng = np.random.default_rng(seed)
+  draw = lambda low, high: tuple(rng.integers(5, 250, rng.integers(low, high)))
+  return [
+      collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None)
+      for _ in range(count)
+  ]
+
+
+def batch_of(rows, pad_id=0, bucket=8, window_bucket=8):
+  return collate.collate(
+      rows, pad_id=pad_id, bucket=bucket, window_bucket=window_bucket
+  )
+
+
+def params(seed=0):
+  return transformer.init_params(MODEL, jax.random.key(seed))
+
+
+def plain_sgd():
+  """Parameters move by minus the gradient, so differences show gradients."""
+  return optax.sgd(1.0)
+
+
+def gradients(batch, config=None, micro_batches=1, mesh=None, model=MODEL):
+  """(loss, gradient tree) of one step, read off an SGD update."""
+  config = config or opsd.get_config("tiny")
+  told = objective.from_config(config)
+  start = params()
+  state = train.init_state(start, told, plain_sgd())
+  # A teacher that differs from the student, as after some training.
+  state = state._replace(teacher=params(seed=1))
+  step = train.make_train_step(
+      model, told, plain_sgd(), micro_batches=micro_batches
+  )
+  if mesh is None:
+    new, loss, _, tok = jax.jit(step)(state, batch)
+  else:
+    with jax.set_mesh(mesh):
+      state = jax.device_put(state, sharding.tree_shardings(state, mesh))
+      batch = jax.device_put(batch, sharding.rows_sharding(mesh))
+      new, loss, _, tok = jax.jit(step)(state, batch)
+  grads = jax.tree.map(lambda a, b: np.asarray(a) - np.asarray(b), start,
+                       jax.device_get(new.params))  # fmt: skip
+  return float(loss), grads
+
+
+def assert_same(got, expected, tolerance=1e-5):
+  """Losses and gradients within `tolerance` of the largest gradient entry."""
+  (loss_a, grads_a), (loss_b, grads_b) = got, expected
+  largest = max(np.abs(g).max() for g in jax.tree.leaves(grads_b))
+  assert largest > 1e-4
+  assert abs(loss_a - loss_b) <= tolerance * abs(loss_b)
+  for a, b in zip(
+      jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True
+  ):
+    assert np.abs(a - b).max() <= tolerance * largest
+
+
+def test_same_views_and_a_live_teacher_are_a_fixed_point(tmp_path):
+  config = opsd.get_config("tiny")
+  config.context.template = "plain"
+  config.context.privileged = "none"
+  config.teacher.name = "live"
+  config.compile_cache = ""
+  config.steps = 1
+  train.train_and_evaluate(config, tmp_path)
+  lines = (tmp_path / "metrics.jsonl").read_text().splitlines()
+  row = next(r for r in map(json.loads, lines) if "loss" in r)
+  assert abs(row["loss"]) <= 1e-6
+  assert row["grad_norm"] <= 1e-5
+  assert row["response_tokens"] > 0
+
+
+def test_a_different_teacher_is_not_a_fixed_point():
+  loss, grads = gradients(batch_of(rows()))
+  assert loss > 1e-3 and optax.global_norm(grads) > 1e-3
+
+
+@pytest.mark.parametrize("micro_batches", [2, 4, 8])
+def test_micro_batches_are_invisible(micro_batches):
+  batch = batch_of(rows())
+  assert_same(
+      gradients(batch, micro_batches=micro_batches), gradients(batch)
+  )
+
+
+@pytest.mark.parametrize("name", ["uniform", "sequence_mean"])
+def test_micro_batches_are_invisible_to_token_weights(name):
+  config = opsd.get_config("tiny")
+  config.token_weight.name = name
+  batch = batch_of(rows())
+  assert_same(gradients(batch, config, 4), gradients(batch, config))
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 16, 4096])
+def test_chunks_are_invisible(chunk):
+  config = opsd.get_config("tiny")
+  config.loss.chunk = chunk
+  batch = batch_of(rows())
+  assert_same(gradients(batch, config), gradients(batch))
+
+
+def test_padding_order_and_pad_id_are_invisible():
+  plain = gradients(batch_of(rows()))
+  assert_same(gradients(batch_of(rows(), bucket=64, window_bucket=32)), plain)
+  assert_same(gradients(batch_of(rows()[::-1])), plain)
+  # 9 occurs inside responses; 0 does not: neither may matter.
+  assert any(9 in r.response_ids for r in rows(64))
+  assert_same(
+      gradients(batch_of(rows(64), pad_id=9)), gradients(batch_of(rows(64)))
+  )
+
+
+def test_what_follows_the_response_is_invisible():
+  batch = batch_of(rows(), bucket=64)
+  ends = batch.student.at_BxT.max(1) + 2  # one past the last response token
+  noise = np.arange(batch.student.ids_BxL.shape[1]) >= ends[:, None]
+  ids = np.where(noise, 77, batch.student.ids_BxL)
+  assert (ids != batch.student.ids_BxL).any()
+  noisy = batch._replace(student=batch.student._replace(ids_BxL=ids))
+  assert_same(gradients(noisy), gradients(batch))
+
+
+def test_an_empty_response_adds_nothing():
+  empty = collate.Row((5, 6), (5, 6, 7), (), None)
+  with_empty = batch_of([*rows(7), empty])
+  assert_same(gradients(with_empty), gradients(batch_of(rows(8)[:7])))
+
+
+@pytest.mark.parametrize("data,fsdp", [(4, 1), (1, 4), (2, 2)])
+@pytest.mark.parametrize("scan", [False, True])
+def test_four_devices_equal_one(data, fsdp, scan):
+  if scan:
+    model = dataclasses.replace(MODEL, scan_layers=True)
+    global params  # the same helper, stacked
+  mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[:4])
+  batch = batch_of(rows())
+  assert_same(gradients(batch, mesh=mesh), gradients(batch))
+  assert_same(
+      gradients(batch, mesh=mesh, micro_batches=2), gradients(batch)
+  )
+
+
+def test_fsdp_really_splits_the_weights():
+  mesh = sharding.make_mesh(1, 4, devices=jax.devices()[:4])
+  tree = jax.device_put(params(), sharding.tree_shardings(params(), mesh))
+  whole = sum(x.nbytes for x in jax.tree.leaves(tree))
+  one = sum(
+      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
+  )
+  assert one < 0.3 * whole
+
+
+def test_a_step_that_is_not_finite_changes_nothing():
+  told = objective.from_config(opsd.get_config("tiny"))
+  state = train.init_state(params(), told, plain_sgd())
+  poisoned = params()
+  poisoned["final_norm"]["scale"] = poisoned["final_norm"]["scale"] * jnp.nan
+  state = state._replace(teacher=poisoned)
+  step = jax.jit(train.make_train_step(MODEL, told, plain_sgd()))
+  new, loss, _, _ = step(state, batch_of(rows()))
+  assert not np.isfinite(loss)
+  assert int(new.step) == 1
+  for a, b in zip(
+      jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True
+  ):
+    np.testing.assert_array_equal(a, b)
+
+
+def test_epochs_visit_every_problem_once():
+  problems = list(range(10))
+  seen = [
+      p for s in range(10) for p in train.problems_of_step(problems, 0, s, 4)
+  ]
+  for epoch in range(4):
+    assert sorted(seen[10 * epoch : 10 * epoch + 10]) == problems
+  assert seen[:10] != seen[10:20]
+
+
+def tiny(**overrides):
+  config = opsd.get_config("tiny")
+  config.compile_cache = ""
+  config.steps, config.checkpoint.every = 6, 2
+  config.log.tensorboard = False
+  config.update_from_flattened_dict(overrides)
+  return config
+
+
+def final_params(workdir):
+  """sha256 of the arrays in the newest checkpoint."""
+  config = tiny()
+  with jax.set_mesh(sharding.make_mesh(1, 1, devices=jax.devices()[:1])):
+    run = prepare.prepare(config)
+    manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
+    assert manager.latest_step() == config.steps
+    state, _ = train.start_or_resume(run, manager)
+    manager.close()
+  digest = hashlib.sha256()
+  for leaf in jax.tree.leaves(state):
+    digest.update(np.asarray(leaf).tobytes())
+  return digest.hexdigest()
+
+
+COMMAND = (
+    sys.executable, "-m", "experiments.train", "--config=configs/opsd.py:tiny",
+    "--config.steps=6", "--config.checkpoint.every=2", "--config.mesh.fsdp=1",
+    "--config.log.tensorboard=False", "--config.compile_cache=",
+)  # fmt: skip
+
+
+def launch(workdir):
+  env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": ""}
+  return subprocess.Popen(
+      [*COMMAND, f"--workdir={workdir}"],
+      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
+  )  # fmt: skip
+
+
+def test_killed_three_times_equals_uninterrupted(tmp_path):
+  whole = launch(tmp_path / "whole")
+  out = whole.communicate()[0]
+  assert whole.returncode == 0, out
+  metrics = (tmp_path / "whole" / "metrics.jsonl").read_text()
+  killed = tmp_path / "killed"
+  rng = random.Random(0)
+  for step in sorted(rng.sample(range(1, 6), 3)):
+    process = launch(killed)
+    for line in process.stdout:
+      if f'"step": {step},' in _metrics(killed):
+        break
+    time.sleep(rng.random())
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+  last = launch(killed)
+  out = last.communicate()[0]
+  assert last.returncode == 0, out
+  assert final_params(killed) == final_params(tmp_path / "whole")
+  keep = lambda text: [
+      {k: v for k, v in json.loads(line).items() if "time/" not in k}
+      for line in text.splitlines()
+  ]
+  assert keep(_metrics(killed)) == keep(metrics)
+
+
+def _metrics(workdir: pathlib.Path) -> str:
+  path = workdir / "metrics.jsonl"
+  return path.read_text() if path.exists() else ""
+
+
+def test_another_config_in_the_same_workdir_is_refused(tmp_path):
+  prepare.claim(tiny(), tmp_path)
+  prepare.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
+  with pytest.raises(ValueError, match="optimizer.learning_rate: .* there"):
+    prepare.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
+
+
+@pytest.mark.parametrize("overrides,words", [
+    ({"divergence.name": "kl"}, "forward_kl"),
+    ({"teacher.name": "frozen"}, "fixed"),
+    ({"model.source": "/no/such/model"}, "no/such/model"),
+    ({"task.name": "chess"}, "largest_number"),
+    ({"context.template": "long"}, "upstream"),
+    ({"rollout.source": "replay"}, "on_policy"),
+    ({"rollout.top_p": 0.0}, "top_p"),
+    ({"batch.micro_batches": 3}, "micro_batches"),
+    ({"steps": 0}, "steps"),
+])  # fmt: skip
+def test_bad_configs_are_refused_before_loading(overrides, words):
+  config = base.get_config("tiny")
+  config.update_from_flattened_dict(overrides)
+  with pytest.raises(ValueError, match=words):
+    prepare.validate(config)
