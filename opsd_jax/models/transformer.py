@@ -50,17 +50,28 @@ def rotate(x_BxLxHxC, pos_BxL, config):
 
 
 def attend(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
-  """softmax(q k / sqrt(C)) v over the keys that are seen; H/K queries share a
-  key. The softmax is float32."""
+  """softmax(q k / sqrt(C)) v over the keys that are seen, in float32.
+
+  The H/K queries that share a key are rows of one matrix: two plain batched
+  matmuls, nothing repeated.
+  """
   B, L, H, C = q_BxLxHxC.shape
-  K = k_BxSxKxC.shape[2]
-  q = q_BxLxHxC.reshape(B, L, K, H // K, C) * C**-0.5
-  z = jnp.einsum(
-      "blkgc,bskc->bkgls", q, k_BxSxKxC, preferred_element_type=jnp.float32
+  S, K = k_BxSxKxC.shape[1:3]
+  G = H // K
+  q = (q_BxLxHxC * C**-0.5).reshape(B, L, K, G, C)
+  q_BxKxGLxC = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, C)
+  k_BxKxSxC, v_BxKxSxC = (
+      x.transpose(0, 2, 1, 3) for x in (k_BxSxKxC, v_BxSxKxC)
   )
-  z = jnp.where(seen_BxLxS[:, None, None], z, -1e30)
-  p = jax.nn.softmax(z, -1).astype(v_BxSxKxC.dtype)
-  return jnp.einsum("bkgls,bskc->blkgc", p, v_BxSxKxC).reshape(B, L, H * C)
+  z = jnp.einsum(
+      "bkqc,bksc->bkqs", q_BxKxGLxC, k_BxKxSxC,
+      preferred_element_type=jnp.float32,
+  ).reshape(B, K, G, L, S)  # fmt: skip
+  p = jax.nn.softmax(jnp.where(seen_BxLxS[:, None, None], z, -1e30), -1)
+  p_BxKxGLxS = p.astype(v_BxSxKxC.dtype).reshape(B, K, G * L, S)
+  y = jnp.einsum("bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC)
+  y = y.reshape(B, K, G, L, C).transpose(0, 3, 1, 2, 4)
+  return y.reshape(B, L, H * C)
 
 
 def write(cache_BxSxKxC, x_BxLxKxC, start_B):
