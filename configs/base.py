@@ -111,7 +111,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.optimizer = ConfigDict()  # AdamW
   c.optimizer.learning_rate = 2e-4
-  c.optimizer.decay = "constant"  # constant, linear, cosine; after warm-up
+  c.optimizer.decay = "linear"  # constant, linear, cosine; after warm-up
   c.optimizer.warmup_steps = 10
   c.optimizer.b1 = 0.9
   c.optimizer.b2 = 0.95

@@ -3,7 +3,7 @@
 import sys
 import traceback
 
-from absl import app, flags
+from absl import app, flags, logging
 from ml_collections import config_flags
 
 
@@ -22,6 +22,7 @@ def run(main) -> None:
   def body(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
+    logging.set_verbosity(logging.WARNING)  # orbax tells much
     try:
       main(config.value, workdir.value)
     except (ValueError, OSError, FloatingPointError) as e:

@@ -38,6 +38,13 @@ def chat_ids(model: Model, prompt) -> tuple[int, ...]:
   return tuple(model.tokenizer.chat_ids(prompt))
 
 
+def all_chat_ids(model: Model, prompts) -> list[tuple[int, ...]]:
+  """Token ids of each prompt of a list; refuses a prompt that is in none."""
+  if isinstance(prompts, str) or any(isinstance(p, dict) for p in prompts):
+    raise ValueError("prompts is one prompt, expected a list of them: [prompt]")
+  return [chat_ids(model, p) for p in prompts]
+
+
 def generate(
     model: Model,
     prompts,
@@ -54,7 +61,9 @@ def generate(
   `seed`, the prompt and the sample's index decide the random draws, not the
   prompt's neighbours; a repeated prompt draws anew.
   """
-  ids = [chat_ids(model, p) for p in prompts]
+  ids = all_chat_ids(model, prompts)
+  if not ids:
+    return []
   seen = collections.Counter()
   names = []
   for p in ids:
@@ -73,14 +82,22 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
   """log p(token | prompt, tokens before it) of each completion, in nats.
 
   A completion is a string (scored with its end-of-turn), a Completion, or a
-  sequence of token ids. One prompt for each completion.
+  sequence of token ids. One prompt for each completion. Raises ValueError for
+  a row that is longer than the model's positions.
   """
   rows = []
-  for prompt, completion in zip(prompts, completions, strict=True):
-    if isinstance(completion, str):
-      completion = rollout.reference(model.tokenizer, completion)
-    ids = tuple(getattr(completion, "ids", completion))
-    rows.append(collate.Row(chat_ids(model, prompt), (), ids, None))
+  prompts = all_chat_ids(model, prompts)
+  for ids, reply in zip(prompts, completions, strict=True):
+    if isinstance(reply, str):
+      reply = rollout.reference(model.tokenizer, reply)
+    reply = tuple(getattr(reply, "ids", reply))
+    if len(ids) + len(reply) > model.config.max_positions:
+      raise ValueError(
+          f"row {len(rows)}: a prompt of {len(ids)} tokens and a completion of"
+          f" {len(reply)} exceed the model's {model.config.max_positions}"
+          " positions"
+      )
+    rows.append(collate.Row(ids, (), reply, None))
   scores = []
   for i in range(0, len(rows), BATCH_PROMPTS):
     part = rows[i : i + BATCH_PROMPTS]

@@ -85,7 +85,8 @@ def padding_share(batch: Batch) -> float:
   """The share of computed row tokens, both views, that are padding."""
   used = computed = 0
   for side in (batch.student, batch.teacher):
-    # A row's last needed token is the state that predicts its last token.
-    used += (side.at_BxT.max(1) + 1).sum()
-    computed += side.ids_BxL.size
+    if side.ids_BxL.shape[1] > 1:  # else there is no teacher
+      # A row's last needed token is the state that predicts its last token.
+      used += ((side.at_BxT.max(1) + 1) * batch.mask_BxT.any(1)).sum()
+      computed += side.ids_BxL.size
   return 1 - float(used) / computed

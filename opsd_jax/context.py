@@ -62,10 +62,7 @@ def paper_teacher(question, privileged):
 
 def plain_teacher(question, privileged):
   """Exactly what the student reads; it has no place for privileged text."""
-  if privileged:
-    raise ValueError(
-        "template plain shows no privileged text: set context.privileged=none"
-    )
+  assert not privileged, "see check"
   return question
 
 
@@ -114,6 +111,16 @@ PRIVILEGED = {
 }  # fmt: skip
 
 
+def check(template: str, kind: str) -> None:
+  """Raises ValueError for an unknown name, or a template that cannot show the
+  privileged text."""
+  pick(TEMPLATES, template), pick(PRIVILEGED, kind)
+  if template == "plain" and kind != "none":
+    raise ValueError(
+        "template plain shows no privileged text: set context.privileged=none"
+    )
+
+
 def student_messages(template: str, example: Example) -> list[dict]:
   return user(pick(TEMPLATES, template).student(example.question))
 
@@ -123,8 +130,10 @@ def teacher_messages(
 ) -> list[dict]:
   """`pool` is the examples that `other` may draw from, this one among them.
 
-  Raises Missing where the example has no such privileged text.
+  Raises Missing where the example has no such privileged text, and ValueError
+  as `check`.
   """
+  check(template, kind)
   privileged = pick(PRIVILEGED, kind)(example, pool)
   return user(pick(TEMPLATES, template).teacher(example.question, privileged))
 

@@ -19,9 +19,15 @@ sg = jax.lax.stop_gradient
 
 def weighted(logw, x):
   """exp(logw) * x, 0 where the weight is 0 whatever x is; safe to
-  differentiate."""
-  there = logw > -jnp.inf
+  differentiate. A NaN weight stays NaN: a broken teacher must be seen."""
+  there = logw != -jnp.inf
   return jnp.where(there, jnp.exp(logw) * jnp.where(there, x, 0.0), 0.0)
+
+
+def possible(logp, logq):
+  """Both, but 0 where both are -inf: equal, such tokens then add nothing."""
+  nowhere = jnp.maximum(logp, logq) == -jnp.inf
+  return jnp.where(nowhere, 0.0, logp), jnp.where(nowhere, 0.0, logq)
 
 
 def forward_kl(logp, logq):
@@ -68,6 +74,7 @@ def squared_hellinger(logp, logq):
 
 def chi_square(logp, logq):
   """Pearson's sum (q - p)^2 / p; f = (u - 1)^2."""
+  logp, logq = possible(logp, logq)
   return jnp.square(jnp.exp(logq - 0.5 * logp) - jnp.exp(0.5 * logp))
 
 
@@ -81,8 +88,9 @@ def alpha(logp, logq, *, alpha):
     return forward_kl(logp, logq)
   if alpha == 0:
     return reverse_kl(logp, logq)
+  logp, logq = possible(logp, logq)
   p, q = jnp.exp(logp), jnp.exp(logq)
-  power = weighted(alpha * logq + (1 - alpha) * logp, jnp.ones_like(logp))
+  power = jnp.exp(alpha * logq + (1 - alpha) * logp)
   return (power - alpha * q + (alpha - 1) * p) / (alpha * (alpha - 1))
 
 

@@ -117,7 +117,8 @@ class Judge:
       drift_prompts, drift_tokens,
   ):  # fmt: skip
     """`run` is a prepare.Run; the keywords are config.eval's and buckets."""
-    self.run, self.writer, self.samples_dir = run, writer, samples_dir
+    self.writer, self.samples_dir = writer, samples_dir
+    self.run = run._replace(params=None)  # what is judged comes with each call
     self.samples, self.temperature = samples, temperature
     self.max_new_tokens = max_new_tokens
     self.complete = functools.partial(

@@ -78,6 +78,10 @@ class Writer:
         continue
     return rows
 
+  def seconds(self) -> float:
+    """What the rows say of their time, in all."""
+    return sum(v for r in self.rows() for k, v in r.items() if "time/" in k)
+
   def rewind(self, step: int) -> None:
     """Forgets what was written after `step`; resuming writes it again."""
     kept = [json.dumps(r) + "\n" for r in self.rows() if r["step"] <= step]
@@ -124,13 +128,6 @@ class Bar:
       self.bar.close()
 
 
-def sample_table(path, rows) -> None:
-  """Appends rows to a jsonl file."""
-  with open(path, "a") as f:
-    for row in rows:
-      f.write(json.dumps(row) + "\n")
-
-
 RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
 
 
@@ -139,7 +136,8 @@ def coloured(tokens, kl, scale: float = 2.0) -> str:
   without colours, `token(kl)`."""
   if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
     return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
-  shade = lambda k: RAMP[min(int(max(k, 0) / scale * len(RAMP)), len(RAMP) - 1)]
+  level = lambda k: np.clip(np.nan_to_num(k, nan=scale) / scale, 0, 0.999)
+  shade = lambda k: RAMP[int(level(k) * len(RAMP))]
   return "".join(
       f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m"
       for t, k in zip(tokens, kl, strict=True)
@@ -180,7 +178,7 @@ def plot(rows, summary: dict, path):
       title="Accuracy on unseen problems (95% intervals)", ylim=(0, 1.02),
       xlabel="step", ylabel="share right",
   )  # fmt: skip
-  axes[0].legend(loc="lower right", frameon=False)
+  axes[0].legend(loc="best", frameon=False)
   axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
   axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
   axes[2].plot(

@@ -15,7 +15,7 @@ def constant(t, steps):
 
 
 def linear(t, steps):
-  """Falls to 0 at the last step."""
+  """Falls in equal steps to 1 / steps at the last one."""
   return jnp.maximum(0.0, 1 - t / steps)
 
 
@@ -41,8 +41,20 @@ def schedule(learning_rate, decay, warmup_steps, steps):
 
 
 def from_config(config) -> optax.GradientTransformation:
-  """Clip by global norm, AdamW, schedule. `config` is the whole ConfigDict."""
+  """Clip by global norm, AdamW, schedule. `config` is the whole ConfigDict.
+
+  Raises ValueError for a value out of its range.
+  """
   c = config.optimizer
+  for name, low, high in (
+      ("learning_rate", 0, float("inf")), ("b1", 0, 1), ("b2", 0, 1),
+      ("eps", 0, 1), ("weight_decay", 0, float("inf")),
+      ("clip_norm", 0, float("inf")), ("warmup_steps", 0, float("inf")),
+  ):  # fmt: skip
+    if not low <= c[name] <= high:
+      raise ValueError(
+          f"optimizer.{name} is {c[name]}, expected {low} to {high}"
+      )
   rate = schedule(c.learning_rate, c.decay, c.warmup_steps, config.steps)
   adamw = optax.adamw(
       rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay

@@ -1,10 +1,13 @@
 """Hidden states -> per-token statistics, without [B,T,V] ever existing.
 
 Tokens are taken in chunks; a chunk's logits are made, compared and dropped, in
-the backward pass again (remat), so memory is chunk x V however long the rows.
-Chunks go over tokens, not vocabulary, which keeps a divergence a plain function
-of the last axis.
+the backward pass again, so memory is chunk x V however long the rows. Chunks go
+over tokens, not vocabulary, which keeps a divergence a plain function of the
+last axis.
 """
+
+import functools
+import math
 
 import jax
 import jax.numpy as jnp
@@ -49,26 +52,62 @@ def compare(
     x = jnp.pad(x, [(0, chunk * n - B * T)] + [(0, 0)] * (x.ndim - 1))
     return x.reshape(chunk, n, *x.shape[1:]).swapaxes(0, 1)
 
-  Wts = [sg(W) for _, _, W in teachers]
-
-  @jax.checkpoint
-  def piece(args):
-    h_NxD, hts, y_N, mask_N = args
-    real = mask_N > 0
-    clean = lambda h: jnp.where(real[:, None], h, 0)
-    z_NxV = logits(clean(h_NxD), W_VxD)
+  def stats(z_NxV, rest, heads):
+    hts, y_N, mask_N = rest
     zt_NxV = sum(
-        weight * logits(clean(h), W)
-        for (weight, _, _), h, W in zip(teachers, hts, Wts, strict=True)
+        weight * logits(h, W)
+        for (weight, W), h in zip(heads, hts, strict=True)
     ) if teachers else None  # fmt: skip
     values = of_logits(divergence, z_NxV, zt_NxV, y_N, temperature)
-    return PerToken(*(jnp.where(real, v, 0.0) for v in values))
+    return PerToken(*(jnp.where(mask_N > 0, v, 0.0) for v in values))
 
-  hts = tuple(strided(sg(h)) for _, h, _ in teachers)
-  args = (strided(h_BxTxD), hts, strided(y_BxT), strided(mask_BxT))
-  stats = jax.lax.map(piece, args)
+  clean = lambda h: strided(jnp.where(mask_BxT[..., None] > 0, h, 0))
+  hts = tuple(clean(h) for _, h, _ in teachers)
+  heads = tuple((weight, W) for weight, _, W in teachers)
+  rest = (hts, strided(y_BxT), strided(mask_BxT))
+  values = in_chunks(stats, clean(h_BxTxD), W_VxD, rest, heads)
   join = lambda x: x.swapaxes(0, 1).reshape(-1)[: B * T].reshape(B, T)
-  return jax.tree.map(join, stats)
+  return jax.tree.map(join, values)
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def in_chunks(stats, h_nxNxD, W_VxD, rest, heads):
+  """stats(logits of a chunk, its rest, teachers' heads), chunk after chunk.
+
+  With a gradient to h and W alone. It is written out for W's sake: autodiff
+  makes a chunk's whole V x D share of it beside the sum, in W's dtype. Here the
+  sum is float32 and grows in place.
+  """
+  one = lambda chunk: stats(logits(chunk[0], W_VxD), chunk[1], heads)
+  return jax.lax.map(one, (h_nxNxD, rest))
+
+
+def in_chunks_forward(stats, *args):
+  return in_chunks(stats, *args), args
+
+
+def in_chunks_backward(stats, args, cotangents):
+  h_nxNxD, W_VxD, rest, heads = args
+  V, D = W_VxD.shape
+  K = math.gcd(V, 16)  # blocks of the vocabulary
+
+  def one(dW_KxMxD, chunk):
+    h_NxD, rest, cotangent = chunk
+    z_NxV, pull_h = jax.vjp(lambda h: logits(h, W_VxD), h_NxD)
+    _, pull_z = jax.vjp(lambda z: stats(z, rest, heads), z_NxV)
+    (dz_NxV,) = pull_z(cotangent)
+    dz_NxKxM = dz_NxV.reshape(-1, K, V // K)
+    add = lambda k, dW: dW.at[k].add(
+        jnp.einsum("nm,nd->md", dz_NxKxM[:, k], h_NxD)
+    )
+    return jax.lax.fori_loop(0, K, add, dW_KxMxD), *pull_h(dz_NxV)
+
+  zero = jnp.zeros((K, V // K, D), jnp.float32)
+  dW_KxMxD, dh_nxNxD = jax.lax.scan(one, zero, (h_nxNxD, rest, cotangents))
+  return dh_nxNxD, dW_KxMxD.reshape(V, D).astype(W_VxD.dtype), None, None
+
+
+in_chunks.defvjp(in_chunks_forward, in_chunks_backward)
 
 
 def logits(h_NxD, W_VxD):

@@ -50,8 +50,7 @@ def validate(config) -> None:
   optimizer.from_config(config)
   sources.check(config.model.source)
   tasks.open_task(config.task.name, config.task.privileged_field)
-  pick(context.TEMPLATES, config.context.template)
-  pick(context.PRIVILEGED, config.context.privileged)
+  context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
   if config.mesh.tensor != 1:

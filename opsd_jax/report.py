@@ -42,7 +42,8 @@ def show_samples(run, directory, step: int, rollouts, tok) -> None:
     })
     print(metrics.coloured(rows[-1]["tokens"], rows[-1]["kl"]), flush=True)
   directory.mkdir(exist_ok=True)
-  metrics.sample_table(directory / "rollouts.jsonl", rows)
+  table = "".join(json.dumps(row) + "\n" for row in rows)
+  (directory / f"rollouts_{step:06d}.jsonl").write_text(table)
 
 
 def finish(config, run, writer, workdir, seconds: float) -> dict:

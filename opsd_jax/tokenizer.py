@@ -1,10 +1,10 @@
-"""Text <-> token ids, and chat templates; around `tokenizers`, without torch."""
+"""Text <-> token ids, and chat templates; on `tokenizers`, without torch."""
 
 import json
 import pathlib
 
 import tokenizers
-from tokenizers import decoders, models, pre_tokenizers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 CHATML = (
@@ -49,7 +49,9 @@ class Tokenizer:
         inner.eos_token_id if inner.pad_token_id is None else inner.pad_token_id
     )
     self.vocab_size = len(inner)
-    self.special = [t for t in inner.all_special_tokens if t.strip()]
+    self.control = [
+        t.content for t in inner.added_tokens_decoder.values() if t.special
+    ]
 
   def encode(self, text: str) -> list[int]:
     """The text's ids; no token is added around it."""
@@ -73,7 +75,7 @@ class Tokenizer:
           " chat_template.jinja"
       )
     for message in messages:
-      for token in self.special:
+      for token in self.control:
         if token in message["content"]:
           raise ValueError(
               f"a message holds the control token {token!r}:"
@@ -114,14 +116,20 @@ def from_directory(path: pathlib.Path) -> Tokenizer:
   }
   if "eos_token" not in special:
     raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
-  jinja = path / "chat_template.jinja"
-  template = jinja.read_text() if jinja.exists() else config.get("chat_template")
-  ends = read("generation_config.json").get("eos_token_id", [])
-  inner = PreTrainedTokenizerFast(
-      tokenizer_file=str(path / "tokenizer.json"), chat_template=template,
-      **special,
-  )  # fmt: skip
-  return Tokenizer(inner, [ends] if isinstance(ends, int) else ends)
+  template, jinja = config.get("chat_template"), path / "chat_template.jinja"
+  if jinja.exists():
+    template = jinja.read_text()
+  ends = read("generation_config.json").get("eos_token_id")
+  if not isinstance(ends, list):
+    ends = [] if ends is None else [ends]
+  try:
+    inner = PreTrainedTokenizerFast(
+        tokenizer_file=str(path / "tokenizer.json"), chat_template=template,
+        **special,
+    )  # fmt: skip
+  except Exception as e:  # tokenizers raises nothing narrower
+    raise ValueError(f"{path / 'tokenizer.json'} is not readable: {e}") from e
+  return Tokenizer(inner, ends)
 
 
 def from_gguf(path: pathlib.Path) -> Tokenizer:
@@ -133,30 +141,39 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
   if get("model") != "gpt2" or get("pre") not in PRE:
     raise ValueError(
         f"{path}: tokenizer {get('model')!r} with pre-tokeniser {get('pre')!r}"
-        f" is not supported, expected gpt2 with one of {', '.join(PRE)}; use the"
-        " model in Hugging Face format"
+        f" is not supported, expected gpt2 with one of {', '.join(PRE)}; use"
+        " the model in Hugging Face format"
     )
+  for key in ("tokens", "token_type", "merges", "eos_token_id"):
+    if get(key) is None:
+      raise ValueError(f"{path} does not give tokenizer.ggml.{key}")
   tokens = get("tokens")
   inner = tokenizers.Tokenizer(
       models.BPE(
           vocab={t: i for i, t in enumerate(tokens)},
           merges=[tuple(m.split(" ")) for m in get("merges")],
+          # Llama 3 keeps a word that is a token, whatever its merges make.
+          ignore_merges=get("pre") == "llama-bpe",
       )
   )
+  if get("pre") == "qwen2":
+    inner.normalizer = normalizers.NFC()
   inner.pre_tokenizer, inner.decoder = PRE[get("pre")], decoders.ByteLevel()
-  control = [
-      tokenizers.AddedToken(t, special=True, normalized=False)
+  of_type = lambda wanted, special: [
+      AddedToken(t, special=special, normalized=False)
       for t, kind in zip(tokens, get("token_type"), strict=True)
-      if kind == 3  # llama.cpp's LLAMA_TOKEN_TYPE_CONTROL
+      if kind == wanted
   ]
-  inner.add_special_tokens(control)
+  inner.add_special_tokens(of_type(3, True))  # llama.cpp's CONTROL
+  inner.add_tokens(of_type(4, False))  # USER_DEFINED, such as <think>
   name = lambda key: None if get(key) is None else tokens[get(key)]
   return Tokenizer(
       PreTrainedTokenizerFast(
           tokenizer_object=inner,
           chat_template=meta.get("tokenizer.chat_template"),
           bos_token=name("bos_token_id"), eos_token=name("eos_token_id"),
-          pad_token=name("padding_token_id"), unk_token=name("unknown_token_id"),
+          pad_token=name("padding_token_id"),
+          unk_token=name("unknown_token_id"),
       )
   )  # fmt: skip
 

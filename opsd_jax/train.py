@@ -80,7 +80,8 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
 def accumulate(grad_fn, batch, micro_batches: int):
   """Sums ((loss, tok), grads) over equal slices of the rows, one at a time.
 
-  The loss is a sum over a denominator of the whole batch, so slices add up.
+  The loss is a sum over a denominator of the whole batch, so slices add up;
+  they are summed in float32.
   """
   if micro_batches == 1:
     return grad_fn(batch)
@@ -95,7 +96,7 @@ def accumulate(grad_fn, batch, micro_batches: int):
   slices = jax.tree.map(split, batch)
   first = jax.tree.map(lambda x: x[0], slices)
   (loss, _), grads = jax.eval_shape(grad_fn, first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), (loss, grads))
+  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, grads))
   (loss, grads), tok = jax.lax.scan(body, zeros, slices)
   return (loss, jax.tree.map(join, tok)), grads
 
@@ -159,12 +160,16 @@ def train_and_evaluate(config, workdir) -> dict:
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   run = prepare.prepare(config)
   with jax.set_mesh(run.mesh):
-    writer = loop(config, run, workdir)
-  return report.finish(config, run, writer, workdir, time.time() - began)
+    writer, before = loop(config, run, workdir)
+  seconds = time.time() - began + before
+  return report.finish(config, run, writer, workdir, seconds)
 
 
 def loop(config, run, workdir):
-  """Steps, evaluations, checkpoints; under the mesh. Returns the writer."""
+  """Steps, evaluations, checkpoints; under the mesh.
+
+  Returns the writer and the seconds that earlier sessions of this run took.
+  """
   print(report.describe(config, run), flush=True)
   writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
   judge = evaluate.Judge(
@@ -178,6 +183,7 @@ def loop(config, run, workdir):
   state, layout = start_or_resume(run, manager)
   start = int(state.step)
   writer.rewind(start)
+  before = writer.seconds()
   judge.judge_base(run.params)
   run = run._replace(params=None)  # the state holds the weights from here on
 
@@ -232,4 +238,4 @@ def loop(config, run, workdir):
       checkpoint.save(manager, state)
   bar.close()
   manager.close()
-  return writer
+  return writer, before

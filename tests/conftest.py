@@ -1,4 +1,4 @@
-"""Eight simulated devices; silent broadcasting is an error."""
+"""Eight simulated devices; hypothesis repeats its examples."""
 
 import os
 
@@ -6,9 +6,7 @@ os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import HealthCheck, settings  # noqa: E402
-import jax  # noqa: E402
 
-jax.config.update("jax_numpy_rank_promotion", "warn")
 settings.register_profile(
     "ours", deadline=None, max_examples=25, derandomize=True,
     suppress_health_check=[HealthCheck.too_slow],

@@ -120,7 +120,8 @@ def test_value_and_gradient_by_finite_differences(name, kw):
 def test_zero_where_equal_positive_elsewhere(name, kw, seed):
   p, q = pair(seed)
   assert abs(value(name, p, p, **kw)) < 1e-6
-  assert np.abs(logit_gradient(name, p, p, **kw)).max() < 1e-6
+  if name != "total_variation":  # not differentiable there
+    assert np.abs(logit_gradient(name, p, p, **kw)).max() < 1e-6
   assert value(name, p, q, **kw) > 0
   # Adding a constant to the logits is invisible: gradients sum to 0.
   gradient = logit_gradient(name, p, q, **kw)
@@ -176,7 +177,8 @@ def test_renormalised_support_gives_nothing_to_the_others():
   )
   top = np.argsort(-q)[:3]
   outside = np.setdiff1d(np.arange(7), top)
-  assert (gradient[outside] == 0).all() and np.abs(gradient[top]).max() > 1e-3
+  assert np.abs(gradient[outside]).max() < 1e-7
+  assert np.abs(gradient[top]).max() > 1e-3
 
 
 @given(seed=st.integers(0, 2**16), tau=st.floats(0.01, 0.5))

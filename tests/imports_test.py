@@ -10,7 +10,7 @@ ROOT = pathlib.Path(__file__).parents[1] / "opsd_jax"
 MATH = {"structs", "pick"}
 MAY_IMPORT = {
     "structs": set(), "pick": set(), "sharding": set(),
-    "tokenizer": set(), "context": {"structs", "pick"},
+    "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH,
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},

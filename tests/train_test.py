@@ -38,8 +38,8 @@ def batch_of(rows, pad_id=0, bucket=8, window_bucket=8):
   )
 
 
-def params(seed=0):
-  return transformer.init_params(MODEL, jax.random.key(seed))
+def params(seed=0, model=MODEL):
+  return transformer.init_params(model, jax.random.key(seed))
 
 
 def plain_sgd():
@@ -51,10 +51,10 @@ def gradients(batch, config=None, micro_batches=1, mesh=None, model=MODEL):
   """(loss, gradient tree) of one step, read off an SGD update."""
   config = config or opsd.get_config("tiny")
   told = objective.from_config(config)
-  start = params()
+  start = params(model=model)
   state = train.init_state(start, told, plain_sgd())
   # A teacher that differs from the student, as after some training.
-  state = state._replace(teacher=params(seed=1))
+  state = state._replace(teacher=params(seed=1, model=model))
   step = train.make_train_step(
       model, told, plain_sgd(), micro_batches=micro_batches
   )
@@ -156,14 +156,13 @@ def test_an_empty_response_adds_nothing():
 @pytest.mark.parametrize("data,fsdp", [(4, 1), (1, 4), (2, 2)])
 @pytest.mark.parametrize("scan", [False, True])
 def test_four_devices_equal_one(data, fsdp, scan):
-  if scan:
-    model = dataclasses.replace(MODEL, scan_layers=True)
-    global params  # the same helper, stacked
+  model = dataclasses.replace(MODEL, scan_layers=scan)
   mesh = sharding.make_mesh(data, fsdp, devices=jax.devices()[:4])
   batch = batch_of(rows())
-  assert_same(gradients(batch, mesh=mesh), gradients(batch))
+  one = gradients(batch, model=model)
+  assert_same(gradients(batch, mesh=mesh, model=model), one)
   assert_same(
-      gradients(batch, mesh=mesh, micro_batches=2), gradients(batch)
+      gradients(batch, mesh=mesh, model=model, micro_batches=2), one
   )
 
 

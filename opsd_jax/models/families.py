@@ -42,6 +42,13 @@ def refuse(what: str, got, expected) -> None:
   raise ValueError(f"unsupported model: {what} is {got!r}, expected {expected}")
 
 
+def need(sizes: dict, name: str):
+  """sizes[name]; raises ValueError naming it where it is not given."""
+  if sizes.get(name) is None:
+    raise ValueError(f"the model's configuration does not give {name}")
+  return sizes[name]
+
+
 def from_hf(c: dict, **run) -> ModelConfig:
   """The ModelConfig of a parsed config.json; `run` says how to run it.
 
@@ -61,20 +68,21 @@ def from_hf(c: dict, **run) -> ModelConfig:
       refuse(key, c[key], wanted)
   # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
   rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-  heads = c["num_attention_heads"]
+  size = lambda name: need(c, name)
+  heads, width = size("num_attention_heads"), size("hidden_size")
   return ModelConfig(
       family=family,
-      vocab_size=c["vocab_size"],
-      width=c["hidden_size"],
-      num_layers=c["num_hidden_layers"],
+      vocab_size=size("vocab_size"),
+      width=width,
+      num_layers=size("num_hidden_layers"),
       num_heads=heads,
       num_kv_heads=c.get("num_key_value_heads") or heads,
-      head_dim=c.get("head_dim") or c["hidden_size"] // heads,
-      mlp_width=c["intermediate_size"],
-      max_positions=c["max_position_embeddings"],
+      head_dim=c.get("head_dim") or width // heads,
+      mlp_width=size("intermediate_size"),
+      max_positions=size("max_position_embeddings"),
       rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 1e4),
       rope_scaling=rope_scaling(rope),
-      norm_eps=c["rms_norm_eps"],
+      norm_eps=size("rms_norm_eps"),
       qkv_bias=bias,
       qk_norm=qk_norm,
       tied=c.get("tie_word_embeddings", False),
@@ -86,13 +94,13 @@ def rope_scaling(rope: dict) -> tuple | None:
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind == "default":
     return None
+  size = lambda name: float(need(rope, name))
   if kind == "linear":
-    return ("linear", float(rope["factor"]))
+    return ("linear", size("factor"))
   if kind == "llama3":
     return (
-        "llama3", float(rope["factor"]), float(rope["low_freq_factor"]),
-        float(rope["high_freq_factor"]),
-        int(rope["original_max_position_embeddings"]),
+        "llama3", size("factor"), size("low_freq_factor"),
+        size("high_freq_factor"), int(size("original_max_position_embeddings")),
     )  # fmt: skip
   refuse("rope type", kind, "default, linear or llama3")
 
@@ -103,31 +111,31 @@ def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
   if family not in FAMILIES:
     refuse("architecture", family, " or ".join(FAMILIES))
   bias, qk_norm = FAMILIES[family]
-  get = lambda name, default=None: meta.get(f"{family}.{name}", default)
-  heads = get("attention.head_count")
-  width = get("embedding_length")
+  get = lambda name, default: meta.get(f"{family}.{name}", default)
+  size = lambda name: need(meta, f"{family}.{name}")
   kind = get("rope.scaling.type", "none")
   if kind not in ("none", "linear"):
     refuse("rope scaling", kind, "none or linear")
   if "rope_freqs.weight" in tensor_names:  # llama3 scaling as a table
     refuse("rope_freqs.weight", "present", "the model in Hugging Face format")
+  heads, width = size("attention.head_count"), size("embedding_length")
   return ModelConfig(
       family=family,
-      vocab_size=len(meta["tokenizer.ggml.tokens"]),
+      vocab_size=len(need(meta, "tokenizer.ggml.tokens")),
       width=width,
-      num_layers=get("block_count"),
+      num_layers=size("block_count"),
       num_heads=heads,
       num_kv_heads=get("attention.head_count_kv", heads),
       head_dim=get("attention.key_length", width // heads),
-      mlp_width=get("feed_forward_length"),
-      max_positions=get("context_length"),
+      mlp_width=size("feed_forward_length"),
+      max_positions=size("context_length"),
       rope_theta=float(get("rope.freq_base", 1e4)),
       rope_scaling=(
-          ("linear", float(get("rope.scaling.factor")))
+          ("linear", float(size("rope.scaling.factor")))
           if kind == "linear"
           else None
       ),
-      norm_eps=float(get("attention.layer_norm_rms_epsilon")),
+      norm_eps=float(size("attention.layer_norm_rms_epsilon")),
       qkv_bias=bias,
       qk_norm=qk_norm,
       tied="output.weight" not in tensor_names,

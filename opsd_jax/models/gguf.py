@@ -17,18 +17,30 @@ NAMES = {  # GGUF block tensor -> Hugging Face module
 }  # fmt: skip
 TOP = {
     "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight", "output.weight": "lm_head.weight",
+    "output_norm.weight": "model.norm.weight",
+    "output.weight": "lm_head.weight",
 }  # fmt: skip
 
 
-def open_file(path) -> gguf.GGUFReader:
+class Reader(gguf.GGUFReader):
+  """Refuses what lies beyond the end of the file, where the package would read
+  nothing: without end, where a damaged length says so."""
+
+  def _get(self, offset, dtype, count=1, override_order=None):
+    end, size = offset + np.dtype(dtype).itemsize * int(count), len(self.data)
+    if end > size:
+      raise ValueError(f"it ends at byte {size}, but should reach byte {end}")
+    return super()._get(offset, dtype, count, override_order)
+
+
+def open_file(path) -> Reader:
   try:
-    return gguf.GGUFReader(path)
+    return Reader(path)
   except (ValueError, IndexError, KeyError, OSError) as e:
     raise ValueError(f"{path} is not a readable GGUF file: {e}") from e
 
 
-def metadata(reader: gguf.GGUFReader) -> dict:
+def metadata(reader: Reader) -> dict:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
@@ -47,13 +59,16 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
   return per_head.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_params(reader: gguf.GGUFReader, config, where) -> dict:
+def load_params(reader: Reader, config, where) -> dict:
   """The file's parameters, numpy, in config.param_dtype."""
   tensors = {hf_name(t.name): t for t in reader.tensors}
 
   def read(name):
     tensor = tensors[name]
-    value = gguf.dequantize(tensor.data, tensor.tensor_type)
+    try:
+      value = gguf.dequantize(tensor.data, tensor.tensor_type)
+    except NotImplementedError as e:
+      raise ValueError(f"{where}: {tensor.name}: {e}") from e
     if config.family == "llama" and ".q_proj." in name:
       value = half_split(value, config.num_heads)
     if config.family == "llama" and ".k_proj." in name:

@@ -14,9 +14,11 @@ LAYER = {
     "self_attn.k_norm.weight": ("attn/k_norm/scale", False),
     "self_attn.o_proj.weight": ("attn/o_proj/kernel", True),
     **{
-        f"self_attn.{x}_proj.{kind}": (f"attn/{x}_proj/{ours}", kind == "weight")
+        f"self_attn.{x}_proj.{theirs}": (f"attn/{x}_proj/{ours}", transposed)
         for x in "qkv"
-        for kind, ours in (("weight", "kernel"), ("bias", "bias"))
+        for theirs, ours, transposed in (
+            ("weight", "kernel", True), ("bias", "bias", False)
+        )
     },
     **{
         f"mlp.{x}_proj.weight": (f"mlp/{x}_proj/kernel", True)
@@ -127,24 +129,31 @@ def put(tree: dict, path: str, value) -> None:
   tree[last] = value
 
 
+def read_json(path: pathlib.Path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:  # of JSON or of UTF-8
+    raise ValueError(f"{path} is not readable JSON: {e}") from e
+
+
 def read_config(directory: pathlib.Path) -> dict:
   path = directory / "config.json"
   if not path.exists():
     raise ValueError(f"{directory} has no config.json: not a model directory")
-  return json.loads(path.read_text())
+  return read_json(path)
 
 
 def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a model, by its index where it has one."""
   index = directory / "model.safetensors.index.json"
   if index.exists():
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
+    names = sorted(set(read_json(index).get("weight_map", {}).values()))
   else:
     names = ["model.safetensors"]
   for name in names:
     if pathlib.PurePath(name).name != name:
       raise ValueError(f"{index}: file name {name!r} leaves the directory")
-    if not (directory / name).exists():
+    if not (directory / name).is_file():
       raise ValueError(f"{directory / name} is missing")
   return [directory / name for name in names]
 

@@ -1,4 +1,4 @@
-"""Where a model comes from: one string -> a local path -> config and weights."""
+"""Where a model comes from: a string -> a local path -> config and weights."""
 
 import hashlib
 import os

@@ -42,7 +42,8 @@ def rope_frequencies(config) -> np.ndarray:
 
 def rotate(x_BxLxHxC, pos_BxL, config):
   """Rotary position embedding; channel c pairs with c + C/2 (half-split)."""
-  angle = pos_BxL[..., None, None].astype(jnp.float32) * rope_frequencies(config)
+  freq = rope_frequencies(config)
+  angle = pos_BxL[..., None, None].astype(jnp.float32) * freq
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   a, b = jnp.split(x_BxLxHxC.astype(jnp.float32), 2, -1)
   x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)

@@ -25,11 +25,8 @@ class Dataset(NamedTuple):
 
 
 ALL = {
-    "largest_number": lambda options, privileged_field: Task(
-        largest_number.examples, largest_number.verify
-    ),
-    "reasoning_gym": reasoning_gym.task,
-}
+    "largest_number": largest_number.task, "reasoning_gym": reasoning_gym.task,
+}  # fmt: skip
 
 
 def open_task(name: str, privileged_field: str) -> Task:

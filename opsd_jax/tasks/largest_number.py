@@ -7,9 +7,18 @@ reference makes easy.
 """
 
 import random
-import re
 
 from opsd_jax.structs import Example, Verdict
+from opsd_jax.tasks.reply import last_number
+
+
+def task(options: str, privileged_field: str):
+  """A tasks.Task; it has no options, and one solution a problem."""
+  from opsd_jax.tasks import Task
+
+  if options:
+    raise ValueError(f"largest_number takes no options, got {options!r}")
+  return Task(examples, verify)
 
 
 def examples(seed: str):
@@ -32,8 +41,8 @@ def examples(seed: str):
 
 
 def verify(example: Example, text: str) -> Verdict:
-  """Right when the reply's last integer is the answer."""
-  numbers = re.findall(r"\d+", text.replace(",", ""))
-  if not numbers:
+  """Right when the reply's last number is the answer."""
+  found = last_number(text)
+  if found is None:
     return Verdict(0.0, None, "no number in the reply")
-  return Verdict(float(int(numbers[-1]) == int(example.answer)), numbers[-1])
+  return Verdict(float(float(found) == int(example.answer)), found)

@@ -6,11 +6,16 @@ The options after the task's name are its own settings.
 """
 
 import ast
+import difflib
 import functools
 import hashlib
+import itertools
 import re
 
 from opsd_jax.structs import Example, Verdict
+from opsd_jax.tasks.reply import last_number
+
+BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 
 
 def task(options: str, privileged_field: str):
@@ -18,9 +23,21 @@ def task(options: str, privileged_field: str):
   holds the worked solution (`answer_cot` for gsm_symbolic)."""
   from opsd_jax.tasks import Task
 
+  told(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
+  return Task(
+      functools.partial(examples, options, privileged_field),
+      functools.partial(verify, options),
+  )
+
+
+def dataset(options: str, seed: int, size: int):
+  """reasoning-gym's dataset; ValueError for what it does not know."""
+  import reasoning_gym
+  from reasoning_gym import factory
+
   name, *pairs = options.split(",")
-  if name not in names():
-    close = [n for n in names() if n[:3] == name[:3]] or names()[:8]
+  if name not in factory.DATASETS:
+    close = difflib.get_close_matches(name, factory.DATASETS, 5, 0)
     raise ValueError(
         f"reasoning-gym has no task {name!r}; it has {', '.join(close)}, ..."
     )
@@ -31,78 +48,78 @@ def task(options: str, privileged_field: str):
       settings[key] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
       settings[key] = value
-  return Task(
-      functools.partial(examples, name, settings, privileged_field),
-      functools.partial(verify, name, tuple(settings.items())),
-  )
-
-
-@functools.cache
-def names() -> list[str]:
-  from reasoning_gym import factory
-
-  return sorted(factory.DATASETS)
-
-
-def create(name: str, settings: dict, seed: int, size: int):
-  import reasoning_gym
-
   try:
     return reasoning_gym.create_dataset(name, seed=seed, size=size, **settings)
   except (TypeError, AssertionError) as e:
     raise ValueError(f"reasoning-gym task {name}: {e}") from e
 
 
-def examples(name: str, settings: dict, privileged_field: str, seed: str):
+def examples(options: str, privileged_field: str, seed: str):
   """An endless stream; an empty privileged field is None, never its name."""
-  number = int.from_bytes(hashlib.sha256(seed.encode()).digest()[:4], "big")
-  size = 1_000_000  # entries are made on access
-  for index, entry in enumerate(create(name, settings, number, size)):
-    if privileged_field == "answer":
-      told = entry["answer"]
-    elif privileged_field in entry["metadata"]:
-      told = entry["metadata"][privileged_field]
-    else:
-      raise ValueError(
-          f"{name} has no metadata field {privileged_field!r}; it has"
-          f" {', '.join(entry['metadata'])}"
-      )
+  for index in itertools.count():
+    block, place = divmod(index, BLOCK)
+    if place == 0:
+      digest = hashlib.sha256(f"{seed}/{block}".encode()).digest()
+      entries = dataset(options, int.from_bytes(digest[:4], "big"), BLOCK)
+    entry = entries[place]
     yield Example(
         id=f"{seed}/{index}", question=entry["question"],
-        solution=as_text(told), answer=as_text(entry["answer"]), metadata=entry,
+        solution=as_text(told(entry, privileged_field)),
+        answer=as_text(entry["answer"]), metadata=entry,
     )  # fmt: skip
+
+
+def told(entry: dict, privileged_field: str):
+  """What the teacher may be shown; ValueError where there is no such field."""
+  if privileged_field == "answer":
+    return entry["answer"]
+  if privileged_field not in entry["metadata"]:
+    raise ValueError(
+        f"{entry['metadata']['source_dataset']} has no metadata field"
+        f" {privileged_field!r}; it has {', '.join(entry['metadata'])}"
+    )
+  return entry["metadata"][privileged_field]
 
 
 def as_text(value) -> str | None:
   return None if value is None or not str(value).strip() else str(value)
 
 
-def verify(name: str, settings: tuple, example: Example, text: str) -> Verdict:
+def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
-  judge = scorer(name, settings)
-  score = judge(answer=found, entry=example.metadata)
+  score = scorer(options)(answer=found, entry=example.metadata)
   return Verdict(float(score), found)
 
 
 @functools.cache
-def scorer(name: str, settings: tuple):
-  return create(name, dict(settings), seed=0, size=1).score_answer
+def scorer(options: str):
+  return dataset(options, seed=0, size=1).score_answer
+
+
+BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
 
 
 def extract(text: str, answer: str | None) -> str | None:
-  """The reply's final answer: after the last `####`, or in the last \\boxed{},
-  or after the last "answer is" or "answer:"; else the last number where the
-  answer is one; else the whole reply, stripped."""
-  if "####" in text:
-    found = text.rpartition("####")[2]
-  elif boxed := re.findall(r"\\boxed\{([^{}]*)\}", text):
-    found = boxed[-1]
-  elif stated := re.findall(r"(?i)answer(?: is|:)\s*(.+)", text):
-    found = stated[-1].rstrip(". ")
-  else:
+  """The reply's final answer: what it states, one line of it where the true
+  answer is one, else the whole reply; of that the last number where the true
+  answer is one."""
+  found = stated(text)
+  if found is None:
     found = text
+  elif answer is not None and "\n" not in answer:
+    found = found.strip().partition("\n")[0].rstrip("*. ")
   if answer is not None and re.fullmatch(r"-?\d+(\.\d+)?", answer):
-    numbers = re.findall(r"-?\d+(?:\.\d+)?", found.replace(",", ""))
-    return numbers[-1] if numbers else None
+    return last_number(found)
   return found.strip() or None
+
+
+def stated(text: str) -> str | None:
+  """After the last `####`, or in the last \\boxed{}, or after the last "answer
+  is" or "answer:"; None without any."""
+  if "####" in text:
+    return text.rpartition("####")[2]
+  if boxed := BOXED.findall(text):
+    return boxed[-1]
+  _, *after = re.split(r"(?i)answer is:?|answer:", text)
+  return after[-1].lstrip("* \n") if after else None

@@ -1,0 +1,30 @@
+"""OPSD on worked solutions: a task that copying does not solve.
+
+Grade-school word problems drawn from templates (GSM-Symbolic, Mirzadeh et al.
+2024, arXiv:2410.05229, as reasoning-gym generates them); the teacher reads a
+worked solution. Ten steps, to look at what the solution tells the teacher:
+compare teacher/nll with student/nll in metrics.jsonl.
+
+  python -m experiments.train --config=configs/gsm_symbolic.py --workdir=runs/gsm
+"""
+
+from configs import base
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = base.get_config(arg)
+  c.task.name = "reasoning_gym:gsm_symbolic"
+  c.task.privileged_field = "answer_cot"
+  c.task.train_count = 1024
+  c.task.eval_count = 64
+  c.steps = 10
+  c.rollout.prompts = 8
+  c.rollout.max_new_tokens = 160
+  c.eval.max_new_tokens = 160
+  c.eval.every = 10
+  c.batch.bucket = 32
+  c.batch.window_bucket = 32
+  if arg == "tiny":
+    base.shrink(c)
+  return c

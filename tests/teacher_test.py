@@ -1,0 +1,147 @@
+"""Whose weights judge: what each teacher remembers, and for how long."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opsd_jax import checkpoint, sharding, teacher
+from opsd_jax.structs import State
+
+MAKERS = {
+    "live": teacher.live, "fixed": teacher.fixed,
+    "ema": lambda: teacher.ema(0.05), "synced": lambda: teacher.synced(2),
+    "anchored": lambda: teacher.anchored(0.25), "none": teacher.none,
+}  # fmt: skip
+
+
+def tree(value, dtype=jnp.float32):
+  full = lambda shape: jnp.full(shape, value, dtype)
+  return {"a": full((2, 3)), "b": {"c": full(4)}}
+
+
+def after(told, values, dtype=jnp.float32, start=1.0):
+  """Members after steps that put the student at each of the values."""
+  memory = told.init(tree(start, dtype))
+  for step, value in enumerate(values, 1):
+    memory = told.update(memory, tree(value, dtype), step)
+  last = values[-1] if values else start
+  return told.members(memory, tree(last, dtype))
+
+
+def assert_members(members, expected, dtype=jnp.float32, atol=1e-6):
+  assert [weight for weight, _ in members] == [weight for weight, _ in expected]
+  for (_, params), (_, value) in zip(members, expected, strict=True):
+    assert jax.tree.structure(params) == jax.tree.structure(tree(0.0))
+    for leaf in jax.tree.leaves(params):
+      assert leaf.dtype == dtype
+      np.testing.assert_allclose(np.float32(leaf), value, atol=atol)
+
+
+def test_every_teacher_is_tested_here():
+  assert MAKERS.keys() == teacher.ALL.keys()
+
+
+@pytest.mark.parametrize("name,expected", [
+    ("live", [(1.0, 4.0)]), ("fixed", [(1.0, 1.0)]),
+    ("anchored", [(0.75, 4.0), (0.25, 1.0)]), ("none", []),
+])  # fmt: skip
+def test_who_judges_after_three_steps(name, expected):
+  assert_members(after(MAKERS[name](), [2.0, 3.0, 4.0]), expected)
+
+
+@pytest.mark.parametrize("name", MAKERS)
+def test_at_the_start_every_teacher_is_the_student(name):
+  for _, params in after(MAKERS[name](), []):
+    assert_members([(1.0, params)], [(1.0, 1.0)])
+
+
+def test_ema_three_steps_towards_a_constant():
+  assert_members(after(teacher.ema(0.05), [2.0] * 3), [(1.0, 1.142625)])
+
+
+@pytest.mark.parametrize("rate,expected", [(0.0, 1.0), (1.0, 4.0)])
+def test_ema_at_its_ends_is_fixed_and_live(rate, expected):
+  assert_members(after(teacher.ema(rate), [2.0, 4.0]), [(1.0, expected)])
+
+
+def test_ema_of_bfloat16_weights_moves():
+  # A step of 0.001 is below bfloat16's resolution at 1, which is 0.0078.
+  told = teacher.ema(0.001)
+  memory = told.init(tree(1.0, jnp.bfloat16))
+  assert {x.dtype for x in jax.tree.leaves(memory)} == {np.dtype("float32")}
+  update = jax.jit(told.update)
+  for step in range(200):
+    memory = update(memory, tree(1.5, jnp.bfloat16), step)
+  expected = 1.5 - 0.5 * 0.999**200
+  np.testing.assert_allclose(memory["a"], expected, rtol=1e-4)
+  members = told.members(memory, tree(1.5, jnp.bfloat16))
+  assert_members(members, [(1.0, expected)], jnp.bfloat16, atol=2**-8)
+
+
+def test_synced_takes_the_student_every_third_step():
+  told = teacher.synced(3)
+  values = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
+  seen = [
+      float(after(told, values[:n])[0][1]["a"][0, 0])
+      for n in range(len(values) + 1)
+  ]
+  assert seen == [1, 1, 1, 4, 4, 4, 7, 7]
+  assert_members(after(teacher.synced(1), [2.0, 3.0]), [(1.0, 3.0)])
+
+
+@pytest.mark.parametrize("make,value", [
+    (teacher.ema, -0.1), (teacher.ema, 1.1), (teacher.anchored, 2.0),
+    (teacher.anchored, float("nan")), (teacher.synced, 0),
+])  # fmt: skip
+def test_senseless_numbers_are_refused(make, value):
+  with pytest.raises(ValueError, match="expected"):
+    make(value)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", MAKERS)
+def test_memory_is_a_copy_so_that_a_step_may_donate_the_state(name, dtype):
+  told, params = MAKERS[name](), tree(1.0, dtype)
+  state = State(jnp.zeros((), jnp.int32), params, (), told.init(params))
+
+  @jax.jit
+  def copy(state):
+    return jax.tree.map(lambda x: x + 0, state)
+
+  def step(state):
+    params = jax.tree.map(lambda x: x + 1, state.params)
+    return State(
+        state.step + 1, params, (),
+        told.update(state.teacher, params, state.step + 1),
+    )  # fmt: skip
+
+  expected = step(copy(state))
+  got = jax.jit(step, donate_argnums=0)(state)
+  jax.tree.map(np.testing.assert_array_equal, got, expected)
+  assert params["a"].is_deleted()  # it really was donated
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+@pytest.mark.parametrize("name", MAKERS)
+def test_memory_survives_a_checkpoint(name, dtype, tmp_path):
+  told = MAKERS[name]()
+  memory = told.init(tree(1.0, dtype))
+  for step in (1, 2):
+    memory = told.update(memory, tree(2.3, dtype), step)
+  state = State(jnp.int32(2), tree(2.3, dtype), {"mu": tree(0.5)}, memory)
+  shapes = jax.eval_shape(lambda: state)
+  mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
+  layout = sharding.tree_shardings(shapes, mesh)
+  manager = checkpoint.open_manager(tmp_path, keep=1)
+  assert checkpoint.restore_latest(manager, shapes, layout) is None
+  checkpoint.save(manager, state)
+  manager.wait_until_finished()
+  restored = checkpoint.restore_latest(manager, shapes, layout)
+  manager.close()
+  assert jax.tree.structure(restored) == jax.tree.structure(state)
+  for got, expected in zip(
+      jax.tree.leaves(restored), jax.tree.leaves(state), strict=True
+  ):
+    assert got.dtype == expected.dtype
+    np.testing.assert_array_equal(got, expected)
