@@ -152,7 +152,7 @@ def shrink(c: ConfigDict) -> None:
   c.steps = 4
   c.task.train_count = 64
   c.task.eval_count = 8
-  c.rollout.prompts = 4
+  c.rollout.prompts = 8
   c.rollout.max_new_tokens = 8
   c.eval.max_new_tokens = 8
   c.eval.every = 2

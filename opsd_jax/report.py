@@ -1,6 +1,7 @@
 """What a person reads: the start of a run, its samples, its end."""
 
 import json
+import textwrap
 
 from opsd_jax import metrics
 from opsd_jax.models import transformer
@@ -87,10 +88,11 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
   lines = []
   for before, after in list(zip(read(0), read(steps), strict=True))[:count]:
     mark = lambda r: "right" if r["score"] >= 1 else "wrong"
+    short = lambda text: textwrap.shorten(text, 200, placeholder=" ...")
     lines += [
-        f"Q: {before['question']}",
-        f"  before ({mark(before)}): {before['reply']}",
-        f"  after  ({mark(after)}): {after['reply']}",
+        f"Q: {short(before['question'])}",
+        f"  before ({mark(before)}): {short(before['reply'])}",
+        f"  after  ({mark(after)}): {short(after['reply'])}",
     ]
   return "\n".join(lines)
 

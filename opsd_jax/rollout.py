@@ -75,7 +75,8 @@ def dataset(model_config, tokenizer, **how):
 
 
 def reference(tokenizer, text: str) -> Completion:
-  """A given text as a response."""
+  """A given text as a response; ValueError where it holds a control token."""
+  tokenizer.refuse_control(text)
   ids = (*tokenizer.encode(text), tokenizer.end_of_turn_id)
   return Completion(text, ids, None, None, False)
 

@@ -75,15 +75,18 @@ class Tokenizer:
           " chat_template.jinja"
       )
     for message in messages:
-      for token in self.control:
-        if token in message["content"]:
-          raise ValueError(
-              f"a message holds the control token {token!r}:"
-              f" {message['content'][:80]!r}"
-          )
+      self.refuse_control(message["content"])
     return self.inner.apply_chat_template(
         messages, tokenize=False, add_generation_prompt=True, **template_args
     )
+
+  def refuse_control(self, text: str) -> None:
+    """Raises ValueError where a text holds one of the control tokens."""
+    for token in self.control:
+      if token in text:
+        raise ValueError(
+            f"a message holds the control token {token!r}: {text[:80]!r}"
+        )
 
   def chat_ids(self, messages, **template_args) -> list[int]:
     """Token ids of the rendered chat."""

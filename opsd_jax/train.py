@@ -159,34 +159,32 @@ def train_and_evaluate(config, workdir) -> dict:
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   run = prepare.prepare(config)
-  with jax.set_mesh(run.mesh):
-    writer, before = loop(config, run, workdir)
-  seconds = time.time() - began + before
-  return report.finish(config, run, writer, workdir, seconds)
-
-
-def loop(config, run, workdir):
-  """Steps, evaluations, checkpoints; under the mesh.
-
-  Returns the writer and the seconds that earlier sessions of this run took.
-  """
   print(report.describe(config, run), flush=True)
-  writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
-  judge = evaluate.Judge(
-      run, writer, workdir / "samples", seed=config.seed,
-      prompt_bucket=config.batch.prompt_bucket, bucket=config.batch.bucket,
-      chunk=config.loss.chunk, **config.eval,
-  )  # fmt: skip
-  manager = checkpoint.open_manager(
-      workdir / "checkpoints", keep=config.checkpoint.keep
-  )
-  state, layout = start_or_resume(run, manager)
-  start = int(state.step)
-  writer.rewind(start)
-  before = writer.seconds()
-  judge.judge_base(run.params)
-  run = run._replace(params=None)  # the state holds the weights from here on
+  with jax.set_mesh(run.mesh):
+    writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
+    judge = evaluate.Judge(
+        run, writer, workdir / "samples", seed=config.seed,
+        prompt_bucket=config.batch.prompt_bucket, bucket=config.batch.bucket,
+        chunk=config.loss.chunk, **config.eval,
+    )  # fmt: skip
+    manager = checkpoint.open_manager(
+        workdir / "checkpoints", keep=config.checkpoint.keep
+    )
+    state, layout = start_or_resume(run, manager)
+    writer.rewind(int(state.step))
+    began -= writer.seconds()  # what earlier sessions of this run took
+    judge.judge_base(run.params)
+    run = run._replace(params=None)  # the state holds the weights from here on
+    learn(config, run, state, layout, writer, judge, manager)
+    manager.close()
+  return report.finish(config, run, writer, workdir, time.time() - began)
 
+
+def learn(config, run, state, layout, writer, judge, manager) -> None:
+  """The loop: sample with the student, collate two views, step; look, save.
+
+  `state` is donated: the caller must not keep it.
+  """
   respond = pick(
       rollout.ALL, config.rollout.source, model_config=run.model_config,
       tokenizer=run.tokenizer, seed=config.seed,
@@ -202,8 +200,8 @@ def loop(config, run, workdir):
       ),
       donate_argnums=0, out_shardings=(layout, None, None, None),
   )  # fmt: skip
+  start, bad_steps = int(state.step), 0
   bar = metrics.Bar(config.steps, start, "train")
-  bad_steps = 0
   for step in range(start, config.steps):
     clock = [time.time()]
     problems = problems_of_step(
@@ -217,6 +215,7 @@ def loop(config, run, workdir):
     tok = jax.tree.map(np.asarray, tok)
     row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
     row |= {
+        "padding": collate.padding_share(batch),
         "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
     }  # fmt: skip
     step += 1
@@ -227,15 +226,13 @@ def loop(config, run, workdir):
       raise FloatingPointError(
           f"{bad_steps} steps in a row were not finite, the last is {step};"
           " none of them changed the weights. Lower the learning rate, or look"
-          f" at {workdir / 'metrics.jsonl'}"
+          f" at {writer.path}"
       )
     if step % config.log.samples_every == 0:
       shown = rollouts[: config.log.samples]
-      report.show_samples(run, workdir / "samples", step, shown, tok)
+      report.show_samples(run, judge.samples_dir, step, shown, tok)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(state.params, step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       checkpoint.save(manager, state)
   bar.close()
-  manager.close()
-  return writer, before

@@ -19,6 +19,13 @@ CONFIGS = sorted(
     if p.stem not in ("__init__", "base")
 )  # fmt: skip
 
+# Loss and gradient norm of the first step at `:tiny`. If you did not mean to
+# change what is computed, a difference is a bug; if you did, update these.
+GOLDEN = {
+    "opsd": (1.22752e-4, 2.61431e-2), "sft": (5.72680, 3.33357),
+    "gsm_symbolic": (9.22931e-5, 1.89335e-2),
+}  # fmt: skip
+
 SUMMARY = {
     *(
         f"accuracy_{who}{end}"
@@ -65,6 +72,10 @@ def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   assert [r["step"] for r in rows if "eval/accuracy" in r] == [0, 2, 4]
   on_policy = [r for r in rows if "sampler/logp_gap" in r]
   assert all(r["sampler/logp_gap"] < 1e-4 for r in on_policy)
+  first = next(r for r in rows if "loss" in r)
+  assert (first["loss"], first["grad_norm"]) == pytest.approx(
+      GOLDEN[name], rel=2e-3  # float32's noise in a divergence of 1e-4 nats
+  )
 
 
 @pytest.mark.parametrize("flag,words", [

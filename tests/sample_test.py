@@ -17,7 +17,7 @@ def model(request):
   config = families.tiny(scan_layers=request.param)
   params = transformer.init_params(config, jax.random.key(1))
   # Sharper logits than at initialisation, so that sampling has something to do.
-  params["embed"]["embedding"] = 12 * params["embed"]["embedding"]
+  params["embed"]["embedding"] = 4 * params["embed"]["embedding"]
   return config, params
 
 
