@@ -162,7 +162,7 @@ class Judge:
     killed run had got past it."""
     if any("eval/accuracy" in row for row in self.writer.rows()):
       return
-    scores, _ = self.accuracy(params, "teacher", 0)
+    scores, _ = self.accuracy(params, "teacher", self.samples)
     self.judge(params, 0, {f"eval/teacher_{k}": v for k, v in scores.items()})
 
   def judge(self, params, step: int, more=None) -> None:

@@ -71,6 +71,7 @@ def summarise(rows) -> dict:
       ("accuracy_teacher", rows[0], "eval/teacher_accuracy"),
       ("accuracy_final", rows[-1], "eval/accuracy"),
       ("sampled_accuracy_base", rows[0], "eval/sampled_accuracy"),
+      ("sampled_accuracy_teacher", rows[0], "eval/teacher_sampled_accuracy"),
       ("sampled_accuracy_final", rows[-1], "eval/sampled_accuracy"),
   ):
     for end in ("", "_ci_low", "_ci_high"):
@@ -107,6 +108,7 @@ def closing_words(summary: dict, workdir) -> str:
       ("base", "accuracy_base"), ("privileged teacher", "accuracy_teacher"),
       ("final", "accuracy_final"),
       ("base, sampled", "sampled_accuracy_base"),
+      ("teacher, sampled", "sampled_accuracy_teacher"),
       ("final, sampled", "sampled_accuracy_final"),
   )  # fmt: skip
   lines = [

@@ -101,8 +101,16 @@ def table(runs: list[dict]) -> str:
         f"| {run['method']} | {run['seed']} | {span(end, 'accuracy')} |"
         f" {span(end, 'sampled_accuracy')} | {end['drift']:.3f} |"
     )
-  teacher = span(runs[0]["summary"], "accuracy_teacher")
-  return "\n".join([*lines, f"| privileged teacher | | {teacher} | | |"])
+  told = {
+      key.replace("_teacher", ""): value
+      for key, value in runs[0]["summary"].items()
+      if "_teacher" in key
+  }
+  lines.append(
+      f"| privileged teacher | | {span(told, 'accuracy')} |"
+      f" {span(told, 'sampled_accuracy')} | |"
+  )
+  return "\n".join(lines)
 
 
 def main(workdirs) -> None:
