@@ -130,7 +130,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.eval.drift_tokens = 32  # length of the base's replies to them
 
   c.checkpoint = ConfigDict()
-  c.checkpoint.every = 20  # steps; also at the end
+  c.checkpoint.every = 10  # steps; also at the end
   c.checkpoint.keep = 1
 
   c.log = ConfigDict()
@@ -143,7 +143,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   if preset == "tiny":
     shrink(c)
-  return c
+  return c.lock()
 
 
 def shrink(c: ConfigDict) -> None:

@@ -1,6 +1,6 @@
 """Measures speed: one JSON object a line on stdout.
 
-  python -m experiments.bench step --peers > experiments/benchmarks/step_cpu.jsonl
+  python -m experiments.bench step --peers | tee step_cpu.jsonl
 
 `step` times whole training steps (rollout, teacher, student, optimiser) on the
 sums of reasoning-gym, with --peers beside TRL's SDFT trainer (`pip install

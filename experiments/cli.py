@@ -1,7 +1,6 @@
 """Flags for the experiment scripts: a wrong one ends in one clear line."""
 
 import sys
-import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -27,18 +26,19 @@ def run(main) -> None:
       main(config.value, workdir.value)
     except (ValueError, OSError, FloatingPointError) as e:
       if trace.value:
-        traceback.print_exc()
+        raise
       sys.exit(f"error: {e}")
 
   flags.mark_flags_as_required(["config", "workdir"])
-  try:
-    app.run(body, flags_parser=_parse)
-  except (AttributeError, KeyError, TypeError, ValueError, OSError) as e:
-    sys.exit(f"error: {' '.join(str(e).split())}")
+  app.run(body, flags_parser=_parse)
 
 
 def _parse(argv):
   try:
     return flags.FLAGS(argv)
-  except flags.Error as e:
-    sys.exit(f"error: {e}")
+  except (AttributeError, KeyError) as e:
+    words = " ".join(str(e.args[0]).split()).strip('"')
+    sys.exit(f"error: unknown config field {words}")
+  except (flags.Error, TypeError, ValueError, OSError) as e:
+    # ml_collections puts a whole traceback into some of its messages
+    sys.exit(f"error: {str(e).strip().splitlines()[-1]}")

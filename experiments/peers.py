@@ -58,10 +58,8 @@ class Channel:
 
   def answer(self, **reply):
     """Adds the processor time of this order and of the wait before it."""
-    now = time.process_time()
-    reply |= {
-        "cpu_seconds": now - self.told, "idle_cpu_seconds": self.told - self.left
-    }  # fmt: skip
+    reply["cpu_seconds"] = time.process_time() - self.told
+    reply["idle_cpu_seconds"] = self.told - self.left
     print(json.dumps(reply), file=self.answers, flush=True)
     self.left = time.process_time()
 
@@ -82,11 +80,12 @@ def ours(channel, config, directory) -> None:
   prepare.validate(config)
   run = prepare.prepare(config)
   compiled = []
-  jax.monitoring.register_event_duration_secs_listener(
-      lambda event, seconds, **_: (
-          event.endswith("backend_compile_duration") and compiled.append(seconds)
-      )
-  )
+
+  def listen(event, seconds, **_):
+    if event.endswith("backend_compile_duration"):
+      compiled.append(seconds)
+
+  jax.monitoring.register_event_duration_secs_listener(listen)
   respond = rollout.ALL[config.rollout.source](
       run.model_config, run.tokenizer, seed=config.seed,
       knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
@@ -160,7 +159,7 @@ def split(run, state, batch, times: int = 5) -> dict[str, float]:
     grads = state.params  # any tree of this shape
     updates, opt = run.tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
-    return state._replace(params=params, opt=opt), optax.global_norm(grads)
+    return state._replace(params=params, opt=opt), optax.tree.norm(grads)
 
   alone = run.objective._replace(teacher=teacher.none())
   make = lambda o: train.make_train_step(run.model_config, o, run.tx)
@@ -306,9 +305,8 @@ def sdft(channel: Channel, config, directory: str) -> None:
       losses = trainer._metrics["train"]["sdft/distillation_loss"]
       channel.answer(
           seconds=seconds, rollout_seconds=self.answered - self.began,
-          divergence=losses[-1],
-          response_tokens=int(lengths.sum()), longest=int(lengths.max()),
-          prompts=fingerprint(ids),
+          divergence=losses[-1], response_tokens=int(lengths.sum()),
+          longest=int(lengths.max()), prompts=fingerprint(ids),
       )  # fmt: skip
 
   trainer.add_callback(OneStepAnOrder())

@@ -91,6 +91,8 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
     if isinstance(reply, str):
       reply = rollout.reference(model.tokenizer, reply)
     reply = tuple(getattr(reply, "ids", reply))
+    if any(not 0 <= i < model.config.vocab_size for i in reply):
+      raise ValueError(f"row {len(rows)}: an id outside the vocabulary")
     if len(ids) + len(reply) > model.config.max_positions:
       raise ValueError(
           f"row {len(rows)}: a prompt of {len(ids)} tokens and a completion of"

@@ -4,7 +4,8 @@ A template says how a question and privileged text are worded; a kind of
 privilege says what that text is. The student never sees it.
 """
 
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from opsd_jax.pick import pick
 from opsd_jax.structs import Example

@@ -171,7 +171,7 @@ class Judge:
     row = {f"eval/{k}": v for k, v in scores.items()}
     row |= {"eval/drift": self.drift(params), **(more or {})}
     row["time/evaluate"] = time.time() - began
-    self.writer.write(step, row)
+    # The replies before the row: the row says that the evaluation is complete.
     self.samples_dir.mkdir(exist_ok=True)
     with open(self.samples_dir / f"eval_{step:06d}.jsonl", "w") as f:
       for p, text in zip(self.run.eval, texts, strict=True):
@@ -182,6 +182,7 @@ class Judge:
             "reply": text, "score": verdict.score,
         }  # fmt: skip
         f.write(json.dumps(record) + "\n")
+    self.writer.write(step, row)
     print(
         f"step {step}: accuracy {scores['accuracy']:.3f}"
         f" [{scores['accuracy_ci_low']:.3f}, {scores['accuracy_ci_high']:.3f}]"

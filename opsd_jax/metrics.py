@@ -31,15 +31,18 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
       "divergence/clipped": mean(tok.clipped_BxT),
       "student/nll": -mean(tok.logp_BxT),
       "student/entropy": mean(tok.entropy_BxT),
-      "teacher/nll": -mean(tok.teacher_logp_BxT),
-      "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
-      "teacher/entropy": mean(tok.teacher_entropy_BxT),
       "response_tokens": int(real.sum()),
       "truncated": float(
           np.mean([r.completion.truncated for r in rollouts])
       ),
       "empty": int((real.sum(1) == 0).sum()),
   }  # fmt: skip
+  if batch.teacher.ids_BxL.shape[1] > 1:  # else there is none
+    row |= {
+        "teacher/nll": -mean(tok.teacher_logp_BxT),
+        "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
+        "teacher/entropy": mean(tok.teacher_entropy_BxT),
+    }
   if all(r.completion.logp is not None for r in rollouts):
     gap = np.abs(tok.raw_logp_BxT - batch.sampler_logp_BxT)
     row["sampler/logp_gap"] = float((gap * real).max())

@@ -1,7 +1,8 @@
 """config -> Objective: the only file that knows all families."""
 
 import inspect
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 

@@ -3,6 +3,8 @@
 State and arithmetic are float32 whatever the parameters' dtype.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -47,13 +49,13 @@ def from_config(config) -> optax.GradientTransformation:
   """
   c = config.optimizer
   for name, low, high in (
-      ("learning_rate", 0, float("inf")), ("b1", 0, 1), ("b2", 0, 1),
-      ("eps", 0, 1), ("weight_decay", 0, float("inf")),
-      ("clip_norm", 0, float("inf")), ("warmup_steps", 0, float("inf")),
+      ("learning_rate", 0, math.inf), ("b1", 0, 1), ("b2", 0, 1),
+      ("eps", 1e-30, 1), ("weight_decay", 0, math.inf),
+      ("clip_norm", 0, math.inf), ("warmup_steps", 0, math.inf),
   ):  # fmt: skip
-    if not low <= c[name] <= high:
+    if not low <= c[name] < high:
       raise ValueError(
-          f"optimizer.{name} is {c[name]}, expected {low} to {high}"
+          f"optimizer.{name} is {c[name]}, expected [{low}, {high})"
       )
   rate = schedule(c.learning_rate, c.decay, c.warmup_steps, config.steps)
   adamw = optax.adamw(

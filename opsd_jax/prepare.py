@@ -2,20 +2,31 @@
 
 import functools
 import json
+import os
 from typing import Any, NamedTuple
 
 import jax
 
-from opsd_jax import context
+from opsd_jax import (
+  context,
+  evaluate,
+  optimizer,
+  rollout,
+  sharding,
+  tasks,
+  tokenizer,
+)
 from opsd_jax import objective as objectives
-from opsd_jax import optimizer, rollout, sharding, tasks, tokenizer
-from opsd_jax.models import sources
+from opsd_jax.models import sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.sample import Knobs, check
 from opsd_jax.structs import Problem
 
-# What may differ between a run and its resumption: nothing that training sees.
-OBSERVATIONAL = ("eval", "checkpoint", "log", "compile_cache")
+# What may differ between a run and its resumption: nothing that changes what is
+# trained on, or what an evaluation means.
+OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "compile_cache")
+
+DTYPES = ("float32", "bfloat16", "float16")
 
 COUNTS = (  # fields that must be at least 1
     "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens",
@@ -24,6 +35,7 @@ COUNTS = (  # fields that must be at least 1
     "eval.batch_prompts", "eval.max_new_tokens", "eval.drift_prompts",
     "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
     "log.samples_every", "task.eval_count", "task.train_count",
+    "optimizer.max_bad_steps",
 )  # fmt: skip
 
 
@@ -53,15 +65,28 @@ def validate(config) -> None:
   context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
+  check(Knobs(temperature=config.eval.temperature))
+  evaluate.unrelated_prompts(config.eval.drift_prompts)
+  for name, known in (
+      ("remat", transformer.REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES)
+  ):  # fmt: skip
+    if config.model[name] not in known:
+      raise ValueError(
+          f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
+      )
+  if config.rollout.source == "dataset" and config.rollout.samples != 1:
+    raise ValueError("rollout.source=dataset has one response a problem: set"
+                     f" rollout.samples=1, it is {config.rollout.samples}")
   if config.mesh.tensor != 1:
     raise ValueError(
         f"mesh.tensor is {config.mesh.tensor}: tensor parallelism is not built"
         " yet, expected 1"
     )
-  for name in COUNTS:
+  for name in (*COUNTS, "seed", "eval.samples"):
     value = functools.reduce(getattr, name.split("."), config)
-    if value < 1:
-      raise ValueError(f"{name} is {value}, expected at least 1")
+    least = 1 if name in COUNTS else 0
+    if value < least:
+      raise ValueError(f"{name} is {value}, expected at least {least}")
   if (rows := rows_per_step(config)) % config.batch.micro_batches:
     raise ValueError(
         f"{rows} rows a step do not split into batch.micro_batches ="
@@ -92,6 +117,11 @@ def prepare(config) -> Run:
       path, dtype=config.model.dtype, param_dtype=config.model.param_dtype,
       scan_layers=config.model.scan_layers, remat=config.model.remat,
   )  # fmt: skip
+  d = config.divergence
+  if d.support != "full" and d.k > model_config.vocab_size:
+    raise ValueError(
+        f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
+    )
   params = jax.device_put(params, sharding.tree_shardings(params, mesh))
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   data = tasks.load(
@@ -99,13 +129,22 @@ def prepare(config) -> Run:
       eval_count=config.task.eval_count, seed=config.task.seed,
       privileged_field=config.task.privileged_field,
   )  # fmt: skip
-  new = max(config.rollout.max_new_tokens, config.eval.max_new_tokens)
-  room = model_config.max_positions - new
-  dropped = {}
-  train = ask(config.context, tok, data.train, room, dropped)
-  held_out = ask(config.context, tok, data.eval, room, dropped)
-  if not train or not held_out:
-    raise ValueError(f"no problem is left to train or evaluate on: {dropped}")
+  positions, dropped = model_config.max_positions, {}
+  train = ask(
+      config.context, tok, data.train, positions - config.rollout.max_new_tokens,
+      dropped, "training",
+      references=positions if config.rollout.source == "dataset" else 0,
+  )  # fmt: skip
+  held_out = ask(
+      config.context, tok, data.eval, positions - config.eval.max_new_tokens,
+      dropped, "evaluation",
+  )  # fmt: skip
+  if len(train) < config.rollout.prompts or not held_out:
+    raise ValueError(
+        f"{len(train)} problems are left to train on, expected at least"
+        f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
+        f" evaluate on; dropped: {dropped or 'none'}"
+    )
   return Run(
       mesh, model_config, params, tok, train, held_out,
       task.verify, data.removed_as_overlap, dropped,
@@ -113,48 +152,73 @@ def prepare(config) -> Run:
   )  # fmt: skip
 
 
-def ask(c, tok, examples, room: int, dropped: dict) -> tuple[Problem, ...]:
+def ask(
+    c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
+) -> tuple[Problem, ...]:
   """Both sides' prompts of every example; what cannot be asked is dropped and
-  counted by reason. `c` is config.context, `room` the longest prompt."""
+  counted by use and reason.
+
+  `c` is config.context, `room` the longest prompt. `references`, unless 0: the
+  response will be the reference solution, in a row of at most so many tokens.
+  """
   args = lambda a: {k: v for k, v in a.items() if v is not None}
-  problems = []
-  for example in examples:
-    try:
-      told = context.teacher_messages(
-          c.template, c.privileged, example, examples
-      )
-    except context.Missing as e:
-      dropped[str(e)] = dropped.get(str(e), 0) + 1
-      continue
+
+  def problem(example):
+    told = context.teacher_messages(c.template, c.privileged, example, examples)
     asked = context.student_messages(c.template, example)
     student = tuple(tok.chat_ids(asked, **args(c.student_args)))
     teacher = tuple(tok.chat_ids(told, **args(c.teacher_args)))
     if max(len(student), len(teacher)) > room:
-      reason = f"a prompt is longer than {room} tokens"
+      raise context.Missing(f"a prompt is longer than {room} tokens")
+    if references:
+      text = context.present(example.solution, "solution")
+      size = len(rollout.reference(tok, text).ids)
+      if len(student) + size > references:
+        raise context.Missing(f"a row is longer than {references} tokens")
+    return Problem(example, student, teacher)
+
+  problems = []
+  for example in examples:
+    try:
+      problems.append(problem(example))
+    except (context.Missing, tokenizer.ControlToken) as e:
+      is_missing = isinstance(e, context.Missing)
+      reason = f"{use}: {e if is_missing else 'its text holds a control token'}"
       dropped[reason] = dropped.get(reason, 0) + 1
-      continue
-    problems.append(Problem(example, student, teacher))
   return tuple(problems)
+
+
+def refuse_other(config, workdir) -> None:
+  """Raises ValueError where the workdir holds another experiment."""
+  path = workdir / "config.json"
+  if not path.exists():
+    if (workdir / "checkpoints").exists():
+      raise ValueError(f"{workdir} holds checkpoints of an unknown config")
+    return
+  try:
+    there = flat(json.loads(path.read_text()))
+  except ValueError as e:
+    raise ValueError(f"{path} is not readable: {e}") from e
+  now = flat(json.loads(config.to_json_best_effort()))
+  differ = [
+      f"  {k}: {there.get(k)!r} there, {now.get(k)!r} now"
+      for k in sorted({*there, *now})
+      if there.get(k) != now.get(k) and not k.startswith(OBSERVATIONAL)
+  ]
+  if differ:
+    raise ValueError(
+        f"{workdir} holds a run of another config; give another --workdir:\n"
+        + "\n".join(differ)
+    )
 
 
 def claim(config, workdir) -> None:
   """Writes workdir/config.json, or refuses a workdir of another experiment."""
+  refuse_other(config, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  path = workdir / "config.json"
-  new = json.loads(config.to_json_best_effort())
-  if path.exists():
-    there, now = flat(json.loads(path.read_text())), flat(new)
-    differ = [
-        f"  {k}: {there.get(k)!r} there, {now.get(k)!r} now"
-        for k in sorted({*there, *now})
-        if there.get(k) != now.get(k) and k.split(".")[0] not in OBSERVATIONAL
-    ]
-    if differ:
-      raise ValueError(
-          f"{workdir} holds a run of another config; give another --workdir:\n"
-          + "\n".join(differ)
-      )
-  path.write_text(json.dumps(new, indent=2) + "\n")
+  text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
+  (workdir / "config.json.tmp").write_text(text + "\n")
+  os.replace(workdir / "config.json.tmp", workdir / "config.json")
 
 
 def flat(tree: dict, at: str = "") -> dict:

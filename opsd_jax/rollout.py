@@ -19,13 +19,12 @@ def complete(
     max_new_tokens: int,
     batch_prompts: int,
     prompt_bucket: int,
-    on_batch=lambda done: None,
 ) -> list[list[Completion]]:
   """n completions of each prompt (token ids); `ids` name the prompts' draws."""
   samples = sample(
       model_config, params, prompts, row_keys(seed, step, role, ids, n), knobs,
       n=n, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
-      batch_prompts=batch_prompts, bucket=prompt_bucket, on_batch=on_batch,
+      batch_prompts=batch_prompts, bucket=prompt_bucket,
   )  # fmt: skip
   rows = []
   for r, size in enumerate(samples.len_R):
@@ -34,8 +33,8 @@ def complete(
         Completion(
             tokenizer.decode(ids), ids,
             tuple(samples.logp_RxT[r, :size].tolist()),
-            tuple(samples.sampled_logp_RxT[r, :size].tolist()),
             bool(samples.truncated_R[r]),
+            tuple(samples.sampled_logp_RxT[r, :size].tolist()),
         )
     )  # fmt: skip
   return [rows[i : i + n] for i in range(0, len(rows), n)]
@@ -78,7 +77,7 @@ def reference(tokenizer, text: str) -> Completion:
   """A given text as a response; ValueError where it holds a control token."""
   tokenizer.refuse_control(text)
   ids = (*tokenizer.encode(text), tokenizer.end_of_turn_id)
-  return Completion(text, ids, None, None, False)
+  return Completion(text, ids, None, False)
 
 
 ALL = {"on_policy": on_policy, "dataset": dataset}

@@ -7,8 +7,8 @@ never on its batch or slot.
 """
 
 import functools
-from typing import NamedTuple
 import zlib
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -182,18 +182,17 @@ def sample(
     eos_ids,
     batch_prompts: int,
     bucket: int,
-    on_batch=lambda done: None,
 ) -> Samples:
   """n responses to each prompt (a list of token ids), `batch_prompts` at once.
 
-  Prompts are padded to a multiple of `bucket`. `on_batch(prompts done)` is
-  called after each batch. Raises ValueError where a prompt is empty or leaves
-  no room for max_new_tokens within the model's positions.
+  Prompts are padded to a multiple of `bucket`. Raises ValueError where a
+  prompt is empty or leaves no room for max_new_tokens within the model's
+  positions.
   """
   check(knobs)
   longest = max(map(len, prompts))
-  if min(map(len, prompts)) == 0 or max_new_tokens < 1:
-    raise ValueError("prompts and max_new_tokens must not be empty")
+  if min(map(len, prompts)) == 0 or max_new_tokens < 1 or n < 1:
+    raise ValueError("a prompt is empty, or max_new_tokens or n is below 1")
   if longest + max_new_tokens > config.max_positions:
     raise ValueError(
         f"a prompt of {longest} tokens and {max_new_tokens} new ones exceed the"
@@ -227,5 +226,4 @@ def sample(
         knobs_R, np.asarray(eos_ids, np.int32), n=n, window=max_new_tokens,
     )  # fmt: skip
     parts.append(Samples(*(np.asarray(x)[: len(part) * n] for x in samples)))
-    on_batch(i + len(part))
   return Samples(*(np.concatenate(x) for x in zip(*parts, strict=True)))

@@ -43,8 +43,8 @@ class Completion(NamedTuple):
   text: str
   ids: tuple[int, ...]
   logp: tuple[float, ...] | None  # nats, the model's own; None: not sampled
-  sampled_logp: tuple[float, ...] | None  # nats, the distribution sampled from
   truncated: bool
+  sampled_logp: tuple[float, ...] | None = None  # nats, what was sampled from
 
 
 class Problem(NamedTuple):

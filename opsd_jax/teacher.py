@@ -9,7 +9,8 @@ Like an optax transformation, a teacher is pure functions:
 The teacher's logits are the weighted sum of its members' logits.
 """
 
-from typing import Any, Callable, NamedTuple
+from collections.abc import Callable
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp

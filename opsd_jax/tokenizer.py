@@ -37,6 +37,10 @@ PRE = {
 }
 
 
+class ControlToken(ValueError):
+  """A text holds a token that would end or forge a turn."""
+
+
 class Tokenizer:
   """A tokenizer with the model's own idea of a chat and of its end."""
 
@@ -66,8 +70,8 @@ class Tokenizer:
   def render(self, messages, **template_args) -> str:
     """The chat as text, ready for the model's turn.
 
-    Raises ValueError without a chat template, and for a message that holds a
-    control token, which would end or forge a turn.
+    Raises ValueError without a chat template, and ControlToken for a message
+    that holds one.
     """
     if not self.inner.chat_template:
       raise ValueError(
@@ -81,10 +85,10 @@ class Tokenizer:
     )
 
   def refuse_control(self, text: str) -> None:
-    """Raises ValueError where a text holds one of the control tokens."""
+    """Raises ControlToken where a text holds one of the control tokens."""
     for token in self.control:
       if token in text:
-        raise ValueError(
+        raise ControlToken(
             f"a message holds the control token {token!r}: {text[:80]!r}"
         )
 

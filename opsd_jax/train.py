@@ -13,8 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from opsd_jax import checkpoint, collate, evaluate, metrics, pertoken
-from opsd_jax import prepare, report, rollout, sharding
+from opsd_jax import (
+  checkpoint,
+  collate,
+  evaluate,
+  metrics,
+  pertoken,
+  prepare,
+  report,
+  rollout,
+  sharding,
+)
 from opsd_jax.models import transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import State
@@ -30,7 +39,8 @@ def init_state(params, objective, tx) -> State:
 def make_train_step(model_config, objective, tx, *, micro_batches=1):
   """(state, batch) -> (state, loss, gradient norm, PerToken).
 
-  A step whose loss or gradient is not finite changes nothing but the count.
+  A step whose loss, gradient or update is not finite changes nothing but the
+  count, and says so by a gradient norm that is NaN.
   """
 
   def loss_fn(params, members, batch, denominator):
@@ -62,17 +72,19 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
         batch, micro_batches,
     )  # fmt: skip
     with jax.named_scope("optimizer"):
-      grad_norm = optax.global_norm(grads)
+      grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
+      grad_norm = optax.tree.norm(grads)
       updates, opt = tx.update(grads, state.opt, state.params)
       params = optax.apply_updates(state.params, updates)
       step = state.step + 1
       teacher = objective.teacher.update(state.teacher, params, step)
-      finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+      norms = jnp.stack([loss, grad_norm, optax.tree.norm(updates)])
+      finite = jnp.isfinite(norms).all()
       state = jax.tree.map(
           lambda new, old: jnp.where(finite, new, old),
           State(step, params, opt, teacher), state._replace(step=step),
       )  # fmt: skip
-    return state, loss, grad_norm, tok
+    return state, loss, jnp.where(finite, grad_norm, jnp.nan), tok
 
   return train_step
 
@@ -153,13 +165,14 @@ def train_and_evaluate(config, workdir) -> dict:
   began = time.time()
   prepare.validate(config)
   workdir = pathlib.Path(workdir)
-  prepare.claim(config, workdir)
+  prepare.refuse_other(config, workdir)
   if config.compile_cache:
     cache = pathlib.Path(config.compile_cache).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   run = prepare.prepare(config)
   print(report.describe(config, run), flush=True)
+  prepare.claim(config, workdir)
   with jax.set_mesh(run.mesh):
     writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
     judge = evaluate.Judge(
@@ -170,13 +183,15 @@ def train_and_evaluate(config, workdir) -> dict:
     manager = checkpoint.open_manager(
         workdir / "checkpoints", keep=config.checkpoint.keep
     )
-    state, layout = start_or_resume(run, manager)
-    writer.rewind(int(state.step))
-    began -= writer.seconds()  # what earlier sessions of this run took
-    judge.judge_base(run.params)
-    run = run._replace(params=None)  # the state holds the weights from here on
-    learn(config, run, state, layout, writer, judge, manager)
-    manager.close()
+    try:
+      state, layout = start_or_resume(run, manager)
+      writer.rewind(int(state.step))
+      began -= writer.seconds()  # what earlier sessions of this run took
+      judge.judge_base(run.params)
+      run = run._replace(params=None)  # from here on the state holds them
+      learn(config, run, state, layout, writer, judge, manager)
+    finally:
+      manager.close()  # what is being saved is saved
   return report.finish(config, run, writer, workdir, time.time() - began)
 
 

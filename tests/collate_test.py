@@ -1,8 +1,9 @@
 """Two views of one response: aligned, padded by length, hand-checkable."""
 
-from hypothesis import given, strategies as st
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsd_jax import collate
 from opsd_jax.collate import Row

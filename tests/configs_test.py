@@ -7,8 +7,8 @@ import subprocess
 import sys
 import time
 
-from ml_collections import ConfigDict
 import pytest
+from ml_collections import ConfigDict
 
 from configs import base
 from opsd_jax import prepare, train

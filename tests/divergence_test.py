@@ -3,11 +3,12 @@
 import itertools
 import math
 
-from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsd_jax import divergence
 

@@ -2,11 +2,12 @@
 
 import re
 
-from hypothesis import given, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsd_jax import evaluate, tasks
 from opsd_jax.collate import Row
@@ -54,7 +55,7 @@ def test_accuracy_by_hand():
   def complete(params, prompts, ids, *, knobs, n):
     asked.append((params, prompts, ids, knobs.temperature, n))
     return [
-        [Completion(t, (7,) * (i + 1), None, None, i == 2) for t in group]
+        [Completion(t, (7,) * (i + 1), None, i == 2) for t in group]
         for i, group in enumerate(texts)
     ]
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from opsd_jax import metrics
-from opsd_jax.structs import Batch, Completion, PerToken, Rollout
+from opsd_jax.structs import Batch, Completion, PerToken, Rollout, View
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
 # a mask had been forgotten.
@@ -27,11 +27,19 @@ def per_token(**fields):
 
 
 def batch_of(mask=MASK, sampler=((-1, -2, -3), (-2, 0, 0))):
-  return Batch(None, None, None, mask, np.array(sampler, np.float32))
+  told = View(np.zeros((2, 5), np.int32), None)
+  return Batch(None, told, None, mask, np.array(sampler, np.float32))
 
 
 def rollout(logp=(), truncated=False):
-  return Rollout(None, Completion("", (), logp, logp, truncated))
+  return Rollout(None, Completion("", (), logp, truncated, logp))
+
+
+def test_without_a_teacher_nothing_is_said_of_it():
+  alone = View(np.zeros((2, 1), np.int32), None)
+  batch = batch_of()._replace(teacher=alone)
+  row = metrics.of_step(0.3, 2.0, per_token(), batch, [rollout()] * 2)
+  assert not [k for k in row if k.startswith("teacher")]
 
 
 def test_a_step_in_numbers():

@@ -5,11 +5,12 @@ import json
 import struct
 
 import gguf as gguf_package
-from hypothesis import given, settings, strategies as st
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from opsd_jax import tokenizer

@@ -221,3 +221,10 @@ def test_data_differ_by_seed_and_repeat_by_seed():
 def test_too_few_different_questions_are_an_error(held_out, words):
   with pytest.raises(ValueError, match=words):
     load(NARROW, 10, held_out)
+
+
+def test_a_scorer_that_fails_on_a_reply_is_a_wrong_answer():
+  task = tasks.open_task("reasoning_gym:prime_factorization", "answer")
+  example = next(iter(task.examples("train/0")))
+  verdict = task.verify(example, "the answer is garbage")
+  assert verdict.score == 0 and "not scored" in verdict.feedback

@@ -9,9 +9,10 @@ import sys
 import zipfile
 
 import gguf
-from hypothesis import assume, given, strategies as st
 import pytest
 import tokenizers
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from tokenizers import pre_tokenizers
 
 from opsd_jax import tokenizer

@@ -5,7 +5,8 @@ the seed decides, and `verify(example, text) -> Verdict`.
 """
 
 import itertools
-from typing import Callable, NamedTuple
+from collections.abc import Callable
+from typing import NamedTuple
 
 from opsd_jax.pick import pick
 from opsd_jax.structs import Example

@@ -88,7 +88,10 @@ def as_text(value) -> str | None:
 def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
-  score = scorer(options)(answer=found, entry=example.metadata)
+  try:
+    score = scorer(options)(answer=found, entry=example.metadata)
+  except Exception as e:  # some scorers fail on text that they do not expect
+    return Verdict(0.0, found, f"not scored: {type(e).__name__}: {e}")
   return Verdict(float(score), found)
 
 
