@@ -159,7 +159,7 @@ def plot(rows, summary: dict, path):
 
   evals = [r for r in rows if "eval/accuracy" in r]
   steps = [r["step"] for r in rows if "loss" in r]
-  figure, axes = plt.subplots(1, 3, figsize=(13, 3.8), layout="constrained")
+  figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
   for key, label, colour in (
       ("eval/accuracy", "student, greedy", BLUE),
       ("eval/sampled_accuracy", "student, sampled", ORANGE),
@@ -181,7 +181,9 @@ def plot(rows, summary: dict, path):
       title="Accuracy on unseen problems (95% intervals)", ylim=(0, 1.02),
       xlabel="step", ylabel="share right",
   )  # fmt: skip
-  axes[0].legend(loc="best", frameon=False)
+  axes[0].legend(
+      loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
+  )
   axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
   axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
   axes[2].plot(
