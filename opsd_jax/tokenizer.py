@@ -1,11 +1,15 @@
 """Text <-> token ids, and chat templates; on `tokenizers`, without torch."""
 
 import json
+import os
 import pathlib
 
 import tokenizers
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+
+# It says at import that torch is missing, which is as it should be.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from transformers import PreTrainedTokenizerFast  # noqa: E402
 
 CHATML = (
     "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
