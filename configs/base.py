@@ -43,12 +43,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.model.dtype = "float32"  # of activations and matmuls
   c.model.param_dtype = "float32"  # of the stored weights
   c.model.scan_layers = False  # True: compile time independent of depth
-  c.model.remat = "none"  # none, dots (keep matmul outputs), full
+  # what the backward pass finds kept: everything ("none"), matmul outputs
+  # ("dots"), each layer's input ("full"); the rest is computed again
+  c.model.remat = "none"
+  c.model.attention = "auto"  # splash on TPU, cudnn on GPU, chunked; xla
+
+  c.lora = ConfigDict()
+  c.lora.rank = 0  # of the adapter that trains instead of the weights; 0: off
+  c.lora.alpha = 128.0  # the adapter's product is scaled by alpha / rank
+  c.lora.targets = "(q|k|v|o|gate|up|down)_proj"  # modules, a pattern
 
   c.mesh = ConfigDict()  # devices; -1 takes what is left
-  c.mesh.data = 1  # rows split, weights replicated
+  c.mesh.data = 1  # rows split, weights replicated; crosses TPU slices
   c.mesh.fsdp = -1  # rows split, weights split
-  c.mesh.tensor = 1  # reserved: must be 1
+  c.mesh.tensor = 1  # heads, MLP and vocabulary split
 
   c.task = ConfigDict()
   # "largest_number" or "reasoning_gym:<task>[,key=value...]"
@@ -82,6 +90,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.batch.bucket = 8  # tokens; rows are padded to a multiple of it
   c.batch.window_bucket = 8  # tokens; so are response windows
   c.batch.prompt_bucket = 32  # tokens; so are the sampler's prompts
+  # tokens, prompt and response together; longer rows are dropped and counted.
+  # 0: the model's positions
+  c.batch.max_row = 0
 
   c.divergence = ConfigDict()
   # forward_kl, reverse_kl, jsd, total_variation, squared_hellinger, chi_square,
@@ -107,7 +118,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.loss = ConfigDict()
   c.loss.temperature = 1.0  # of both sides' logits
   c.loss.denominator = "tokens"  # tokens, rows; over the global batch
-  c.loss.chunk = 64  # tokens whose vocabulary exists at one time
+  c.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
 
   c.optimizer = ConfigDict()  # AdamW
   c.optimizer.learning_rate = 2e-4
@@ -118,6 +129,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.optimizer.eps = 1e-8
   c.optimizer.weight_decay = 0.0
   c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
+  c.optimizer.mu_dtype = "float32"  # of the first moment; or bfloat16
+  c.optimizer.master = True  # float32 weights beside 16-bit parameters
   c.optimizer.max_bad_steps = 3  # non-finite steps in a row before giving up
 
   c.eval = ConfigDict()

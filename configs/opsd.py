@@ -5,11 +5,72 @@ the start, shown the reference solution, judge every token of that answer, and
 the student moves towards that judgement: forward KL over the full vocabulary.
 
   python -m experiments.train --config=configs/opsd.py --workdir=runs/opsd
+
+Presets for accelerators: qwen3_0_6b, qwen3_1_7b, qwen3_4b, qwen3_8b, qwen3_32b,
+llama3_1_8b. A bare preset tunes all weights with the paper's hyper-parameters,
+32 rows of up to 3,072 tokens; `recipe=upstream` is the released LoRA recipe.
+See what one needs before renting it:
+
+  python -m experiments.plan --config=configs/opsd.py:qwen3_8b --topology=v5p:2x2x4
+  python -m experiments.train --config=configs/opsd.py:qwen3_8b,recipe=upstream --workdir=gs://...
 """
 
 from configs import base
 
+MODELS = {
+    "qwen3_0_6b": "Qwen/Qwen3-0.6B", "qwen3_1_7b": "Qwen/Qwen3-1.7B",
+    "qwen3_4b": "Qwen/Qwen3-4B", "qwen3_8b": "Qwen/Qwen3-8B",
+    "qwen3_32b": "Qwen/Qwen3-32B",
+    "llama3_1_8b": "meta-llama/Llama-3.1-8B-Instruct",
+}  # fmt: skip
+
 
 def get_config(arg=None):
-  """`arg`: None or "tiny"."""
-  return base.get_config(arg)
+  """`arg`: None, "tiny", or a model above and after it `recipe=upstream`."""
+  preset, options = base.parse(arg, ("tiny", *MODELS), ("recipe",))
+  if preset not in MODELS:
+    if options:
+      raise ValueError(
+          f"config argument {arg!r}: a recipe needs a model before it, one of"
+          f" {', '.join(MODELS)}"
+      )
+    return base.get_config(preset)
+  c = base.get_config()
+  at_scale(c, preset)
+  recipe = options.get("recipe")
+  if recipe not in (None, "upstream"):
+    raise ValueError(f"recipe is {recipe!r}, known: upstream")
+  if recipe:
+    c.lora.rank, c.lora.alpha = 64, 128.0
+    c.divergence.clip = "signed"
+    c.divergence.tau = 0.06 if preset == "qwen3_8b" else 0.05
+  return c
+
+
+def at_scale(c, preset):
+  """The paper's hyper-parameters (its table 7 and released scripts)."""
+  c.model.source = MODELS[preset]
+  c.model.dtype = c.model.param_dtype = "bfloat16"
+  c.model.scan_layers, c.model.remat = True, "full"
+  if preset == "qwen3_32b":
+    c.mesh.tensor = 2  # 32 rows split over at most 32 devices
+  c.steps = 100
+  c.task.name = "reasoning_gym:gsm_symbolic"
+  c.task.privileged_field = "answer_cot"
+  c.task.train_count = 3200
+  c.context.template = "upstream"
+  if preset.startswith("qwen3"):
+    c.context.student_args.enable_thinking = False
+    c.context.teacher_args.enable_thinking = True
+  c.rollout.prompts = c.rollout.batch_prompts = 32
+  c.rollout.max_new_tokens = 1024
+  c.rollout.temperature = c.loss.temperature = 1.1
+  c.rollout.top_p, c.rollout.top_k = 0.95, 20
+  c.batch.max_row = 3072
+  c.batch.bucket = c.batch.window_bucket = c.batch.prompt_bucket = 512
+  c.loss.chunk = 512
+  c.optimizer.learning_rate, c.optimizer.decay = 5e-6, "constant"
+  c.optimizer.warmup_steps = 0
+  c.optimizer.b2, c.optimizer.clip_norm = 0.999, 0.1
+  c.eval.max_new_tokens = 1024
+  c.eval.every = c.checkpoint.every = 25

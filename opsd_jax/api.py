@@ -26,8 +26,9 @@ def load_model(source: str, dtype: str = "float32") -> Model:
   """A model from any source that `config.model.source` accepts."""
   path = sources.resolve(source)
   config, params = sources.load_model_weights(
-      path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none"
-  )
+      path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none",
+      attention="xla", lora_alpha=1.0,
+  )  # fmt: skip
   return Model(config, jax.device_put(params), tokenizer.load(path))
 
 

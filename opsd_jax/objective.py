@@ -45,7 +45,7 @@ def from_config(config) -> Objective:
   name = d.pop("name")
   own = accepted(pick({**divergence.ALL, **divergence.TOKEN}, name), d)
   common = {f: d[f] for f in ("support", "k", "owner", "clip", "tau")}
-  t = config.teacher.to_dict()
+  t = config.teacher.to_dict() | {"from_base": config.lora.rank > 0}
   make_teacher = pick(teacher.ALL, t.pop("name"))
   if config.teacher.name == "none" and name != "nll":
     raise ValueError(f"divergence {name} needs a teacher, teacher.name is none")

@@ -1,9 +1,11 @@
 """config.optimizer -> an optax transformation and its learning-rate schedule.
 
-State and arithmetic are float32 whatever the parameters' dtype.
+Arithmetic is float32 whatever the parameters' dtype, and so is the state but
+for the first moment, whose dtype the config names.
 """
 
 import math
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -27,6 +29,7 @@ def cosine(t, steps):
 
 
 DECAYS = {"constant": constant, "linear": linear, "cosine": cosine}
+MU_DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
 
 def schedule(learning_rate, decay, warmup_steps, steps):
@@ -59,12 +62,49 @@ def from_config(config) -> optax.GradientTransformation:
       )
   rate = schedule(c.learning_rate, c.decay, c.warmup_steps, config.steps)
   adamw = optax.adamw(
-      rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay
-  )
+      rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay,
+      mu_dtype=pick(MU_DTYPES, c.mu_dtype),
+  )  # fmt: skip
   clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else None
-  tx = optax.chain(clip, adamw) if clip else adamw
-  f32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  tx = in_float32(optax.chain(clip, adamw) if clip else adamw)
+  low = config.model.param_dtype != "float32" and not config.lora.rank
+  return with_master(tx) if c.master and low else tx
+
+
+def float32(tree):
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
+def in_float32(tx) -> optax.GradientTransformation:
+  """The same, on float32 copies of gradients and parameters."""
   return optax.GradientTransformation(
-      init=lambda params: tx.init(f32(params)),
-      update=lambda grads, opt, params: tx.update(f32(grads), opt, f32(params)),
+      init=lambda params: tx.init(float32(params)),
+      update=lambda grads, opt, params: tx.update(
+          float32(grads), opt, float32(params)
+      ),
   )
+
+
+class Master(NamedTuple):
+  weights: Any  # float32
+  inner: Any
+
+
+def with_master(tx) -> optax.GradientTransformation:
+  """Keeps float32 weights in the state; parameters are what they round to.
+
+  In bfloat16 an update below a 256th of a weight is lost; here it adds up.
+  """
+
+  def init(params):
+    weights = jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+    return Master(weights, tx.init(weights))
+
+  def update(grads, state, params):
+    updates, inner = tx.update(grads, state.inner, state.weights)
+    weights = optax.apply_updates(state.weights, updates)
+    # What `apply_updates` adds, in float32, before it rounds.
+    moves = jax.tree.map(lambda w, p: w - p.astype(jnp.float32), weights, params)
+    return moves, Master(weights, inner)
+
+  return optax.GradientTransformation(init, update)

@@ -1,8 +1,10 @@
 """config -> Run: what an experiment means, checked, loaded and tokenised."""
 
+import dataclasses
 import functools
 import json
 import os
+import zlib
 from typing import Any, NamedTuple
 
 import jax
@@ -17,7 +19,7 @@ from opsd_jax import (
   tokenizer,
 )
 from opsd_jax import objective as objectives
-from opsd_jax.models import sources, transformer
+from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.sample import Knobs, check
 from opsd_jax.structs import Problem
@@ -44,7 +46,8 @@ class Run(NamedTuple):
 
   mesh: Any
   model_config: Any
-  params: Any  # as they are at the start
+  params: Any  # the base: all weights as they are at the start
+  trained: Any  # the base -> what trains of it: itself, or a new adapter
   tokenizer: Any
   train: tuple[Problem, ...]
   eval: tuple[Problem, ...]
@@ -74,15 +77,11 @@ def validate(config) -> None:
       raise ValueError(
           f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
       )
+  lora.check(config.lora.targets)
   if config.rollout.source == "dataset" and config.rollout.samples != 1:
     raise ValueError("rollout.source=dataset has one response a problem: set"
                      f" rollout.samples=1, it is {config.rollout.samples}")
-  if config.mesh.tensor != 1:
-    raise ValueError(
-        f"mesh.tensor is {config.mesh.tensor}: tensor parallelism is not built"
-        " yet, expected 1"
-    )
-  for name in (*COUNTS, "seed", "eval.samples"):
+  for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row"):
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
@@ -105,18 +104,11 @@ def knobs(c) -> Knobs:
 def prepare(config) -> Run:
   """Loads model, tokenizer and problems; drops what does not fit, counted."""
   mesh = sharding.make_mesh(**config.mesh)
-  split = mesh.shape["data"] * mesh.shape["fsdp"] * config.batch.micro_batches
-  if (rows := rows_per_step(config)) % split:
-    raise ValueError(
-        f"{rows} rows a step cannot be split over data x fsdp devices and"
-        f" micro-batches, {split} in all: make rollout.prompts a multiple of it"
-    )
+  sharding.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
-  model_config, params = sources.load_model_weights(
-      path, dtype=config.model.dtype, param_dtype=config.model.param_dtype,
-      scan_layers=config.model.scan_layers, remat=config.model.remat,
-  )  # fmt: skip
+  model_config, params = sources.load_model_weights(path, **how_to_run(config))
+  model_config = fit_to(model_config, mesh)
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
     raise ValueError(
@@ -129,7 +121,7 @@ def prepare(config) -> Run:
       eval_count=config.task.eval_count, seed=config.task.seed,
       privileged_field=config.task.privileged_field,
   )  # fmt: skip
-  positions, dropped = model_config.max_positions, {}
+  positions, dropped = longest_row(config, model_config), {}
   train = ask(
       config.context, tok, data.train, positions - config.rollout.max_new_tokens,
       dropped, "training",
@@ -146,10 +138,54 @@ def prepare(config) -> Run:
         f" evaluate on; dropped: {dropped or 'none'}"
     )
   return Run(
-      mesh, model_config, params, tok, train, held_out,
+      mesh, model_config, params, trained(config), tok, train, held_out,
       task.verify, data.removed_as_overlap, dropped,
       objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
+
+
+def how_to_run(config) -> dict:
+  """The fields of a ModelConfig that are not the model's own."""
+  fields = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
+  return {name: config.model[name] for name in fields} | {
+      "lora_alpha": config.lora.alpha
+  }
+
+
+def fit_to(model_config, mesh):
+  """The model as these devices run it: `auto` attention becomes a name.
+
+  Raises ValueError where the mesh cannot split it, or its attention cannot run.
+  """
+  c = model_config
+  sharding.check_heads(mesh, c.num_heads, c.num_kv_heads, c.mlp_width)
+  device = mesh.devices.flat[0]
+  backend = attention.resolve(
+      c.attention, platform=device.platform, dtype=c.dtype,
+      head_dim=c.head_dim,
+      capability=getattr(device, "compute_capability", "8.0"),
+  )  # fmt: skip
+  return dataclasses.replace(c, attention=backend)
+
+
+def trained(config):
+  """The base -> what trains: all of it, or a new adapter beside it."""
+  if not config.lora.rank:
+    return lambda params: params
+  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
+  return functools.partial(
+      lora.init, key=key, targets=config.lora.targets, rank=config.lora.rank
+  )
+
+
+def longest_row(config, model_config) -> int:
+  """Tokens of a row at most: batch.max_row within the model's positions."""
+  if config.batch.max_row > model_config.max_positions:
+    raise ValueError(
+        f"batch.max_row is {config.batch.max_row}, the model has"
+        f" {model_config.max_positions} positions"
+    )
+  return config.batch.max_row or model_config.max_positions
 
 
 def ask(

@@ -1,11 +1,14 @@
-"""One mesh (data, fsdp, tensor) and one table from parameter path to layout.
+"""One mesh (data, fsdp, tensor) and two tables: weights and activations.
 
-Rows of a batch are split over data and fsdp together; weights are split over
-fsdp (their width axis) and, once tensor parallelism lands, over tensor. The
-compiler derives every collective from these layouts (GSPMD), so one program
+Rows of a batch are split over data and fsdp together. Weights are kept split
+over fsdp and tensor; a layer gathers its own over fsdp just before it uses
+them, and works on its share of heads, MLP channels or vocabulary over tensor.
+The compiler derives every collective from these layouts (GSPMD), so one program
 serves a laptop, which is a mesh of one, and a pod.
 """
 
+import functools
+import math
 import re
 
 import jax
@@ -16,54 +19,154 @@ from jax.sharding import PartitionSpec as P
 AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split a batch
 
-# First match wins. Axes of a stacked (scanned) layer have one more in front.
+# Weights, by the end of their path. First match wins; axes of a stacked
+# (scanned) layer have one more in front, which stays whole.
 RULES = (
     (r"(embed|lm_head)/embedding$", P("tensor", "fsdp")),  # V x D
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", P("fsdp", "tensor")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_a$", P("fsdp")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_b$", P(None, "tensor")),
     (r"(o_proj|down_proj)/kernel$", P("tensor", "fsdp")),
+    (r"(o_proj|down_proj)/lora_a$", P("tensor", None)),
+    (r"(o_proj|down_proj)/lora_b$", P(None, "fsdp")),
     (r"(q_proj|k_proj|v_proj)/bias$", P("tensor")),
     (r"(norm|_norm)/scale$", P()),
 )
 
+# Activations, by what they are.
+ACTIVATIONS = {
+    "rows": P(ROWS),  # B x ...: ids, states of the model's width
+    "heads": P(ROWS, None, "tensor"),  # B x L x H x C, and the KV cache
+    "stacked_cache": P(None, ROWS, None, "tensor"),  # N x B x S x K x C
+    "mlp": P(ROWS, None, "tensor"),  # B x L x F
+    "chunks": P(None, ROWS),  # n x N x ...: tokens of the loss, in chunks
+    "logits": P(ROWS, "tensor"),  # N x V
+    "looked_up": P("data", None, "fsdp"),  # B x L x D, as the table is split
+    # The sum of the unembedding's gradient: one partial sum a row shard.
+    "head_gradient": P(ROWS, "tensor"),  # G x tensor x ...
+}
+
 
 def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None):
-  """A mesh over all devices; one axis may be -1 and takes what is left."""
+  """A mesh over all devices; one axis may be -1 and takes what is left.
+
+  On several TPU slices the data axis is the outer one: it crosses the network
+  between them, fsdp and tensor stay inside.
+  """
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
   named = dict(zip(AXES, sizes, strict=True))
+  count = len(devices)
   if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
     raise ValueError(
         f"mesh {named}: sizes are positive, and at most one is -1"
     )
   if -1 in sizes:
     rest = int(np.prod([s for s in sizes if s != -1]))
-    if len(devices) % rest:
+    if count % rest:
       raise ValueError(
-          f"mesh {named}: {rest} does not divide {len(devices)} devices"
+          f"mesh {named}: {rest} does not divide {count} devices; the product"
+          f" of the other axes must be one of {divisors(count)}"
       )
-    sizes[sizes.index(-1)] = len(devices) // rest
-  if int(np.prod(sizes)) != len(devices):
+    sizes[sizes.index(-1)] = count // rest
+  if int(np.prod(sizes)) != count:
     raise ValueError(
-        f"mesh {named} needs {int(np.prod(sizes))} devices, there are"
-        f" {len(devices)}; set one axis to -1 to take all of them"
+        f"mesh {named} needs {int(np.prod(sizes))} devices, there are {count};"
+        " set one axis to -1 to take all of them, each axis is one of"
+        f" {divisors(count)}"
     )
-  return jax.make_mesh(
-      tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+  slices = len({getattr(d, "slice_index", 0) for d in devices})
+  if slices == 1:
+    return jax.make_mesh(
+        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
+    )
+  return across_slices(sizes, slices, devices)
+
+
+def across_slices(sizes, slices: int, devices):
+  """A mesh whose data axis is slice-major."""
+  from jax.experimental import mesh_utils
+
+  data, fsdp, tensor = sizes
+  if data % slices:
+    raise ValueError(
+        f"mesh.data is {data} on {slices} slices of"
+        f" {len(devices) // slices} devices: it crosses them, so it must be a"
+        f" multiple of {slices}; fsdp x tensor must divide a slice"
+    )
+  grid = mesh_utils.create_hybrid_device_mesh(
+      (data // slices, fsdp, tensor), (slices, 1, 1), devices
   )
+  return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
+
+
+def divisors(n: int) -> list[int]:
+  return [i for i in range(1, n + 1) if n % i == 0]
+
+
+def check_heads(mesh, num_heads: int, num_kv_heads: int, mlp_width: int):
+  """Raises ValueError where the tensor axis cannot split a model."""
+  tensor = mesh.shape["tensor"]
+  common = math.gcd(num_heads, num_kv_heads, mlp_width)
+  if common % tensor:
+    raise ValueError(
+        f"mesh.tensor is {tensor} on {mesh.size} devices, mesh"
+        f" {dict(mesh.shape)}: the model has {num_heads} heads, {num_kv_heads}"
+        f" key/value heads and an MLP of {mlp_width}, which it must divide;"
+        f" valid are {divisors(common)}"
+    )
+
+
+def row_shards(mesh) -> int:
+  """Into how many parts a mesh splits the rows; 1 without a mesh."""
+  return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
+
+
+def groups(rows: int) -> int:
+  """The row shards of the mesh in context, 1 where they do not split `rows`."""
+  shards = row_shards(jax.sharding.get_abstract_mesh())
+  return 1 if rows % shards else shards
+
+
+def vocabulary_shards(size: int) -> int:
+  """Into how many parts the mesh in context splits the vocabulary."""
+  mesh = jax.sharding.get_abstract_mesh()
+  tensor = 1 if mesh.empty else mesh.shape["tensor"]
+  return 1 if size % tensor else tensor
+
+
+def check_rows(mesh, rows: int, micro_batches: int) -> None:
+  """Raises ValueError where a step's rows do not split evenly."""
+  split = row_shards(mesh) * micro_batches
+  if rows % split:
+    raise ValueError(
+        f"{rows} rows a step cannot be split over {row_shards(mesh)} row shards"
+        f" (mesh {dict(mesh.shape)}: data x fsdp) and {micro_batches}"
+        f" micro-batches: make rollout.prompts x rollout.samples a multiple of"
+        f" {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
+    )
+
+
+def fitted(spec: P, shape: tuple[int, ...], mesh) -> P:
+  """The spec without the axes that do not divide their dimension."""
+  size = lambda axes: math.prod(
+      mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes)
+  )
+  return P(*(
+      axes if axes and n % size(axes) == 0 else None
+      for axes, n in zip(spec, shape, strict=False)
+  ))
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh) -> P:
-  """The table's spec for one array, stacked layers and divisibility applied.
+  """The table's spec for one weight, stacked layers and divisibility applied.
 
   An axis that its mesh axis does not divide stays whole.
   """
   for pattern, spec in RULES:
     if re.search(pattern, path):
-      spec = (None,) * (len(shape) - len(spec)) + tuple(spec)
-      return P(*(
-          a if a and size % mesh.shape[a] == 0 else None
-          for a, size in zip(spec, shape, strict=True)
-      ))
+      two = 1 if path.endswith(("bias", "scale")) else 2
+      return fitted(P(*(None,) * (len(shape) - two), *spec), shape, mesh)
   return P()
 
 
@@ -83,11 +186,53 @@ def rows_sharding(mesh) -> NamedSharding:
   return NamedSharding(mesh, P(ROWS))
 
 
-def rows(x: jax.Array) -> jax.Array:
-  """Asks the compiler to keep the leading (row) axis split, inside a jit under
-  `jax.set_mesh`; without a mesh, or where rows do not divide, it does nothing.
+def constrain(x: jax.Array, what: str) -> jax.Array:
+  """Asks the compiler for ACTIVATIONS[what], inside a jit under `set_mesh`.
+
+  Without a mesh it does nothing; an axis that does not divide stays whole.
+  """
+  return as_laid_out(x, ACTIVATIONS[what])
+
+
+@functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
+def gathered(weight: jax.Array, path: str) -> jax.Array:
+  """A weight as a layer uses it: whole over fsdp, still split over tensor.
+
+  Its gradient comes back split as the weight is stored: scattered while it is
+  summed, where a plain constraint would sum all of it on every device.
   """
   mesh = jax.sharding.get_abstract_mesh()
-  if mesh.empty or x.shape[0] % (mesh.shape["data"] * mesh.shape["fsdp"]):
+  if mesh.empty:
+    return weight
+  spec = spec_of(path, weight.shape, mesh)
+  return as_laid_out(weight, P(*(None if a == "fsdp" else a for a in spec)))
+
+
+gathered.defvjp(
+    lambda weight, path: (gathered(weight, path), None),
+    lambda path, _, gradient: (kept(gradient, path),),
+)
+
+
+def kept(weight: jax.Array, path: str) -> jax.Array:
+  """A weight, or its gradient, as it is stored: split over fsdp and tensor."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return weight
+  return as_laid_out(weight, spec_of(path, weight.shape, mesh))
+
+
+def sum_of_shards(x_GxSxKxMxD: jax.Array) -> jax.Array:
+  """The sum over G of "head_gradient"s, V x D, split as the unembedding is.
+
+  The barrier keeps it float32 until it is summed.
+  """
+  x_VxD = x_GxSxKxMxD.sum(0).reshape(-1, x_GxSxKxMxD.shape[-1])
+  return jax.lax.optimization_barrier(kept(x_VxD, "embed/embedding"))
+
+
+def as_laid_out(x: jax.Array, spec: P) -> jax.Array:
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, P(ROWS))
+  return jax.lax.with_sharding_constraint(x, fitted(spec, x.shape, mesh))

@@ -6,7 +6,9 @@ Like an optax transformation, a teacher is pure functions:
   members(memory, params) -> ((weight, params), ...)
   update(memory, params, step) -> memory, after every optimiser step
 
-The teacher's logits are the weighted sum of its members' logits.
+The teacher's logits are the weighted sum of its members' logits. `params` are
+what trains: all weights, or an adapter. An adapter starts as nothing, so what
+it was `from_base` is the empty tree: the base alone, and no copy of it.
 """
 
 from collections.abc import Callable
@@ -36,9 +38,16 @@ def live() -> Teacher:
   return Teacher(lambda params: (), lambda ts, params: ((1.0, params),), keep)
 
 
-def fixed() -> Teacher:
+def at_start(from_base: bool):
+  """params -> the student as it was at the start, to keep."""
+  return (lambda params: {}) if from_base else copy
+
+
+def fixed(from_base: bool = False) -> Teacher:
   """The student as it was at the start."""
-  return Teacher(copy, lambda ts, params: ((1.0, ts),), keep)
+  return Teacher(
+      at_start(from_base), lambda ts, params: ((1.0, ts),), keep
+  )
 
 
 def ema(rate: float) -> Teacher:
@@ -71,13 +80,14 @@ def synced(every: int) -> Teacher:
   )
 
 
-def anchored(pull: float) -> Teacher:
+def anchored(pull: float, from_base: bool = False) -> Teacher:
   """q ~ live^(1 - pull) start^pull: a mixture of distributions in log space,
   not of weights (SDPO's trust region, arXiv:2601.20802)."""
   check("pull", pull)
   return Teacher(
-      copy, lambda ts, params: ((1.0 - pull, params), (pull, ts)), keep
-  )
+      at_start(from_base),
+      lambda ts, params: ((1.0 - pull, params), (pull, ts)), keep,
+  )  # fmt: skip
 
 
 def none() -> Teacher:

@@ -24,7 +24,7 @@ from opsd_jax import (
   rollout,
   sharding,
 )
-from opsd_jax.models import transformer
+from opsd_jax.models import lora, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import State
 
@@ -37,24 +37,28 @@ def init_state(params, objective, tx) -> State:
 
 
 def make_train_step(model_config, objective, tx, *, micro_batches=1):
-  """(state, batch) -> (state, loss, gradient norm, PerToken).
+  """(state, batch, base) -> (state, loss, gradient norm, PerToken).
 
-  A step whose loss, gradient or update is not finite changes nothing but the
+  `base` holds the weights that do not train, beside the state's adapter; where
+  all train there is none. A step whose loss, gradient or update is not finite changes nothing but the
   count, and says so by a gradient norm that is NaN.
   """
 
-  def loss_fn(params, members, batch, denominator):
-    h_BxTxD = transformer.states(model_config, params, batch.student)
-    teachers = tuple(  # the same weights, told more
-        (
-            weight,
-            sg(transformer.states(model_config, sg(told), batch.teacher)),
-            transformer.unembedding(told),
-        )
-        for weight, told in members
-    )
+  def loss_fn(params, base, members, batch, denominator):
+    student = lora.join(base, params)
+    with jax.named_scope("student"):
+      h_BxTxD = transformer.states(model_config, student, batch.student)
+    with jax.named_scope("teacher"):
+      teachers = tuple(  # the same weights, told more
+          (
+              weight,
+              sg(transformer.states(model_config, sg(told), batch.teacher)),
+              transformer.unembedding(told),
+          )
+          for weight, told in members
+      )
     tok = pertoken.compare(
-        objective.divergence, h_BxTxD, transformer.unembedding(params),
+        objective.divergence, h_BxTxD, transformer.unembedding(student),
         teachers, batch.y_BxT, batch.mask_BxT,
         temperature=objective.temperature, chunk=objective.chunk,
     )  # fmt: skip
@@ -62,12 +66,18 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
     loss = (w_BxT * tok.div_BxT).sum() / denominator  # the only reduction
     return loss, sg(tok)
 
-  def train_step(state, batch):
+  def train_step(state, batch, base=None):
+    base = base or {}
     denominator = objective.denominator(batch)  # before micro-batches are split
-    members = objective.teacher.members(state.teacher, state.params)
+    members = tuple(
+        (weight, lora.join(base, told))
+        for weight, told in objective.teacher.members(
+            state.teacher, state.params
+        )
+    )
     (loss, tok), grads = accumulate(
         lambda part: jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, members, part, denominator
+            state.params, base, members, part, denominator
         ),
         batch, micro_batches,
     )  # fmt: skip
@@ -140,7 +150,7 @@ def collate_rollouts(config, run, rollouts):
 
 def start_or_resume(run, manager) -> tuple[State, State]:
   """(state, its layout): the newest checkpoint's, or a new one."""
-  new = lambda p: init_state(p, run.objective, run.tx)
+  new = lambda p: init_state(run.trained(p), run.objective, run.tx)
   shapes = jax.eval_shape(new, run.params)
   layout = sharding.tree_shardings(shapes, run.mesh)
   state = checkpoint.restore_latest(manager, shapes, layout)
@@ -188,7 +198,8 @@ def train_and_evaluate(config, workdir) -> dict:
       writer.rewind(int(state.step))
       began -= writer.seconds()  # what earlier sessions of this run took
       judge.judge_base(run.params)
-      run = run._replace(params=None)  # from here on the state holds them
+      if not config.lora.rank:
+        run = run._replace(params={})  # from here on the state holds them
       learn(config, run, state, layout, writer, judge, manager)
     finally:
       manager.close()  # what is being saved is saved
@@ -222,11 +233,13 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
     problems = problems_of_step(
         run.train, config.seed, step, config.rollout.prompts
     )
-    rollouts = respond(state.params, problems, step)
+    student = lora.join(run.params, state.params)
+    rollouts = respond(student, problems, step)
+    del student  # the step donates its arrays
     clock.append(time.time())
     batch = collate_rollouts(config, run, rollouts)
     on_device = jax.device_put(batch, sharding.rows_sharding(run.mesh))
-    state, loss, grad_norm, tok = train_step(state, on_device)
+    state, loss, grad_norm, tok = train_step(state, on_device, run.params)
     tok = jax.tree.map(np.asarray, tok)
     row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
     row |= {
@@ -247,7 +260,7 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
       shown = rollouts[: config.log.samples]
       report.show_samples(run, judge.samples_dir, step, shown, tok)
     if step % config.eval.every == 0 or step == config.steps:
-      judge.judge(state.params, step)
+      judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       checkpoint.save(manager, state)
   bar.close()

@@ -1,8 +1,8 @@
-"""Four simulated devices; hypothesis repeats its examples."""
+"""Eight simulated devices; hypothesis repeats its examples."""
 
 import os
 
-os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
+os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 
 from hypothesis import HealthCheck, settings  # noqa: E402

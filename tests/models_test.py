@@ -19,7 +19,7 @@ from opsd_jax.sample import Knobs, row_keys, sample
 
 RUN = {
     "dtype": "float32", "param_dtype": "float32", "scan_layers": False,
-    "remat": "none",
+    "remat": "none", "attention": "xla", "lora_alpha": 1.0,
 }  # fmt: skip
 LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,

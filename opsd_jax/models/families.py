@@ -29,6 +29,8 @@ class ModelConfig:
   param_dtype: str
   scan_layers: bool  # one compiled layer, stacked weights
   remat: str  # none, dots, full
+  attention: str  # an entry of attention.ALL
+  lora_alpha: float  # scales an adapter's product by lora_alpha / rank
 
 
 FAMILIES = {  # model_type -> (qkv_bias, qk_norm)
@@ -143,14 +145,47 @@ def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
   )
 
 
+def qwen3(width, mlp_width, layers, heads, tied) -> dict:
+  return {
+      "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": width,
+      "intermediate_size": mlp_width, "num_hidden_layers": layers,
+      "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
+      "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
+      "tie_word_embeddings": tied, "rope_theta": 1e6,
+  }  # fmt: skip
+
+
+# Published sizes, so that a plan needs no download.
+KNOWN = {
+    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 28, 16, True),
+    "Qwen/Qwen3-1.7B": qwen3(2048, 6144, 28, 16, True),
+    "Qwen/Qwen3-4B": qwen3(2560, 9728, 36, 32, True),
+    "Qwen/Qwen3-8B": qwen3(4096, 12_288, 36, 32, False),
+    "Qwen/Qwen3-32B": qwen3(5120, 25_600, 64, 64, False),
+    "meta-llama/Llama-3.1-8B-Instruct": {
+        "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,
+        "intermediate_size": 14_336, "num_hidden_layers": 32,
+        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
+        "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
+        "tie_word_embeddings": False, "rope_theta": 5e5,
+        "rope_scaling": {
+            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
+        },
+    },
+}  # fmt: skip
+
+
 def tiny(
-    *, dtype="float32", param_dtype="float32", scan_layers=False, remat="none"
-) -> ModelConfig:
+    *, dtype="float32", param_dtype="float32", scan_layers=False, remat="none",
+    attention="xla", lora_alpha=1.0,
+) -> ModelConfig:  # fmt: skip
   """Two layers over the byte tokenizer's vocabulary."""
   return ModelConfig(
       family="llama", vocab_size=320, width=64, num_layers=2, num_heads=4,
       num_kv_heads=2, head_dim=16, mlp_width=128, max_positions=2048,
       rope_theta=1e4, rope_scaling=None, norm_eps=1e-5, qkv_bias=False,
       qk_norm=False, tied=True, dtype=dtype, param_dtype=param_dtype,
-      scan_layers=scan_layers, remat=remat,
+      scan_layers=scan_layers, remat=remat, attention=attention,
+      lora_alpha=lora_alpha,
   )  # fmt: skip

@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import sharding
+from opsd_jax.models import attention
 
 REMAT = {
     "none": None,
@@ -50,31 +51,6 @@ def rotate(x_BxLxHxC, pos_BxL, config):
   return x.astype(x_BxLxHxC.dtype)
 
 
-def attend(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
-  """softmax(q k / sqrt(C)) v over the keys that are seen, in float32.
-
-  The H/K queries that share a key are rows of one matrix: two plain batched
-  matmuls, nothing repeated.
-  """
-  B, L, H, C = q_BxLxHxC.shape
-  S, K = k_BxSxKxC.shape[1:3]
-  G = H // K
-  q = (q_BxLxHxC * C**-0.5).reshape(B, L, K, G, C)
-  q_BxKxGLxC = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, C)
-  k_BxKxSxC, v_BxKxSxC = (
-      x.transpose(0, 2, 1, 3) for x in (k_BxSxKxC, v_BxSxKxC)
-  )
-  z = jnp.einsum(
-      "bkqc,bksc->bkqs", q_BxKxGLxC, k_BxKxSxC,
-      preferred_element_type=jnp.float32,
-  ).reshape(B, K, G, L, S)  # fmt: skip
-  p = jax.nn.softmax(jnp.where(seen_BxLxS[:, None, None], z, -1e30), -1)
-  p_BxKxGLxS = p.astype(v_BxSxKxC.dtype).reshape(B, K, G * L, S)
-  y = jnp.einsum("bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC)
-  y = y.reshape(B, K, G, L, C).transpose(0, 3, 1, 2, 4)
-  return y.reshape(B, L, H * C)
-
-
 def write(cache_BxSxKxC, x_BxLxKxC, start_B):
   """x into slots start..start+L-1 of each row, in place under donation."""
   put = lambda cache, x, start: jax.lax.dynamic_update_slice(
@@ -100,11 +76,43 @@ class Norm(nn.Module):
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
-def dense(config, features, name, bias=False):
-  return nn.Dense(
-      features, use_bias=bias, name=name, dtype=config.dtype,
-      param_dtype=config.param_dtype, kernel_init=nn.initializers.normal(0.02),
-  )  # fmt: skip
+class Dense(nn.Module):
+  """x @ kernel + bias; where the tree holds an adapter, plus
+  (x @ lora_a @ lora_b) alpha / r (Hu et al. 2021, arXiv:2106.09685)."""
+
+  config: object
+  features: int
+  bias: bool = False
+
+  @nn.compact
+  def __call__(self, x):
+    c = self.config
+    kernel = self.param(
+        "kernel", nn.initializers.normal(0.02),
+        (x.shape[-1], self.features), c.param_dtype,
+    )  # fmt: skip
+    # Tokens as rows of one matrix: a transposed copy of x for the kernel's
+    # gradient is not needed then.
+    rows = x.astype(c.dtype).reshape(-1, x.shape[-1])
+    times = lambda x, name, weight: jnp.matmul(
+        x, sharding.gathered(weight.astype(c.dtype), f"{self.name}/{name}"),
+        precision=precision(c.dtype),
+    )  # fmt: skip
+    y = times(rows, "kernel", kernel)
+    if self.has_variable("params", "lora_a"):
+      a, b = (self.get_variable("params", n) for n in ("lora_a", "lora_b"))
+      narrow = times(rows, "lora_a", a)
+      y = y + times(narrow, "lora_b", b) * (c.lora_alpha / a.shape[1])
+    if self.bias:
+      y = y + self.param(
+          "bias", nn.initializers.zeros, (self.features,), c.param_dtype
+      ).astype(c.dtype)
+    return y.reshape(*x.shape[:-1], self.features)
+
+
+def precision(dtype):
+  """Float32 means float32, also on a TPU."""
+  return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
 class Attention(nn.Module):
@@ -113,9 +121,12 @@ class Attention(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD, pos_BxL, cache):
     c = self.config
-    heads = lambda n, name: dense(c, n * c.head_dim, name, c.qkv_bias)(
-        x_BxLxD
-    ).reshape(*x_BxLxD.shape[:2], n, c.head_dim)
+    heads = lambda n, name: sharding.constrain(
+        Dense(c, n * c.head_dim, c.qkv_bias, name=name)(x_BxLxD).reshape(
+            *x_BxLxD.shape[:2], n, c.head_dim
+        ),
+        "heads",
+    )
     q = heads(c.num_heads, "q_proj")
     k = heads(c.num_kv_heads, "k_proj")
     v = heads(c.num_kv_heads, "v_proj")
@@ -129,11 +140,12 @@ class Attention(nn.Module):
       )
     if x_BxLxD.shape[1] == 1 and cache is not None:  # decode: look at the cache
       k, v = cache
-      slot_S = jnp.arange(k.shape[1])
+      seen_BxLxS = jnp.arange(k.shape[1]) <= pos_BxL[..., None]
+      y = attention.dense(q, k, v, seen_BxLxS)
     else:  # a whole row, from its first token: it sees itself
-      slot_S = jnp.arange(x_BxLxD.shape[1])
-    y = attend(q, k, v, slot_S <= pos_BxL[..., None])
-    return dense(c, c.width, "o_proj")(y), cache
+      y = attention.attend(q, k, v, backend=c.attention)
+    y_BxLxHC = sharding.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
+    return Dense(c, c.width, name="o_proj")(y_BxLxHC), cache
 
 
 class MLP(nn.Module):
@@ -144,9 +156,27 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD):
     c = self.config
-    gate = dense(c, c.mlp_width, "gate_proj")(x_BxLxD)
-    up = dense(c, c.mlp_width, "up_proj")(x_BxLxD)
-    return dense(c, c.width, "down_proj")(nn.silu(gate) * up)
+    gate = Dense(c, c.mlp_width, name="gate_proj")(x_BxLxD)
+    up = Dense(c, c.mlp_width, name="up_proj")(x_BxLxD)
+    h_BxLxF = sharding.constrain(nn.silu(gate) * up, "mlp")
+    return Dense(c, c.width, name="down_proj")(h_BxLxF)
+
+
+class Embed(nn.Module):
+  """Row `id` of the embedding V x D."""
+
+  config: object
+
+  @nn.compact
+  def __call__(self, ids_BxL):
+    c = self.config
+    W_VxD = self.param(
+        "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width),
+        c.param_dtype,
+    )  # fmt: skip
+    # Every device looks up its channels of all rows: the table stays put.
+    x_BxLxD = jnp.take(W_VxD.astype(c.dtype), ids_BxL, axis=0)
+    return sharding.constrain(x_BxLxD, "looked_up")
 
 
 class Block(nn.Module):
@@ -162,7 +192,7 @@ class Block(nn.Module):
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
       y = MLP(c, name="mlp")(Norm(c, name="post_norm")(x_BxLxD))
-    return sharding.rows(x_BxLxD + y), cache
+    return sharding.constrain(x_BxLxD + y, "rows"), cache
 
 
 class Transformer(nn.Module):
@@ -173,17 +203,12 @@ class Transformer(nn.Module):
   @nn.compact
   def __call__(self, ids_BxL, cache=None, start_B=None):
     c = self.config
-    embed = lambda name: nn.Embed(
-        c.vocab_size, c.width, name=name, dtype=c.dtype,
-        param_dtype=c.param_dtype,
-        embedding_init=nn.initializers.normal(0.02),
-    )  # fmt: skip
     if not c.tied:
-      embed("lm_head")(ids_BxL[:, :0])  # declared here, used by `unembedding`
+      Embed(c, name="lm_head")(ids_BxL[:, :0])  # for `unembedding`
     if start_B is None:
       start_B = jnp.zeros(len(ids_BxL), jnp.int32)
     pos_BxL = start_B[:, None] + jnp.arange(ids_BxL.shape[1])
-    x_BxLxD = sharding.rows(embed("embed")(ids_BxL))
+    x_BxLxD = sharding.constrain(Embed(c, name="embed")(ids_BxL), "rows")
     block = Block
     if REMAT[c.remat] is not None:
       block = nn.remat(
@@ -216,13 +241,14 @@ def init_params(config, key: jax.Array):
 
 def init_cache(config, batch: int, slots: int):
   """Zeros: (k_BxSxKxC, v_BxSxKxC) of each layer, stacked where scanned."""
+  N, stacked = config.num_layers, config.scan_layers
   shape = (batch, slots, config.num_kv_heads, config.head_dim)
-  if config.scan_layers:
-    shape = (config.num_layers, *shape)
-  kv = lambda: (jnp.zeros(shape, config.dtype), jnp.zeros(shape, config.dtype))
-  return kv() if config.scan_layers else tuple(
-      kv() for _ in range(config.num_layers)
-  )  # fmt: skip
+  zeros = lambda: sharding.constrain(
+      jnp.zeros((N, *shape) if stacked else shape, config.dtype),
+      "stacked_cache" if stacked else "heads",
+  )
+  kv = lambda: (zeros(), zeros())
+  return kv() if stacked else tuple(kv() for _ in range(N))
 
 
 def apply(config, params, ids_BxL, cache=None, start_B=None):

@@ -1,0 +1,79 @@
+"""LoRA: what trains is a small tree beside the base (arXiv:2106.09685).
+
+An adapter is a tree of the same paths as the parameters that holds, beside the
+place of each adapted kernel, `lora_a` (in x r) and `lora_b` (r x out), stacked
+where the layers are. `join` puts both together, and the model's dense layers
+add the low-rank product wherever they find one: the base alone is the model
+without its adapter. There is no dropout.
+"""
+
+import re
+
+import jax
+import jax.numpy as jnp
+
+
+def init(params, key: jax.Array, *, targets: str, rank: int):
+  """A new adapter: a ~ U(-1/sqrt(in), 1/sqrt(in)), b = 0, both float32.
+
+  `targets` is a regular expression that the name of a module must match, such
+  as "(q|v)_proj". Raises ValueError where none does, or for a bad pattern.
+  """
+  adapter = {}
+  for path, kernel in kernels(params, targets):
+    *layers, d_in, d_out = kernel.shape
+    key, own = jax.random.split(key)
+    a = jax.random.uniform(own, (*layers, d_in, rank), minval=-1.0, maxval=1.0)
+    put(adapter, path, {
+        "lora_a": a * d_in**-0.5, "lora_b": jnp.zeros((*layers, rank, d_out))
+    })  # fmt: skip
+  return adapter
+
+
+def kernels(params, targets: str):
+  """(path of a module, its kernel) of every module that `targets` matches."""
+  check(targets)
+  found, names = [], set()
+
+  def visit(tree, path):
+    for name, child in sorted(tree.items()):
+      if not isinstance(child, dict):
+        continue
+      if "kernel" in child:
+        names.add(name)
+        if re.fullmatch(targets, name):
+          found.append(((*path, name), child["kernel"]))
+      visit(child, (*path, name))
+
+  visit(params, ())
+  if not found:
+    raise ValueError(
+        f"lora.targets is {targets!r}, which matches none of the model's"
+        f" modules: {', '.join(sorted(names))}"
+    )
+  return found
+
+
+def check(targets: str) -> None:
+  """Raises ValueError where `targets` is no regular expression."""
+  try:
+    re.compile(targets)
+  except re.error as e:
+    raise ValueError(
+        f"lora.targets is {targets!r}, not a regular expression: {e}"
+    ) from e
+
+
+def put(tree: dict, path, value) -> None:
+  for key in path[:-1]:
+    tree = tree.setdefault(key, {})
+  tree[path[-1]] = value
+
+
+def join(base: dict, trained: dict) -> dict:
+  """One tree of both: no array is copied."""
+  both = dict(base)
+  for name, value in trained.items():
+    inner = both.get(name)
+    both[name] = join(inner, value) if isinstance(inner, dict) else value
+  return both

@@ -1,0 +1,156 @@
+"""Every mesh computes what one device does; a senseless one is refused."""
+
+import dataclasses
+import functools
+
+import jax
+import numpy as np
+import optax
+import pytest
+
+from configs import opsd
+from opsd_jax import collate, objective, sharding, train
+from opsd_jax.models import families, lora, transformer
+from opsd_jax.sample import Knobs, row_keys, sample
+
+MESHES = [
+    (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8)
+    if 8 % (d * f) == 0
+]  # fmt: skip
+# Heads, key/value heads and widths divide by 8; so does the first vocabulary.
+MODEL = dataclasses.replace(
+    families.tiny(scan_layers=True), num_heads=8, num_kv_heads=8, head_dim=8,
+    lora_alpha=8.0,
+)  # fmt: skip
+VOCABULARIES = (320, 323)
+
+
+def model_of(vocab_size):
+  return dataclasses.replace(MODEL, vocab_size=vocab_size)
+
+
+@functools.cache
+def batch():
+  rng = np.random.default_rng(0)
+  draw = lambda low, high: tuple(rng.integers(5, 250, rng.integers(low, high)))
+  rows = [
+      collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(8)
+  ]
+  return collate.collate(rows, pad_id=0, bucket=8, window_bucket=8)
+
+
+def moved(tree, seed):
+  """The tree with every leaf a little elsewhere: nothing is 0 by symmetry."""
+  keys = iter(jax.random.split(jax.random.key(seed), 100))
+  return jax.tree.map(
+      lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), tree
+  )
+
+
+def steps(model, mesh=None):
+  """(losses, parameters after an SGD step) of full tuning and of LoRA."""
+  told = objective.from_config(opsd.get_config("tiny"))
+  tx = optax.sgd(16.0)  # so that a rounding of 1 is not a change
+  base = transformer.init_params(model, jax.random.key(0))
+  adapter = moved(
+      lora.init(base, jax.random.key(1), targets=".*_proj", rank=4), 2
+  )
+  told_more = moved(base, 3)
+  step = train.make_train_step(model, told, tx)
+
+  def both(base, adapter, told_more, batch):
+    """Both kinds, so that a mesh costs one compilation."""
+    of = lambda params, teacher: train.init_state(params, told, tx)._replace(
+        teacher=teacher
+    )
+    full, loss, _, _ = step(of(base, told_more), batch)
+    tuned, lora_loss, _, _ = step(of(adapter, {}), batch, base)
+    return (loss, lora_loss), (full.params, tuned.params)
+
+  args = base, adapter, told_more
+  if mesh is None:
+    return jax.device_get((jax.jit(both)(*args, batch()), (base, adapter)))
+  with jax.set_mesh(mesh):
+    laid_out = jax.device_put(args, sharding.tree_shardings(args, mesh))
+    rows = jax.device_put(batch(), sharding.rows_sharding(mesh))
+    return jax.device_get((jax.jit(both)(*laid_out, rows), (base, adapter)))
+
+
+@functools.cache
+def on_one_device(vocab_size):
+  return steps(model_of(vocab_size))
+
+
+@pytest.mark.parametrize("vocab_size", VOCABULARIES)
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_mesh_steps_as_one_device(sizes, vocab_size):
+  mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+  (losses, after), _ = steps(model_of(vocab_size), mesh)
+  (expected, expected_after), before = on_one_device(vocab_size)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  for kind in (0, 1):
+    change = jax.tree.map(np.subtract, expected_after[kind], before[kind])
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(change))
+    assert largest > 1e-3
+    jax.tree.map(
+        lambda a, b, top=largest: np.testing.assert_allclose(
+            a, b, rtol=0, atol=1e-5 * top
+        ),
+        after[kind], expected_after[kind],
+    )  # fmt: skip
+
+
+def rollouts(mesh=None):
+  model = model_of(320)
+  params = moved(transformer.init_params(model, jax.random.key(0)), 5)
+  prompts = [tuple(range(5, 12 + i)) for i in range(8)]
+  go = lambda params: sample(
+      model, params, prompts, row_keys(0, 0, "generate", map(str, range(8)), 1),
+      Knobs(temperature=0.0), max_new_tokens=12, eos_ids=(3,), batch_prompts=8,
+      bucket=8,
+  )  # fmt: skip
+  if mesh is None:
+    return go(params)
+  with jax.set_mesh(mesh):
+    return go(jax.device_put(params, sharding.tree_shardings(params, mesh)))
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_mesh_answers_as_one_device(sizes):
+  mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+  got, expected = rollouts(mesh), rollouts()
+  assert len(set(expected.ids_RxT[:, -1])) > 2  # rows that differ
+  np.testing.assert_array_equal(got.ids_RxT, expected.ids_RxT)
+  np.testing.assert_allclose(got.logp_RxT, expected.logp_RxT, atol=1e-4)
+
+
+def test_tensor_parallelism_splits_weights_cache_and_logits():
+  mesh = sharding.make_mesh(1, 1, 8, devices=jax.devices()[:8])
+  params = transformer.init_params(MODEL, jax.random.key(0))
+  tree = jax.device_put(params, sharding.tree_shardings(params, mesh))
+  whole = sum(x.nbytes for x in jax.tree.leaves(tree))
+  one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+  assert one < 0.14 * whole
+  with jax.set_mesh(mesh):
+    cache = jax.jit(lambda: transformer.init_cache(MODEL, 8, 16))()
+  assert cache[0].addressable_shards[0].data.nbytes * 8 == cache[0].nbytes
+
+
+@pytest.mark.parametrize("sizes,words", [
+    ((3, 1, 1), r"needs 3 devices, there are 8.*\[1, 2, 4, 8\]"),
+    ((3, -1, 1), "3 does not divide 8"), ((-1, -1, 1), "at most one is -1"),
+    ((0, 1, 1), "positive"),
+])  # fmt: skip
+def test_a_senseless_mesh_is_refused(sizes, words):
+  with pytest.raises(ValueError, match=words):
+    sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+
+
+def test_heads_and_rows_that_do_not_split_are_refused():
+  mesh = sharding.make_mesh(1, 1, 8, devices=jax.devices()[:8])
+  with pytest.raises(ValueError, match=r"9 heads, 3 key.*valid are \[1, 3\]"):
+    sharding.check_heads(mesh, 9, 3, 1536)
+  mesh = sharding.make_mesh(2, 4, 1, devices=jax.devices()[:8])
+  with pytest.raises(ValueError, match=r"12 rows .* 8 row shards.*\[1, 2, 3"):
+    sharding.check_rows(mesh, 12, 1)
+  sharding.check_rows(mesh, 16, 2)
