@@ -1,0 +1,244 @@
+"""Causal self-attention over whole rows: one function, several backends.
+
+Rows are right-padded, so causality alone hides padding from real tokens; what
+comes out at padding is finite and means nothing. All backends compute
+
+  softmax(q k / sqrt(C)) v over the keys j <= i of query i's own segment,
+
+softmax in float32, H/K queries to a key, and differ in where they run and in
+what they keep: `xla` an L x L matrix, the others at most a few of its rows.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from opsd_jax.pick import pick
+from opsd_jax.sharding import ROWS
+
+CHUNK = 256  # queries at a time of `chunked`; rows up to it are dense
+LANES = 128  # of a TPU's vector register: splash's blocks are multiples
+INTERPRET = False  # emulates splash off the TPU, very slowly; tests only
+
+
+def attend(
+    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None
+):  # fmt: skip
+  """y_BxLxHxC; `backend` is a name in `ALL`, see `resolve`.
+
+  segments_BxL (int32), for rows packed of several sequences: a query sees its
+  own segment only.
+  """
+  return pick(ALL, backend)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL)
+
+
+def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
+  """y_BxLxHxC over the keys that are seen; also decodes over a cache.
+
+  The H/K queries that share a key are rows of one matrix: two plain batched
+  matmuls, nothing repeated.
+  """
+  B, L, H, C = q_BxLxHxC.shape
+  S, K = k_BxSxKxC.shape[1:3]
+  G = H // K
+  q = (q_BxLxHxC * C**-0.5).reshape(B, L, K, G, C)
+  q_BxKxGLxC = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, C)
+  k_BxKxSxC, v_BxKxSxC = (
+      x.transpose(0, 2, 1, 3) for x in (k_BxSxKxC, v_BxSxKxC)
+  )
+  z = jnp.einsum(
+      "bkqc,bksc->bkqs", q_BxKxGLxC, k_BxKxSxC,
+      preferred_element_type=jnp.float32,
+  ).reshape(B, K, G, L, S)  # fmt: skip
+  p = jax.nn.softmax(jnp.where(seen_BxLxS[:, None, None], z, -1e30), -1)
+  p_BxKxGLxS = p.astype(v_BxSxKxC.dtype).reshape(B, K, G * L, S)
+  y = jnp.einsum("bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC)
+  y = y.reshape(B, K, G, L, C).transpose(0, 3, 1, 2, 4)
+  return y.reshape(B, L, H, C)
+
+
+def causal(at_L, S: int, own_BxL=None, segments_BxS=None):
+  """seen_BxLxS: which of S keys the queries at positions at_L see."""
+  seen_BxLxS = (jnp.arange(S) <= at_L[:, None])[None]
+  if segments_BxS is None:
+    return seen_BxLxS
+  return seen_BxLxS & (own_BxL[..., None] == segments_BxS[:, None])
+
+
+def xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
+  """The reference: one L x L matrix a head."""
+  L = q_BxLxHxC.shape[1]
+  seen_BxLxS = causal(jnp.arange(L), L, segments_BxL, segments_BxL)
+  return dense(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, seen_BxLxS)
+
+
+def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
+  """`xla` for at most CHUNK queries at a time, again in the backward pass.
+
+  Memory grows with L, not with its square. The backward pass makes each chunk
+  once more.
+  """
+  B, L, H, C = q_BxLxHxC.shape
+  n, size = split(L, CHUNK)
+  if n == 1:
+    return xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL)
+
+  def chunks(x):  # [B, L, ...] -> [n, B, size, ...]
+    x = pad(x, n * size)
+    return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
+
+  def of_chunk(chunk):
+    at, q, own = chunk
+    seen = causal(at, L, own, segments_BxL)
+    return dense(q, k_BxLxKxC, v_BxLxKxC, seen)
+
+  y = jax.lax.map(
+      jax.checkpoint(of_chunk, prevent_cse=False),  # a loop body: no CSE
+      (jnp.arange(n * size).reshape(n, size), chunks(q_BxLxHxC),
+       None if segments_BxL is None else chunks(segments_BxL)),
+  )  # fmt: skip
+  return y.swapaxes(0, 1).reshape(B, n * size, H, C)[:, :L]
+
+
+def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
+  """cuDNN's fused kernels, on NVIDIA GPUs, in 16 bits."""
+  if segments_BxL is not None:
+    raise ValueError(
+        "attention 'cudnn' got segments_BxL: cuDNN does not see segments and"
+        " would mix packed sequences; use 'chunked'"
+    )
+  if q_BxLxHxC.dtype.name not in ("bfloat16", "float16"):
+    raise ValueError(
+        f"attention 'cudnn' got {q_BxLxHxC.dtype.name}, expected bfloat16 or"
+        " float16; set the model's dtype, or use 'chunked'"
+    )
+  return fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, "cudnn")
+
+
+def fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, implementation: str):
+  """JAX's own attention; it scales by C**-0.5 and takes K < H as it is."""
+  return jax.nn.dot_product_attention(
+      q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, is_causal=True,
+      implementation=implementation,
+  )  # fmt: skip
+
+
+def splash(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
+  """JAX's splash attention, Pallas kernels for TPUs, under the mesh in context.
+
+  The compiler cannot split a kernel, so `shard_map` does: rows over data and
+  fsdp, heads over tensor. As elsewhere, what a mesh axis does not divide stays
+  whole on every device.
+  """
+  mesh = jax.sharding.get_abstract_mesh()
+  arguments = q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL
+  if mesh.empty:
+    return splash_on_device(*arguments)
+  B, _, K, _ = k_BxLxKxC.shape
+  rows = None if B % (mesh.shape["data"] * mesh.shape["fsdp"]) else ROWS
+  heads = None if K % mesh.shape["tensor"] else "tensor"
+  spec = P(rows, None, heads)
+  return jax.shard_map(
+      splash_on_device, in_specs=(spec, spec, spec, P(rows)),
+      out_specs=spec, check_vma=False,
+  )(*arguments)  # fmt: skip
+
+
+def splash_on_device(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL):
+  """One device's rows and heads. L is padded to whole blocks at the right,
+  where nothing real looks."""
+  # Imported where it is wanted: no other backend needs Pallas.
+  from jax.experimental.pallas.ops.tpu import splash_attention as pallas
+
+  _, L, H, C = q_BxLxHxC.shape
+  n, block = splash_blocks(L)
+  kernel = pallas.make_splash_mha_single_device(
+      pallas.MultiHeadMask([pallas.CausalMask((n * block,) * 2)] * H),
+      block_sizes=pallas.BlockSizes(
+          block_q=block, block_kv=block, block_q_dkv=block,
+          block_kv_dkv=block, block_q_dq=block, block_kv_dq=block,
+      ),
+      interpret=INTERPRET,
+  )  # fmt: skip
+  q, k, v = (
+      pad(x, n * block).swapaxes(1, 2)
+      for x in (q_BxLxHxC * C**-0.5, k_BxLxKxC, v_BxLxKxC)
+  )
+  ids = None
+  if segments_BxL is not None:
+    ids = pallas.SegmentIds(*[pad(segments_BxL, n * block)] * 2)
+  return jax.vmap(kernel)(q, k, v, ids).swapaxes(1, 2)[:, :L]
+
+
+def splash_blocks(L: int):
+  """(how many blocks a row has, their size).
+
+  A causal kernel computes n (n + 1) / 2 of n x n blocks, 1 / n more than it
+  needs, and pays for every block it starts: 1,024 wide where that leaves at
+  least four, else 512.
+  """
+  n, size = split(L, 1024 if L >= 4096 else 512)
+  return n, -(-size // LANES) * LANES
+
+
+def split(L: int, most: int):
+  """(n, size): L in the fewest parts that are at most `most` long."""
+  n = -(-L // most)
+  return n, -(-L // n)
+
+
+def pad(x_BxL, length: int):
+  """Zeros at the right of the second axis, up to `length`."""
+  widths = [(0, 0)] * x_BxL.ndim
+  widths[1] = (0, length - x_BxL.shape[1])
+  return jnp.pad(x_BxL, widths)
+
+
+ALL = {"xla": xla, "chunked": chunked, "cudnn": cudnn, "splash": splash}
+
+
+def resolve(
+    name: str, *, platform: str, dtype: str, head_dim: int,
+    packed: bool = False, capability: str = "8.0",
+) -> str:  # fmt: skip
+  """The backend that `name` means there; "auto" is the fastest that can run.
+
+  platform: tpu, cpu, cuda or rocm; gpu (all that a device says of itself) is
+  taken for cuda. capability: a CUDA device's `compute_capability`. Raises
+  ValueError for a name that is not known or cannot run there.
+  """
+  if name not in ALL and name != "auto":
+    raise ValueError(
+        f"unknown attention {name!r}, known: auto, {', '.join(ALL)}"
+    )
+  here = platform, dtype, head_dim, packed, capability
+  able = [n for n in ("splash", "cudnn", "chunked", "xla") if not bar(n, *here)]
+  if name != "auto" and name not in able:
+    raise ValueError(
+        f"attention {name!r} cannot run here: {bar(name, *here)}; on {platform}"
+        f" in {dtype} it is one of auto, {', '.join(able)}"
+    )
+  return able[0] if name == "auto" else name
+
+
+def bar(name, platform, dtype, head_dim, packed, capability) -> str | None:
+  """What keeps a backend from running there, if anything does."""
+  if name == "splash":
+    if platform != "tpu":
+      return f"its kernels are for TPUs, this is {platform}"
+    if dtype == "float16":  # Mosaic: invalid vector type
+      return "its kernels take bfloat16 or float32, not float16"
+  if name == "cudnn":
+    version = float(capability)
+    widest = 256 if version >= 9 else 128  # as JAX checks when it compiles
+    if platform not in ("gpu", "cuda"):
+      return f"cuDNN is for NVIDIA GPUs, this is {platform}"
+    if version < 8:
+      return f"it needs compute capability 8.0, this is {capability}"
+    if dtype not in ("bfloat16", "float16"):
+      return f"it takes bfloat16 or float16, not {dtype}"
+    if head_dim % 8 or head_dim > widest:
+      return f"it takes head_dim 8, 16, ... {widest}, not {head_dim}"
+    if packed:
+      return "it does not see the segments of packed rows"
+  return None
