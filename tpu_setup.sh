@@ -70,9 +70,9 @@ $dry_run || ((free >= wanted)) || fail "$free GB free in $PWD, expected" \
   "$wanted; clear the disk (~/.cache?) or set MIN_FREE_GB"
 
 # 4. The virtual environment and what is pinned
-version='import pip, sys; print(sys.version)'
-if [[ $("$venv/bin/python" -c "$version" 2>/dev/null) != \
-      $("$python" -c 'import sys; print(sys.version)') ]]; then
+version='import sys; print(sys.version)'
+theirs=$("$venv/bin/python" -c "import pip; $version" 2>/dev/null) || theirs=
+if [[ $theirs != "$("$python" -c "$version")" ]]; then
   [[ ! -e $venv || -e $venv/pyvenv.cfg ]] ||
     fail "$venv is there and is no virtual environment; set VENV"
   run "$python" -m venv --clear "$venv"

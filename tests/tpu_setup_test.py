@@ -25,7 +25,7 @@ import collections, json, os, pathlib, shutil, sys
 me, (what, *rest) = pathlib.Path(__file__), sys.argv[1:]
 if what == "-c":
   Version = collections.namedtuple("Version", "major minor micro")
-  sys.version_info, sys.version = Version(3, {minor}, 1), "3.{minor}.1 stub"
+  sys.version_info, sys.version = Version(3, {minor}, 1), "3.{minor}.1 [GCC 12]"
   sys.modules["ensurepip"] = sys.modules["pip"] = sys
   sys.exit(exec(rest[0]))
 log = pathlib.Path(os.environ["LOG"])
@@ -124,9 +124,10 @@ def test_arguments_reach_the_module_as_they_are(worker):
   done = worker.run(*ARGS)
   assert done.returncode == 0, done.stderr
   assert worker.did() == ["venv", "pip", "experiments.check_workers", ARGS[0]]
-  last = worker.log.read_text().splitlines()[-1]
-  # JAX_PLATFORMS says that a missing TPU is an error; stdin is empty
-  assert json.loads(last) == ["python", "tpu,cpu", "", *ARGS]
+  ran = [json.loads(line) for line in worker.log.open()]
+  assert all(stdin == "" for _, _, stdin, *_ in ran)  # none can wait for a yes
+  # JAX_PLATFORMS makes a missing TPU an error
+  assert ran[-1] == ["python", "tpu,cpu", "", *ARGS]
 
 
 def test_without_a_module_it_only_checks(worker):
