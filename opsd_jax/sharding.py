@@ -13,6 +13,7 @@ import re
 
 import jax
 import numpy as np
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, NamedSharding
 from jax.sharding import PartitionSpec as P
 
@@ -76,27 +77,22 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None):
         f" {divisors(count)}"
     )
   slices = len({getattr(d, "slice_index", 0) for d in devices})
-  if slices == 1:
-    return jax.make_mesh(
-        tuple(sizes), AXES, axis_types=(AxisType.Auto,) * 3, devices=devices
-    )
-  return across_slices(sizes, slices, devices)
-
-
-def across_slices(sizes, slices: int, devices):
-  """A mesh whose data axis is slice-major."""
-  from jax.experimental import mesh_utils
-
   data, fsdp, tensor = sizes
   if data % slices:
     raise ValueError(
-        f"mesh.data is {data} on {slices} slices of"
-        f" {len(devices) // slices} devices: it crosses them, so it must be a"
-        f" multiple of {slices}; fsdp x tensor must divide a slice"
+        f"mesh.data is {data} on {slices} slices of {count // slices} devices:"
+        f" it crosses them, so it must be a multiple of {slices}; fsdp x tensor"
+        " must divide a slice"
     )
-  grid = mesh_utils.create_hybrid_device_mesh(
-      (data // slices, fsdp, tensor), (slices, 1, 1), devices
-  )
+  if slices > 1:
+    grid = mesh_utils.create_hybrid_device_mesh(
+        (data // slices, fsdp, tensor), (slices, 1, 1), devices,
+        allow_split_physical_axes=True,
+    )  # fmt: skip
+  else:
+    grid = mesh_utils.create_device_mesh(
+        tuple(sizes), devices, allow_split_physical_axes=True
+    )
   return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
 

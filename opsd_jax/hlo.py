@@ -1,0 +1,253 @@
+"""What a compiled program moves: memory and collectives, read off its HLO.
+
+XLA's own cost analysis counts the body of a loop once; here it counts as often
+as the loop turns. Only text is read: nothing is run.
+"""
+
+import collections
+import functools
+import math
+import re
+from typing import NamedTuple
+
+WIDTHS = {
+    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
+    "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8,
+    "f64": 8, "c64": 8, "c128": 16,
+}  # fmt: skip
+COLLECTIVES = (
+    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
+    "collective-permute",
+)  # fmt: skip
+FREE = {  # no traffic of their own
+    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while",
+    "conditional", "call", "after-all", "partition-id", "replica-id", "iota",
+    "optimization-barrier",
+}  # fmt: skip
+
+
+class Instruction(NamedTuple):
+  name: str
+  shape: str
+  opcode: str
+  operands: tuple[str, ...]
+  attributes: str
+  is_root: bool
+
+
+def parse(text: str) -> dict[str, list[Instruction]]:
+  """Computation -> its instructions; the entry is called "ENTRY"."""
+  computations, current = {}, None
+  for line in text.splitlines():
+    if line.endswith("{") and not line.startswith((" ", "HloModule")):
+      name = line.split()[1 if line.startswith("ENTRY") else 0].split("(")[0]
+      name = "ENTRY" if line.startswith("ENTRY") else name
+      current = computations.setdefault(name.lstrip("%"), [])
+    elif line == "}":
+      current = None
+    elif current is not None and re.match(r"  (ROOT )?%[\w.-]+ = ", line):
+      current.append(instruction(line))
+  return computations
+
+
+def instruction(line: str) -> Instruction:
+  left, _, right = line.strip().partition(" = ")
+  end = closing(right, 0) if right.startswith("(") else right.index(" ")
+  shape, rest = right[:end], right[end:].strip()
+  opcode, _, _ = rest.partition("(")
+  end = closing(rest, len(opcode))
+  operands = re.findall(r"%([\w.-]+)", rest[len(opcode) : end])
+  if opcode in ("parameter", "constant"):  # its number, its value
+    operands = [rest[len(opcode) + 1 : end - 1]]
+  return Instruction(
+      left.removeprefix("ROOT ").lstrip("%"), shape, opcode, tuple(operands),
+      rest[end:], left.startswith("ROOT "),
+  )  # fmt: skip
+
+
+def closing(text: str, start: int) -> int:
+  """One past the bracket that closes the one at `start`."""
+  depth = 0
+  for i in range(start, len(text)):
+    depth += (text[i] == "(") - (text[i] == ")")
+    if depth == 0:
+      return i + 1
+  raise ValueError(f"unbalanced: {text[:80]}")
+
+
+def arrays(shape: str):
+  """(dtype, dimensions, in HBM?) of each array of a shape; S(1) is on chip."""
+  for dtype, dims, layout in re.findall(
+      r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape
+  ):
+    if dtype in WIDTHS:
+      dims = tuple(int(d) for d in dims.split(",") if d)
+      yield dtype, dims, not re.search(r"S\([1-9]\d*\)", layout)
+
+
+def size(shape: str, hbm_only: bool = True) -> float:
+  """Bytes of a shape."""
+  return sum(
+      WIDTHS[dtype] * math.prod(dims)
+      for dtype, dims, hbm in arrays(shape)
+      if hbm or not hbm_only
+  )
+
+
+class Traffic(NamedTuple):
+  """What one chip moves; `collectives`: kind -> bytes it sends."""
+
+  memory: float  # bytes to and from HBM
+  collectives: dict[str, float]
+  counts: dict[str, float]  # how often each kind runs
+
+
+def traffic(text: str) -> Traffic:
+  """All that one run of the program moves, loops counted as they turn."""
+  program = parse(text)
+
+  @functools.cache
+  def of(name: str) -> Traffic:
+    memory, volumes = 0.0, collections.Counter()
+    counts = collections.Counter()
+    table = {i.name: i for i in program[name]}
+    for i in program[name]:
+      kind = next((k for k in COLLECTIVES if i.opcode in (k, k + "-start")), None)
+      if kind:
+        volumes[kind] += volume(kind, i, table)
+        counts[kind] += 1
+      if i.opcode not in FREE and not i.opcode.endswith("-done"):
+        memory += moved(i, table, program)
+      turns = trip_count(i, program) if i.opcode == "while" else 1
+      for inner in called(i):
+        if inner not in program:
+          continue
+        below = of(inner)
+        # What a fusion moves is its operands and results, counted above.
+        if i.opcode in ("while", "conditional", "call"):
+          memory += turns * below.memory
+        for k, v in below.collectives.items():
+          # A fused all-reduce whose result is sliced is a reduce-scatter.
+          is_half = i.opcode == "fusion" and k == "all-reduce"
+          to = "reduce-scatter" if is_half else k
+          volumes[to] += turns * v / (2 if is_half else 1)
+          counts[to] += turns * below.counts[k]
+    return Traffic(memory, volumes, counts)
+
+  return of("ENTRY")
+
+
+def called(i: Instruction) -> list[str]:
+  """The computations that an instruction runs, a reducer's scalar one apart."""
+  if i.opcode in COLLECTIVES or i.opcode.startswith(("reduce", "sort", "scatter")):
+    return []
+  names = re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", i.attributes)
+  branches = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
+  if branches:
+    names += [n.strip().lstrip("%") for n in branches[1].split(",")]
+  return names
+
+
+def trip_count(i: Instruction, program) -> int:
+  """How often a loop turns: as XLA says, or the bound it compares with."""
+  known = re.search(r'known_trip_count[^}]*?"?n"?[:=]"?(\d+)', i.attributes)
+  if known:
+    return int(known[1])
+  condition = re.search(r"condition=%?([\w.-]+)", i.attributes)[1]
+  names, bounds = [condition], []
+  while names:
+    for inner in program.get(names.pop(), []):
+      if inner.opcode == "constant" and re.match(r"[su]32\[\]", inner.shape):
+        bounds.append(int(inner.operands[0]))
+      names += called(inner)
+  return max(bounds, default=1)
+
+
+def volume(kind: str, i: Instruction, table) -> float:
+  """Bytes that a chip sends in a ring: Thakur, Rabenseifner and Gropp 2005."""
+  group = group_size(i.attributes)
+  ins = sum(size(table[o].shape, False) for o in i.operands if o in table)
+  whole = {
+      "all-gather": ins * group, "all-reduce": 2 * ins, "reduce-scatter": ins,
+      "all-to-all": ins,
+  }  # fmt: skip
+  if kind == "collective-permute":
+    return ins
+  return whole[kind] * (group - 1) / group
+
+
+def group_size(attributes: str) -> int:
+  """Members of a replica group, in any of XLA's ways to write them."""
+  groups = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
+  if groups:
+    return len(groups[1].split(","))
+  iota = re.search(r"replica_groups=\[\d+,(\d+)\]", attributes)
+  if iota:
+    return int(iota[1])
+  mesh = re.search(r"replica_groups=mesh\[([^\]]*)\] *\{([^}]*)\}", attributes)
+  if mesh:
+    sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
+    return math.prod(int(sizes[a]) for a in re.findall(r"'([^']+)'", mesh[2]))
+  return 1
+
+
+def moved(i: Instruction, table, program) -> float:
+  """Bytes that an instruction reads from and writes to HBM."""
+  shapes = [table[o].shape for o in i.operands if o in table]
+  if i.opcode == "dynamic-slice":
+    return 2 * size(i.shape)
+  if i.opcode == "dynamic-update-slice":
+    return 2 * size(shapes[1])
+  if i.opcode == "fusion":
+    inner = called(i)
+    if inner and inner[0] in program:
+      return moved_by_fusion(i, shapes, program[inner[0]])
+  return size(i.shape) + sum(map(size, shapes))
+
+
+def moved_by_fusion(i: Instruction, shapes, body: list[Instruction]) -> float:
+  """As `moved`; of an operand that is only sliced, or updated in place, the
+  slice counts."""
+  table = {x.name: x for x in body}
+  users = collections.defaultdict(list)
+  for x in body:
+    for o in x.operands:
+      users[o].append(x)
+
+  def through(x):  # past what only renames
+    while x.opcode in ("bitcast", "copy") and x.operands[0] in table:
+      x = table[x.operands[0]]
+    return x
+
+  total, in_place = 0.0, 0.0
+  for p in (x for x in body if x.opcode == "parameter"):
+    whole = size(shapes[int(p.operands[0])])
+    uses = [
+        u for x in users[p.name]
+        for u in (users[x.name] if x.opcode == "bitcast" else [x])
+    ]  # fmt: skip
+    sliced = [u for u in uses if u.opcode == "dynamic-slice"]
+    updated = [
+        u for u in uses
+        if u.opcode == "dynamic-update-slice"
+        and through(table[u.operands[0]]) is p
+    ]  # fmt: skip
+    if len(sliced) + len(updated) < max(1, len(uses)):
+      total += whole
+      continue
+    total += min(whole, sum(size(u.shape) for u in sliced))
+    total += sum(size(table[u.operands[1]].shape) for u in updated)
+    in_place += whole if updated else 0
+  return total + max(0.0, size(i.shape) - in_place)
+
+
+def most_tokens(text: str, vocabulary: int, not_tokens) -> int:
+  """The most rows of a buffer with an axis of `vocabulary`: how many tokens'
+  logits exist at once. `not_tokens`: sizes beside it that are a weight's."""
+  most = 0
+  for i in (i for body in parse(text).values() for i in body):
+    for _, dims, _ in arrays(i.shape):
+      if vocabulary in dims:
+        rows = math.prod(dims) // vocabulary
+        most = max(most, 0 if rows in not_tokens else rows)
+  return most

@@ -1,0 +1,426 @@
+"""Whether an experiment compiles, fits and how fast it can be, on any machine.
+
+The real train step and the real sampler are compiled for TPUs that need not be
+there (by libtpu alone) or for simulated CPU devices; nothing is run. Bytes are
+XLA's own account; traffic is read off the compiled program (hlo.py); times are
+a roofline of published peaks, an estimate:
+
+  time = executed FLOPs / peak + HBM bytes / bandwidth + collective bytes / ICI
+  MFU  = useful FLOPs / (peak x time)
+
+one after the other, as if nothing overlapped. Useful are, for N parameters of
+the layers, 6N a token of a student's row (4N where only an adapter trains) and
+2N of a teacher's; the same with V x D for the unembedding at response tokens;
+and causal attention, 2 L^2 H C a row and layer forward, twice that backward.
+Executed adds what is computed again: `executed_flops`.
+"""
+
+import math
+import os
+import pathlib
+import re
+import tempfile
+import time
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from opsd_jax import hlo, optimizer, prepare, sample, sharding, train
+from opsd_jax import objective as objectives
+from opsd_jax.models import families, lora, sources, transformer
+from opsd_jax.structs import Batch, View
+
+
+class Chip(NamedTuple):
+  """Published peaks of one chip (Google Cloud's TPU pages, 2026)."""
+
+  flops: float  # bfloat16 FLOP/s
+  hbm: float  # bytes
+  hbm_rate: float  # bytes/s
+  ici_rate: float  # bytes/s that it sends to all its neighbours
+
+
+CHIPS = {
+    "v4": Chip(275e12, 32e9, 1228e9, 300e9),
+    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+    "v6e": Chip(918e12, 32e9, 1600e9, 400e9),
+}
+
+
+def check(topology: str) -> tuple[str, str]:
+  """("v5p", "2x2x4") of "v5p:2x2x4"; ValueError with what is known."""
+  kind, _, shape = topology.partition(":")
+  pattern = r"\d+" if kind == "cpu" else r"\d+x\d+(x\d+)?"
+  if kind not in (*CHIPS, "cpu") or not re.fullmatch(pattern, shape):
+    raise ValueError(
+        f"topology is {topology!r}, expected cpu:<devices> or"
+        f" <chip>:<a>x<b>[x<c>] of {', '.join(CHIPS)}, such as v5p:2x2x4"
+    )
+  return kind, shape
+
+
+def simulate(topology: str) -> None:
+  """What the environment must say before jax is started."""
+  kind, shape = check(topology)
+  os.environ["JAX_PLATFORMS"] = "cpu"
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is held
+  if kind == "cpu":
+    flag = f"--xla_force_host_platform_device_count={shape}"
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+
+
+def devices_of(topology: str):
+  """The devices of a topology, abstract where they are not there."""
+  kind, shape = check(topology)
+  if kind == "cpu":
+    if len(jax.devices()) < int(shape):
+      raise ValueError(f"{topology}: jax has {len(jax.devices())} CPU devices")
+    return jax.devices()[: int(shape)]
+  from jax.experimental import topologies
+
+  try:
+    return topologies.get_topology_desc(
+        platform="tpu", topology_name=topology
+    ).devices
+  except Exception as e:  # of a missing library, of an unknown shape
+    raise ValueError(
+        f"{topology} cannot be compiled for here: {str(e).splitlines()[0]}; it"
+        " needs `pip install libtpu` and a shape that the chip comes in"
+    ) from e
+
+
+class Setup(NamedTuple):
+  """An experiment in shapes: every leaf knows its layout, none has a value."""
+
+  mesh: jax.sharding.Mesh
+  model_config: families.ModelConfig
+  objective: objectives.Objective
+  state: object
+  base: object  # the weights that do not train, {} where all do
+  batch: Batch
+  train_step: object
+
+
+def set_up(config, devices) -> Setup:
+  """Raises ValueError for whatever `prepare` would, and without batch.max_row
+  where rows have no other bound."""
+  prepare.validate(config)
+  mesh = sharding.make_mesh(**config.mesh, devices=devices)
+  rows = prepare.rows_per_step(config)
+  sharding.check_rows(mesh, rows, config.batch.micro_batches)
+  c = prepare.fit_to(sizes(config), mesh)
+  objective, tx = objectives.from_config(config), optimizer.from_config(config)
+  laid_out = lambda tree: jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      tree, sharding.tree_shardings(tree, mesh),
+  )  # fmt: skip
+  params = jax.eval_shape(
+      lambda: transformer.init_params(c, jax.random.key(0))
+  )
+  trained = prepare.trained(config)
+  state = jax.eval_shape(
+      lambda p: train.init_state(trained(p), objective, tx), params
+  )
+  step = train.make_train_step(
+      c, objective, tx, micro_batches=config.batch.micro_batches
+  )
+  return Setup(
+      mesh, c, objective, laid_out(state),
+      laid_out(params) if config.lora.rank else {},
+      batch_of(config, mesh, rows, objective), step,
+  )  # fmt: skip
+
+
+def sizes(config) -> families.ModelConfig:
+  """The model's sizes: published ones, or those of its files."""
+  how = prepare.how_to_run(config)
+  if config.model.source in families.KNOWN:
+    return families.from_hf(families.KNOWN[config.model.source], **how)
+  return sources.read_config(sources.resolve(config.model.source), **how)
+
+
+def batch_of(config, mesh, rows: int, objective) -> Batch:
+  """The largest batch: every row as long as it may be, every window full."""
+  if not config.batch.max_row:
+    raise ValueError(
+        "a plan needs the longest row: set --config.batch.max_row=<tokens>"
+    )
+  L, T = config.batch.max_row, config.rollout.max_new_tokens
+  split = sharding.rows_sharding(mesh)
+  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
+  floats = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
+  told = bool(objective.teacher.members((), ()))
+  view = lambda L: View(ints(rows, L), ints(rows, T))
+  return Batch(
+      view(L), view(L if told else 1), ints(rows, T), floats(rows, T),
+      floats(rows, T),
+  )  # fmt: skip
+
+
+class Compiled(NamedTuple):
+  seconds: float  # to compile
+  memory: object  # XLA's account
+  text: str  # HLO
+
+
+def compiled(lowered) -> Compiled:
+  """Raises `DoesNotFit` where the compiler finds no room."""
+  with tempfile.TemporaryDirectory() as scratch:
+    began = time.time()
+    options = {"xla_dump_to": scratch, "xla_dump_hlo_as_text": True}
+    try:
+      done = lowered.compile(compiler_options=options)
+    except jax.errors.JaxRuntimeError as e:
+      if "RESOURCE_EXHAUSTED" in str(e):
+        raise DoesNotFit(str(e)) from e
+      raise
+    seconds = time.time() - began
+    dumps = pathlib.Path(scratch).glob("*after_optimizations.txt")
+    text = max(dumps, key=lambda p: p.stat().st_size).read_text()
+  return Compiled(seconds, done.memory_analysis(), text)
+
+
+class DoesNotFit(ValueError):
+  """The compiler's words on what it could not place."""
+
+
+def train_program(s: Setup):
+  layout = jax.tree.map(lambda x: x.sharding, s.state)
+  with jax.set_mesh(s.mesh):
+    return jax.jit(
+        s.train_step, donate_argnums=0, out_shardings=(layout, None, None, None)
+    ).lower(s.state, s.batch, s.base)
+
+
+def decode_program(config, s: Setup):
+  """The sampler's program for one full batch of the longest prompts."""
+  n, window = config.rollout.samples, config.rollout.max_new_tokens
+  shards = sharding.row_shards(s.mesh)
+  B = min(config.rollout.batch_prompts, config.rollout.prompts)
+  B = -(-B // shards) * shards
+  split = sharding.rows_sharding(s.mesh)
+  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B * n))
+  knobs = sample.Knobs(*(
+      of((B * n,), d) for d in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
+  ))
+  with jax.set_mesh(s.mesh):
+    return sample._generate.lower(
+        s.model_config, lora.join(s.base, s.state.params),
+        of((B, config.batch.max_row - window), jnp.int32), of((B,), jnp.int32),
+        of((B,), jnp.bool), of(keys.shape, keys.dtype), knobs,
+        jax.ShapeDtypeStruct((2,), jnp.int32), n=n, window=window,
+    )  # fmt: skip
+
+
+# ------------------------------------------------------------------ FLOPs
+
+
+def weights(c) -> tuple[int, int]:
+  """(parameters of the layers' matrices, of the unembedding)."""
+  q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  layer = c.width * (2 * q + 2 * kv + 3 * c.mlp_width)
+  return c.num_layers * layer, c.vocab_size * c.width
+
+
+def attention_flops(c, L: int) -> float:
+  """Causal attention of a row, forward: q k and p v, half of L^2 each."""
+  return 2.0 * c.num_layers * L**2 * c.num_heads * c.head_dim
+
+
+def useful_flops(config, s: Setup) -> float:
+  """Of a step; see the head of this file."""
+  (N, head), c = weights(s.model_config), s.model_config
+  B, L = s.batch.student.ids_BxL.shape
+  T, back = s.batch.y_BxT.shape[1], 4 if config.lora.rank else 6
+  student = back * (N * L + head * T) + 3 * attention_flops(c, L)
+  L = s.batch.teacher.ids_BxL.shape[1]
+  teacher = 2 * (N * L + head * T) + attention_flops(c, L)
+  return B * (student + members(s) * teacher)
+
+
+def members(s: Setup) -> int:
+  return len(s.objective.teacher.members((), ()))
+
+
+def executed_flops(config, s: Setup) -> float:
+  """Useful ones, and what is computed again.
+
+  remat: the student's layers ("full"), its attention ("dots"). The loss makes
+  both sides' logits again in its backward pass. Splash makes the scores again
+  in each of its two backward kernels (7 products where 4 are useful); other
+  backends compute the masked half too.
+  """
+  (N, head), c = weights(s.model_config), s.model_config
+  B, L = s.batch.student.ids_BxL.shape
+  T, attention = s.batch.y_BxT.shape[1], attention_flops(c, L)
+  again = 2 * head * T * (1 + members(s))
+  again += {"none": 0, "dots": attention, "full": attention + 2 * N * L}[c.remat]
+  again += 1.5 * attention
+  if c.attention != "splash":
+    again += (4 + members(s)) * attention
+  return useful_flops(config, s) + B * again
+
+
+def decode_flops(config, s: Setup, B: int) -> float:
+  """Prefill of the prompts, then every token of every sample."""
+  (N, head), c = weights(s.model_config), s.model_config
+  T, n = config.rollout.max_new_tokens, config.rollout.samples
+  P = config.batch.max_row - T
+  over_cache = 4.0 * c.num_layers * c.num_heads * c.head_dim * (P + T) * T
+  return B * (2 * N * P + attention_flops(c, P)) + B * n * (
+      2 * (N + head) * T + over_cache
+  )
+
+
+# ------------------------------------------------------------- the account
+
+
+def bytes_a_chip(tree) -> int:
+  """Of a laid-out tree: the first device's share."""
+  return sum(
+      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+      for x in jax.tree.leaves(tree)
+  )
+
+
+def make(config, topology: str) -> dict:
+  """The whole account, JSON-able; `fits` says whether, `advice` what to turn.
+
+  Raises ValueError for a config or topology that makes no sense.
+  """
+  kind, _ = check(topology)
+  devices = devices_of(topology)
+  s, chip = set_up(config, devices), CHIPS.get(kind)
+  resident = {
+      "parameters": bytes_a_chip((s.base, s.state.params)),
+      "optimizer": bytes_a_chip(s.state.opt),
+      "teacher": bytes_a_chip(s.state.teacher),
+  }
+  account = {
+      "model": config.model.source, "topology": topology,
+      "chips": len(devices), "mesh": dict(s.mesh.shape),
+      "attention": s.model_config.attention, "remat": s.model_config.remat,
+      "lora_rank": config.lora.rank, "rows": s.batch.y_BxT.shape[0],
+      "row_tokens": config.batch.max_row,
+      "new_tokens": config.rollout.max_new_tokens,
+      "hbm": chip and chip.hbm, "resident": resident,
+  }  # fmt: skip
+  if chip and sum(resident.values()) > chip.hbm:
+    return account | {"fits": False, "advice": advice(config, s, account)}
+  try:
+    account["train"] = of_train(config, s, chip)
+    account["decode"] = of_decode(config, s, chip, resident)
+  except DoesNotFit as e:
+    account["compiler"] = str(e).splitlines()[0]
+    return account | {"fits": False, "advice": advice(config, s, account)}
+  need = max(account[p]["bytes"] for p in ("train", "decode"))
+  fits = chip is None or need <= chip.hbm
+  return account | {
+      "fits": fits, "advice": "" if fits else advice(config, s, account)
+  }
+
+
+def of_train(config, s: Setup, chip) -> dict:
+  program = compiled(train_program(s))
+  m = program.memory
+  whole = {s.model_config.width, s.model_config.vocab_size}
+  split = {s.model_config.width // s.mesh.shape[a] for a in ("fsdp", "tensor")}
+  account = {
+      "compile_seconds": program.seconds,
+      "batch": bytes_a_chip(s.batch),
+      "activations": m.temp_size_in_bytes,
+      "bytes": m.argument_size_in_bytes + m.temp_size_in_bytes
+      + m.output_size_in_bytes - m.alias_size_in_bytes,
+      "tokens_with_logits_at_once": hlo.most_tokens(
+          program.text, vocabulary_a_chip(s), whole | split
+      ),
+  }  # fmt: skip
+  useful = useful_flops(config, s) / s.mesh.size
+  return account | roofline(
+      program, useful, executed_flops(config, s) / s.mesh.size, chip
+  )
+
+
+def vocabulary_a_chip(s: Setup) -> int:
+  V, tensor = s.model_config.vocab_size, s.mesh.shape["tensor"]
+  return V // tensor if V % tensor == 0 else V
+
+
+def of_decode(config, s: Setup, chip, resident: dict) -> dict:
+  """The optimiser and the teacher stay where they are while the student
+  answers."""
+  lowered = decode_program(config, s)
+  program = compiled(lowered)
+  m, c = program.memory, s.model_config
+  B = lowered.in_avals[0][1].shape[0]
+  n = config.rollout.samples
+  shape = (B * n, config.batch.max_row, c.num_kv_heads, c.head_dim)
+  account = {
+      "compile_seconds": program.seconds,
+      "rows": B * n,
+      "cache": 2 * c.num_layers * math.prod(shape)
+      * jnp.dtype(c.dtype).itemsize // s.mesh.size,
+      "temporaries": m.temp_size_in_bytes,
+      "bytes": m.argument_size_in_bytes + m.temp_size_in_bytes
+      + m.output_size_in_bytes + resident["optimizer"] + resident["teacher"],
+  }  # fmt: skip
+  flops = decode_flops(config, s, B) / s.mesh.size
+  account |= roofline(program, flops, flops, chip)
+  if chip:
+    tokens = B * n * config.rollout.max_new_tokens
+    account["tokens_per_second"] = tokens / account["seconds"]
+  return account
+
+
+def roofline(program: Compiled, useful, executed, chip) -> dict:
+  """FLOPs, traffic and, for a known chip, the estimate; all of one chip."""
+  traffic = hlo.traffic(program.text)
+  account = {
+      "useful_flops": useful, "executed_flops": executed,
+      "hbm_bytes": traffic.memory, "collective_bytes": dict(traffic.collectives),
+      "collective_counts": dict(traffic.counts),
+  }  # fmt: skip
+  if chip is None:
+    return account
+  parts = {
+      "compute_seconds": executed / chip.flops,
+      "memory_seconds": traffic.memory / chip.hbm_rate,
+      "collective_seconds": sum(traffic.collectives.values()) / chip.ici_rate,
+  }
+  total = sum(parts.values())
+  return account | parts | {
+      "seconds": total, "mfu": useful / (chip.flops * total)
+  }  # fmt: skip
+
+
+def advice(config, s: Setup, account: dict) -> str:
+  """Which knob to turn, the cheapest first."""
+  hbm, resident = account["hbm"], sum(account["resident"].values())
+  shards = sharding.row_shards(s.mesh)
+  if resident > 0.8 * hbm:
+    chips = -(-s.mesh.size * resident // int(0.6 * hbm))
+    lighter = "" if config.lora.rank else ", or train an adapter: lora.rank=64"
+    return (
+        f"parameters, optimizer and teacher alone take {resident / 1e9:.1f} of"
+        f" {hbm / 1e9:.0f} GB a chip: split them over more chips (about"
+        f" {chips}){lighter}"
+    )
+  decode = account.get("decode", {}).get("bytes", 0)
+  if "train" in account and decode > hbm:
+    return "sampling needs the room: lower rollout.batch_prompts"
+  if config.model.remat != "full":
+    return "keep less for the backward pass: model.remat=full"
+  if s.batch.y_BxT.shape[0] // shards > config.batch.micro_batches:
+    return (
+        "take fewer rows at a time: batch.micro_batches="
+        f"{2 * config.batch.micro_batches}"
+    )
+  return (
+      f"one row a chip is too much: shorten it (batch.max_row is"
+      f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"
+      " split it: mesh.tensor=2"
+  )
