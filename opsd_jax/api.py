@@ -28,7 +28,7 @@ def load_model(source: str, dtype: str = "float32") -> Model:
   config, params = sources.load_model_weights(
       path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none"
   )
-  return Model(config, jax.device_put(params), tokenizer.load(path))
+  return Model(config, params, tokenizer.load(path))
 
 
 def chat_ids(model: Model, prompt) -> tuple[int, ...]:

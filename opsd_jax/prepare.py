@@ -5,8 +5,6 @@ import json
 import os
 from typing import Any, NamedTuple
 
-import jax
-
 from opsd_jax import (
   context,
   evaluate,
@@ -114,7 +112,8 @@ def prepare(config) -> Run:
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   model_config, params = sources.load_model_weights(
-      path, dtype=config.model.dtype, param_dtype=config.model.param_dtype,
+      path, functools.partial(sharding.tree_shardings, mesh=mesh),
+      dtype=config.model.dtype, param_dtype=config.model.param_dtype,
       scan_layers=config.model.scan_layers, remat=config.model.remat,
   )  # fmt: skip
   d = config.divergence
@@ -122,7 +121,6 @@ def prepare(config) -> Run:
     raise ValueError(
         f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
-  params = jax.device_put(params, sharding.tree_shardings(params, mesh))
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   data = tasks.load(
       config.task.name, train_count=config.task.train_count,

@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import tokenizers
+from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 # It says at import that torch is missing, which is as it should be.
@@ -106,11 +107,11 @@ def load(path) -> Tokenizer:
   format, a .gguf file, or `tiny`."""
   if str(path) == "tiny":
     return byte_tokenizer()
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   return from_directory(path) if path.is_dir() else from_gguf(path)
 
 
-def from_directory(path: pathlib.Path) -> Tokenizer:
+def from_directory(path: epath.Path) -> Tokenizer:
   """tokenizer.json, tokenizer_config.json, chat_template.jinja and the end ids
   of generation_config.json; never code."""
   if not (path / "tokenizer.json").exists():
@@ -135,8 +136,10 @@ def from_directory(path: pathlib.Path) -> Tokenizer:
     ends = [] if ends is None else [ends]
   try:
     inner = PreTrainedTokenizerFast(
-        tokenizer_file=str(path / "tokenizer.json"), chat_template=template,
-        **special,
+        tokenizer_object=tokenizers.Tokenizer.from_str(
+            (path / "tokenizer.json").read_text()
+        ),
+        chat_template=template, **special,
     )  # fmt: skip
   except Exception as e:  # tokenizers raises nothing narrower
     raise ValueError(f"{path / 'tokenizer.json'} is not readable: {e}") from e

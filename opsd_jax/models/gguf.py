@@ -1,5 +1,6 @@
 """Weights out of a GGUF file, dequantised by the `gguf` package."""
 
+import functools
 import re
 
 import gguf
@@ -59,11 +60,12 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
   return per_head.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_params(reader: Reader, config, where) -> dict:
-  """The file's parameters, numpy, in config.param_dtype."""
+def load_params(reader: Reader, config, where, shardings=None) -> dict:
+  """The file's parameters, one tensor at a time; see `hf.to_params`."""
   tensors = {hf_name(t.name): t for t in reader.tensors}
 
-  def read(name):
+  @functools.lru_cache(maxsize=1)  # blocks of one tensor follow each other
+  def whole(name):
     tensor = tensors[name]
     try:
       value = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -73,8 +75,9 @@ def load_params(reader: Reader, config, where) -> dict:
       value = half_split(value, config.num_heads)
     if config.family == "llama" and ".k_proj." in name:
       value = half_split(value, config.num_kv_heads)
-    return value
+    return value.reshape(len(value), -1)
 
+  read = lambda name, rows, columns: whole(name)[rows, columns]
   # GGUF lists the fastest axis first.
   shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
-  return hf.to_params(config, shapes, read, where)
+  return hf.to_params(config, shapes, read, where, shardings)
