@@ -5,6 +5,8 @@ import json
 import os
 from typing import Any, NamedTuple
 
+from ml_collections import ConfigDict
+
 from opsd_jax import (
   context,
   evaluate,
@@ -113,8 +115,7 @@ def prepare(config) -> Run:
   tok = tokenizer.load(path)
   model_config, params = sources.load_model_weights(
       path, functools.partial(sharding.tree_shardings, mesh=mesh),
-      dtype=config.model.dtype, param_dtype=config.model.param_dtype,
-      scan_layers=config.model.scan_layers, remat=config.model.remat,
+      **how_to_run(config, mesh),
   )  # fmt: skip
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
@@ -148,6 +149,14 @@ def prepare(config) -> Run:
       task.verify, data.removed_as_overlap, dropped,
       objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
+
+
+def how_to_run(config, mesh) -> dict:
+  """The fields of a ModelConfig that are not the model's own."""
+  return {
+      "dtype": config.model.dtype, "param_dtype": config.model.param_dtype,
+      "scan_layers": config.model.scan_layers, "remat": config.model.remat,
+  }  # fmt: skip
 
 
 def ask(
@@ -217,6 +226,23 @@ def claim(config, workdir) -> None:
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
   (workdir / "config.json.tmp").write_text(text + "\n")
   os.replace(workdir / "config.json.tmp", workdir / "config.json")
+
+
+def read_config(workdir) -> ConfigDict:
+  """The config of the run that lives in `workdir`, validated."""
+  path = workdir / "config.json"
+  if not path.exists():
+    raise ValueError(f"{path} does not exist: {workdir} holds no run")
+  try:
+    there = json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f"{path} is not readable: {e}") from e
+  try:
+    config = ConfigDict(there).lock()
+    validate(config)
+  except (AttributeError, KeyError, TypeError) as e:
+    raise ValueError(f"{path} is of another version: {e}") from e
+  return config
 
 
 def flat(tree: dict, at: str = "") -> dict:

@@ -101,6 +101,22 @@ class Tokenizer:
     """Token ids of the rendered chat."""
     return self.encode(self.render(messages, **template_args))
 
+  def save(self, directory: pathlib.Path) -> None:
+    """tokenizer.json, tokenizer_config.json and chat_template.jinja: what
+    `load` reads, and transformers."""
+    inner = self.inner
+    inner.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    } | {n: getattr(inner, n) for n in names if getattr(inner, n) is not None}
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(text + "\n")
+    if inner.chat_template:
+      jinja = directory / "chat_template.jinja"
+      jinja.write_text(inner.chat_template, newline="")
+
 
 def load(path) -> Tokenizer:
   """The tokenizer of a resolved model source: a directory in Hugging Face

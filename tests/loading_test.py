@@ -201,8 +201,15 @@ import jax
 jax.config.update("jax_cpu_collectives_implementation", "gloo")
 port, process, path = sys.argv[1:]
 jax.distributed.initialize(f"127.0.0.1:{port}", 2, int(process))
-from tests.loading_test import layout, read_with
+from opsd_jax import tokenizer
+from opsd_jax.models import export, sources
+from tests.loading_test import RUN, layout, read_with
 params, reader = read_with(pathlib.Path(path), layout(fsdp=8))
+export.export(
+    pathlib.Path(path).with_name("out"),
+    sources.read_config(pathlib.Path(path), **RUN), params,
+    tokenizer.load("tiny"), card="",
+)
 total = jax.jit(lambda p: jax.tree.map(lambda x: x.sum(), p))(params)
 print("RESULT" + json.dumps([
     reader.bytes_read, [float(x) for x in jax.tree.leaves(total)],
@@ -219,8 +226,10 @@ def free_port():
     return s.getsockname()[1]
 
 
-def test_two_processes_read_half_each(tmp_path):
-  path = make_shards(tmp_path / "m", hidden_size=128, intermediate_size=512)
+def test_two_processes_read_half_each_and_write_one_model(tmp_path):
+  path = make_shards(
+      tmp_path / "m", vocab_size=320, hidden_size=128, intermediate_size=512
+  )
   plain = load(path)[1]
   port = str(free_port())
   workers = [
@@ -240,7 +249,8 @@ def test_two_processes_read_half_each(tmp_path):
     assert 0.45 * size_of(path) < count <= 0.6 * size_of(path)
     expected = [float(x.sum()) for x in jax.tree.leaves(plain)]
     np.testing.assert_allclose(sums, expected, rtol=1e-4, atol=1e-3)
-    assert shape == "(97, 16)"
+    assert shape == "(320, 16)"
+  assert_trees_equal(load(tmp_path / "out")[1], plain)
 
 
 GROWTH = """

@@ -6,7 +6,7 @@ import re
 import gguf
 import numpy as np
 
-from opsd_jax.models import hf
+from opsd_jax.models import families, hf
 
 NAMES = {  # GGUF block tensor -> Hugging Face module
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -43,6 +43,11 @@ def open_file(path) -> Reader:
 
 def metadata(reader: Reader) -> dict:
   return {name: field.contents() for name, field in reader.fields.items()}
+
+
+def read_config(reader: Reader, **run) -> families.ModelConfig:
+  names = [t.name for t in reader.tensors]
+  return families.from_gguf(metadata(reader), names, **run)
 
 
 def hf_name(name: str) -> str:

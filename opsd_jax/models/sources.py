@@ -126,6 +126,15 @@ def from_hub(repo_id: str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
+def read_config(path: pathlib.Path, **run) -> families.ModelConfig:
+  """The sizes of a resolved source; no weights are read."""
+  if str(path) == "tiny":
+    return families.tiny(**run)
+  if path.is_dir():
+    return families.from_hf(hf.read_config(path), **run)
+  return gguf.read_config(gguf.open_file(path), **run)
+
+
 def load_model_weights(path: pathlib.Path, shardings=None, **run):
   """(ModelConfig, params) of a resolved source; `run` as families.from_hf.
 
@@ -139,9 +148,8 @@ def load_model_weights(path: pathlib.Path, shardings=None, **run):
     layout = shardings and shardings(jax.eval_shape(make))
     return config, jax.jit(make, out_shardings=layout)()
   if path.is_dir():
-    config = families.from_hf(hf.read_config(path), **run)
+    config = read_config(path, **run)
     return config, hf.load_params(path, config, shardings)
   reader = gguf.open_file(path)
-  names = [t.name for t in reader.tensors]
-  config = families.from_gguf(gguf.metadata(reader), names, **run)
+  config = gguf.read_config(reader, **run)
   return config, gguf.load_params(reader, config, path, shardings)
