@@ -7,15 +7,20 @@ from ml_collections import config_flags
 
 
 def run(main) -> None:
-  """`main(config, workdir)` with --config and --workdir.
-
-  An error a user can mend is printed as one message with exit status 1; set
-  --traceback to see where it came from.
-  """
+  """`main(config, workdir)` with --config and --workdir; see `start`."""
   config = config_flags.DEFINE_config_file(
       "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
   )
   workdir = flags.DEFINE_string("workdir", None, "where the run lives")
+  start(lambda: main(config.value, workdir.value), ["config", "workdir"])
+
+
+def start(main, required) -> None:
+  """`main()` after the flags are read, some of which are required.
+
+  An error a user can mend is printed as one message with exit status 1; set
+  --traceback to see where it came from.
+  """
   trace = flags.DEFINE_bool("traceback", False, "print the whole traceback")
 
   def body(argv):
@@ -23,13 +28,13 @@ def run(main) -> None:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # orbax tells much
     try:
-      main(config.value, workdir.value)
+      main()
     except (ValueError, OSError, FloatingPointError) as e:
       if trace.value:
         raise
       sys.exit(f"error: {e}")
 
-  flags.mark_flags_as_required(["config", "workdir"])
+  flags.mark_flags_as_required(required)
   app.run(body, flags_parser=_parse)
 
 

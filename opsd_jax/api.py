@@ -29,7 +29,7 @@ def load_model(source: str, dtype: str = "float32") -> Model:
       path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none",
       attention="xla", lora_alpha=1.0,
   )  # fmt: skip
-  return Model(config, jax.device_put(params), tokenizer.load(path))
+  return Model(config, params, tokenizer.load(path))
 
 
 def chat_ids(model: Model, prompt) -> tuple[int, ...]:

@@ -38,3 +38,38 @@ def restore_latest(manager, shapes: State, layout: State) -> State | None:
   )  # fmt: skip
   tree = manager.restore(step, args=ocp.args.StandardRestore(wanted))
   return State(**tree)
+
+
+def restore_params(directory, shardings):
+  """(step, parameters) of the newest checkpoint; nothing else of it is read.
+
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts. Raises
+  ValueError where there is no checkpoint.
+  """
+  directory = pathlib.Path(directory).absolute()
+  if not directory.is_dir():
+    raise ValueError(f"{directory} does not exist: nothing was trained there")
+  options = ocp.CheckpointManagerOptions(create=False)
+  manager = ocp.CheckpointManager(
+      directory, options=options, item_handlers=ocp.PyTreeCheckpointHandler()
+  )
+  try:
+    step = manager.latest_step()
+    if step is None:
+      raise ValueError(f"{directory} holds no checkpoint that was completed")
+    known = manager.item_metadata(step).tree["params"]
+    shapes = jax.tree.map(
+        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known
+    )
+    wanted = jax.tree.map(
+        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+        shapes, shardings(shapes),
+    )  # fmt: skip
+    wanted = {"params": wanted}
+    args = ocp.args.PyTreeRestore(
+        wanted, partial_restore=True,
+        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+    )  # fmt: skip
+    return step, manager.restore(step, args=args)["params"]
+  finally:
+    manager.close()

@@ -8,6 +8,7 @@ import zlib
 from typing import Any, NamedTuple
 
 import jax
+from ml_collections import ConfigDict
 
 from opsd_jax import (
   context,
@@ -107,14 +108,16 @@ def prepare(config) -> Run:
   sharding.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
-  model_config, params = sources.load_model_weights(path, **how_to_run(config))
-  model_config = fit_to(model_config, mesh)
+  how = how_to_run(config)
+  model_config = fit_to(sources.read_config(path, **how), mesh)
+  _, params = sources.load_model_weights(
+      path, functools.partial(sharding.tree_shardings, mesh=mesh), **how
+  )
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
     raise ValueError(
         f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
-  params = jax.device_put(params, sharding.tree_shardings(params, mesh))
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   data = tasks.load(
       config.task.name, train_count=config.task.train_count,
@@ -255,6 +258,23 @@ def claim(config, workdir) -> None:
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
   (workdir / "config.json.tmp").write_text(text + "\n")
   os.replace(workdir / "config.json.tmp", workdir / "config.json")
+
+
+def read_config(workdir) -> ConfigDict:
+  """The config of the run that lives in `workdir`, validated."""
+  path = workdir / "config.json"
+  if not path.exists():
+    raise ValueError(f"{path} does not exist: {workdir} holds no run")
+  try:
+    there = json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f"{path} is not readable: {e}") from e
+  try:
+    config = ConfigDict(there).lock()
+    validate(config)
+  except (AttributeError, KeyError, TypeError) as e:
+    raise ValueError(f"{path} is of another version: {e}") from e
+  return config
 
 
 def flat(tree: dict, at: str = "") -> dict:

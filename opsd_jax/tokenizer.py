@@ -5,6 +5,7 @@ import os
 import pathlib
 
 import tokenizers
+from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
 # It says at import that torch is missing, which is as it should be.
@@ -100,17 +101,33 @@ class Tokenizer:
     """Token ids of the rendered chat."""
     return self.encode(self.render(messages, **template_args))
 
+  def save(self, directory: pathlib.Path) -> None:
+    """tokenizer.json, tokenizer_config.json and chat_template.jinja: what
+    `load` reads, and transformers."""
+    inner = self.inner
+    inner.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    config = {
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "clean_up_tokenization_spaces": False,
+    } | {n: getattr(inner, n) for n in names if getattr(inner, n) is not None}
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(text + "\n")
+    if inner.chat_template:
+      jinja = directory / "chat_template.jinja"
+      jinja.write_text(inner.chat_template, newline="")
+
 
 def load(path) -> Tokenizer:
   """The tokenizer of a resolved model source: a directory in Hugging Face
   format, a .gguf file, or `tiny`."""
   if str(path) == "tiny":
     return byte_tokenizer()
-  path = pathlib.Path(path)
+  path = epath.Path(path)
   return from_directory(path) if path.is_dir() else from_gguf(path)
 
 
-def from_directory(path: pathlib.Path) -> Tokenizer:
+def from_directory(path: epath.Path) -> Tokenizer:
   """tokenizer.json, tokenizer_config.json, chat_template.jinja and the end ids
   of generation_config.json; never code."""
   if not (path / "tokenizer.json").exists():
@@ -135,8 +152,10 @@ def from_directory(path: pathlib.Path) -> Tokenizer:
     ends = [] if ends is None else [ends]
   try:
     inner = PreTrainedTokenizerFast(
-        tokenizer_file=str(path / "tokenizer.json"), chat_template=template,
-        **special,
+        tokenizer_object=tokenizers.Tokenizer.from_str(
+            (path / "tokenizer.json").read_text()
+        ),
+        chat_template=template, **special,
     )  # fmt: skip
   except Exception as e:  # tokenizers raises nothing narrower
     raise ValueError(f"{path / 'tokenizer.json'} is not readable: {e}") from e

@@ -107,6 +107,32 @@ def rope_scaling(rope: dict) -> tuple | None:
   refuse("rope type", kind, "default, linear or llama3")
 
 
+def to_hf(c: ModelConfig) -> dict:
+  """The inverse of `from_hf`: a config.json, in the form that every version of
+  transformers reads."""
+  classes = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
+  scaling = None
+  if c.rope_scaling:
+    kind, *values = c.rope_scaling
+    keys = ("factor", "low_freq_factor", "high_freq_factor",
+            "original_max_position_embeddings")  # fmt: skip
+    scaling = {"rope_type": kind} | dict(zip(keys, values, strict=False))
+  absent = (
+      {"attention_bias": False, "mlp_bias": False} if c.family == "llama"
+      else {"use_sliding_window": False}
+  )  # fmt: skip
+  return {
+      "architectures": [f"{classes[c.family]}ForCausalLM"],
+      "model_type": c.family, "vocab_size": c.vocab_size,
+      "hidden_size": c.width, "intermediate_size": c.mlp_width,
+      "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
+      "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim,
+      "max_position_embeddings": c.max_positions, "rope_theta": c.rope_theta,
+      "rope_scaling": scaling, "rms_norm_eps": c.norm_eps,
+      "tie_word_embeddings": c.tied, "hidden_act": "silu",
+  } | absent  # fmt: skip
+
+
 def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
   """The ModelConfig of a GGUF file's metadata and tensor names."""
   family = meta.get("general.architecture")

@@ -1,11 +1,12 @@
 """Weights out of a GGUF file, dequantised by the `gguf` package."""
 
+import functools
 import re
 
 import gguf
 import numpy as np
 
-from opsd_jax.models import hf
+from opsd_jax.models import families, hf
 
 NAMES = {  # GGUF block tensor -> Hugging Face module
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
@@ -44,6 +45,11 @@ def metadata(reader: Reader) -> dict:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
+def read_config(reader: Reader, **run) -> families.ModelConfig:
+  names = [t.name for t in reader.tensors]
+  return families.from_gguf(metadata(reader), names, **run)
+
+
 def hf_name(name: str) -> str:
   """blk.3.attn_q.weight -> model.layers.3.self_attn.q_proj.weight."""
   match = re.fullmatch(r"blk\.(\d+)\.(\w+)\.(weight|bias)", name)
@@ -59,11 +65,12 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
   return per_head.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_params(reader: Reader, config, where) -> dict:
-  """The file's parameters, numpy, in config.param_dtype."""
+def load_params(reader: Reader, config, where, shardings=None) -> dict:
+  """The file's parameters, one tensor at a time; see `hf.to_params`."""
   tensors = {hf_name(t.name): t for t in reader.tensors}
 
-  def read(name):
+  @functools.lru_cache(maxsize=1)  # blocks of one tensor follow each other
+  def whole(name):
     tensor = tensors[name]
     try:
       value = gguf.dequantize(tensor.data, tensor.tensor_type)
@@ -73,8 +80,9 @@ def load_params(reader: Reader, config, where) -> dict:
       value = half_split(value, config.num_heads)
     if config.family == "llama" and ".k_proj." in name:
       value = half_split(value, config.num_kv_heads)
-    return value
+    return value.reshape(len(value), -1)
 
+  read = lambda name, rows, columns: whole(name)[rows, columns]
   # GGUF lists the fastest axis first.
   shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
-  return hf.to_params(config, shapes, read, where)
+  return hf.to_params(config, shapes, read, where, shardings)

@@ -3,8 +3,10 @@
 import json
 import pathlib
 
+import jax
 import numpy as np
-from safetensors import safe_open
+
+from opsd_jax.models import assemble, safetensors_file
 
 # Hugging Face module -> (our path below the layer, transposed?)
 LAYER = {
@@ -63,16 +65,44 @@ def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
   return table
 
 
-def to_params(config, shapes: dict, read, where) -> dict:
-  """A tree of numpy arrays from named tensors.
+def leaves(config) -> dict[str, assemble.Leaf]:
+  """Every array of our tree by its path, with the tensors that it is made of;
+  one array holds all layers where they are scanned."""
+  names, found = {}, {}
+  for name, (path, layer, transposed, shape) in name_table(config).items():
+    stacked = layer is not None and config.scan_layers
+    if layer is not None:
+      path = f"layers/{path}" if stacked else f"layers_{layer}/{path}"
+    names.setdefault(path, []).append(name)
+    shape = shape[::-1] if transposed else shape
+    shape = (config.num_layers, *shape) if stacked else shape
+    found[path] = assemble.Leaf((), shape, stacked, transposed)
+  return {p: x._replace(names=tuple(names[p])) for p, x in found.items()}
 
-  `shapes` maps the names that exist to their shapes, `read(name)` returns one.
-  Raises ValueError naming every missing, unexpected or misshapen tensor.
+
+def to_params(config, shapes: dict, read, where, shardings=None) -> dict:
+  """The tree of arrays in config.param_dtype, made out of named tensors.
+
+  `shapes` maps the names that exist to their shapes, `read` is as assemble's.
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts; None leaves
+  whole arrays on the default device. Raises ValueError naming every missing,
+  unexpected or misshapen tensor.
   """
-  table = name_table(config)
+  refuse_others(name_table(config), shapes, config.tied, where)
+  dtype, tree = np_dtype(config.param_dtype), {}
+  for path, leaf in leaves(config).items():
+    put(tree, path, jax.ShapeDtypeStruct(leaf.shape, dtype))
+  layout = {} if shardings is None else shardings(tree)
+  for path, leaf in leaves(config).items():
+    x = assemble.array(leaf, dtype, find(layout, path), read)
+    put(tree, path, x)
+  return tree
+
+
+def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
+  """Raises ValueError unless `shapes` are those of the table."""
   ignored = lambda n: (
-      n.endswith("rotary_emb.inv_freq")
-      or (n == "lm_head.weight" and config.tied)
+      n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and tied)
   )
   problems = [f"missing {n}" for n in table if n not in shapes]
   problems += [
@@ -88,24 +118,6 @@ def to_params(config, shapes: dict, read, where) -> dict:
         f"{where} does not hold the weights its config describes:\n  "
         + "\n  ".join(sorted(problems))
     )
-  dtype = np_dtype(config.param_dtype)
-  tree = {}
-  for name, (path, layer, transposed, shape) in table.items():
-    if layer is None or not config.scan_layers:
-      prefix = "" if layer is None else f"layers_{layer}/"
-      out = np.empty(shape[::-1] if transposed else shape, dtype)
-      slot = out
-    else:
-      prefix = "layers/"
-      out = find(tree, prefix + path)
-      if out is None:
-        one = shape[::-1] if transposed else shape
-        out = np.empty((config.num_layers, *one), dtype)
-      slot = out[layer]
-    value = read(name)
-    slot[...] = value.T if transposed else value
-    put(tree, prefix + path, out)
-  return tree
 
 
 def np_dtype(name: str) -> np.dtype:
@@ -151,24 +163,16 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   else:
     names = ["model.safetensors"]
   for name in names:
-    if pathlib.PurePath(name).name != name:
+    if pathlib.PurePath(str(name)).name != name:
       raise ValueError(f"{index}: file name {name!r} leaves the directory")
     if not (directory / name).is_file():
       raise ValueError(f"{directory / name} is missing")
   return [directory / name for name in names]
 
 
-def load_params(directory: pathlib.Path, config) -> dict:
-  """The parameters of a model directory, numpy, in config.param_dtype."""
-  where, shapes = {}, {}
-  for path in weight_files(directory):
-    try:
-      f = safe_open(path, "numpy")
-    except Exception as e:  # safetensors has an exception type of its own
-      raise ValueError(f"{path} is not a readable safetensors file: {e}") from e
-    for name in f.keys():  # noqa: SIM118 (not a dict)
-      where[name] = f
-      shapes[name] = f.get_slice(name).get_shape()
-  return to_params(
-      config, shapes, lambda name: where[name].get_tensor(name), directory
-  )
+def load_params(directory: pathlib.Path, config, shardings=None) -> dict:
+  """The parameters of a model directory; see `to_params`."""
+  reader = safetensors_file.Reader(weight_files(directory))
+  params = to_params(config, reader.shapes, reader.read, directory, shardings)
+  reader.close()
+  return params

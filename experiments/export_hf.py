@@ -1,0 +1,64 @@
+"""Writes a trained model as a Hugging Face directory.
+
+  python -m experiments.export_hf --workdir=runs/opsd --out=exported
+
+The newest checkpoint's weights, or with LoRA the base's with the adapter
+merged; `--adapter` writes the adapter alone, as peft reads it.
+"""
+
+import functools
+import json
+import pathlib
+
+from absl import flags
+
+from experiments import cli
+
+WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives")
+OUT = flags.DEFINE_string("out", None, "a directory that is new or empty")
+ADAPTER = flags.DEFINE_bool("adapter", False, "the adapter alone, for peft")
+DTYPE = flags.DEFINE_enum(
+    "dtype", None, ["float32", "bfloat16", "float16"],
+    "of the values; by default that of the run's weights",
+)  # fmt: skip
+
+
+def main():
+  from configs import base
+  from opsd_jax import card, checkpoint, prepare, sharding, tokenizer
+  from opsd_jax.models import export, sources
+
+  workdir = pathlib.Path(WORKDIR.value)
+  config = prepare.read_config(workdir)
+  rank = config.lora.rank if "lora" in config else 0
+  if ADAPTER.value and not rank:
+    raise ValueError(f"{workdir} trained all weights: leave --adapter away")
+  mesh = sharding.make_mesh(fsdp=-1)
+  layout = functools.partial(sharding.tree_shardings, mesh=mesh)
+  step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
+  there = workdir / "summary.json"
+  text = card.card(
+      prepare.flat(config.to_dict()), prepare.flat(base.get_config().to_dict()),
+      step=step, adapter=ADAPTER.value,
+      summary=json.loads(there.read_text()) if there.exists() else None,
+  )  # fmt: skip
+  path = sources.resolve(config.model.source)
+  run = prepare.how_to_run(config)
+  model_config, lora = sources.read_config(path, **run), {}
+  if rank:
+    lora = {"adapter": params, "alpha": config.lora.alpha}
+  if ADAPTER.value:
+    export.export_adapter(
+        OUT.value, model_config, base=config.model.source, card=text, **lora
+    )
+    return
+  if rank:
+    _, params = sources.load_model_weights(path, layout, **run)
+  export.export(
+      OUT.value, model_config, params, tokenizer.load(path), card=text,
+      dtype=DTYPE.value, **lora,
+  )  # fmt: skip
+
+
+if __name__ == "__main__":
+  cli.start(main, ["workdir", "out"])

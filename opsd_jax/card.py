@@ -1,0 +1,136 @@
+"""The model card of an exported model: recipe, data, figures, versions."""
+
+import importlib.metadata
+import json
+import re
+
+LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
+FIGURES = (
+    ("base, greedy", "accuracy_base"), ("this model, greedy", "accuracy_final"),
+    ("privileged teacher, greedy", "accuracy_teacher"),
+    ("base, sampled", "sampled_accuracy_base"),
+    ("this model, sampled", "sampled_accuracy_final"),
+    ("privileged teacher, sampled", "sampled_accuracy_teacher"),
+)  # fmt: skip
+
+CARD = """---
+library_name: {library}
+pipeline_tag: text-generation
+tags: [on-policy-self-distillation, opsd_jax]{base_model}
+---
+
+# {title}
+
+`{base}` after {step} of {steps} steps of opsd_jax: {method}.
+
+## Recipe
+
+Divergence `{divergence}`, teacher `{teacher}`, told `{told}`, responses
+`{rollout}`. Everything that differs from `configs/base.py`:
+
+{differences}
+
+## Data
+
+`{task}`: {train_count} problems to train on, {eval_count} others to evaluate.
+
+## Evaluation
+
+{evaluation}
+
+## Use
+
+```python
+{use}
+```
+
+Made with {versions}.
+
+## Citation
+
+```bibtex
+@article{{zhao2026selfdistilled,
+  title = {{Self-Distilled Reasoner: On-Policy Self-Distillation for Large
+    Language Models}},
+  author = {{Zhao, Siyan and others}},
+  year = {{2026}},
+  journal = {{arXiv:2601.18734}}
+}}
+```
+"""
+USE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model = AutoModelForCausalLM.from_pretrained("<this directory>")
+tokenizer = AutoTokenizer.from_pretrained("<this directory>")
+
+# or, in JAX
+from opsd_jax import load_model
+
+model = load_model("<this directory>")"""
+USE_ADAPTER = """from peft import PeftModel
+from transformers import AutoModelForCausalLM
+
+base = AutoModelForCausalLM.from_pretrained("{base}")
+model = PeftModel.from_pretrained(base, "<this directory>")"""
+
+
+def card(
+    config: dict, defaults: dict, *, step: int, summary: dict | None,
+    adapter: bool = False,
+) -> str:  # fmt: skip
+  """The text of README.md.
+
+  `config` and `defaults` are flat, {"a.b": value}; `summary` is that of a run
+  that came to its end, or None.
+  """
+  base = config["model.source"]
+  differ = [
+      f"    {key} = {json.dumps(value)}"
+      for key, value in sorted(config.items())
+      if defaults.get(key) != value
+  ]
+  told = config["teacher.name"] != "none"
+  return CARD.format(
+      library="peft" if adapter else "transformers",
+      title=f"{base}, {'an adapter' if adapter else 'trained'} with opsd_jax",
+      base_model=f"\nbase_model: {base}" if is_repo(base) else "",
+      base=base, step=step, steps=config["steps"],
+      method=(
+          "it answered from the question alone, and the same weights, told\n"
+          "more, judged every token of that answer"
+          if told else "it learned from reference answers"
+      ),
+      divergence=config["divergence.name"], teacher=config["teacher.name"],
+      told=config["context.privileged"], rollout=config["rollout.source"],
+      differences="\n".join(differ) or "    nothing",
+      task=config["task.name"], train_count=config["task.train_count"],
+      eval_count=config["task.eval_count"], evaluation=evaluation(summary),
+      use=USE_ADAPTER.format(base=base) if adapter else USE_MODEL,
+      versions=", ".join(
+          f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
+      ),
+  )  # fmt: skip
+
+
+def is_repo(source: str) -> bool:
+  """Whether a model source is a Hugging Face repo id."""
+  return re.fullmatch(r"[\w.-]+/[\w.-]+", source) is not None
+
+
+def evaluation(summary: dict | None) -> str:
+  """The held-out figures as a table, with 95% intervals."""
+  if summary is None:
+    return "Not evaluated: the run has not come to its end."
+  rows = [
+      f"| {name} | {summary[key]:.3f} [{summary[key + '_ci_low']:.3f},"
+      f" {summary[key + '_ci_high']:.3f}] |"
+      for name, key in FIGURES
+      if key in summary
+  ]
+  return "\n".join([
+      f"Accuracy on {summary['eval_problems']} unseen problems, 95% Wilson"
+      " intervals:",
+      "", "| | accuracy |", "|---|---|", *rows, "",
+      f"Drift, KL from the base on unrelated prompts: {summary['drift']:.3f}"
+      " nats a token.",
+  ])  # fmt: skip
