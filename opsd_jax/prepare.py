@@ -2,15 +2,14 @@
 
 import functools
 import json
-import os
 from typing import Any, NamedTuple
-
-import jax
 
 from opsd_jax import (
   context,
   evaluate,
+  files,
   optimizer,
+  processes,
   rollout,
   sharding,
   tasks,
@@ -105,11 +104,17 @@ def knobs(c) -> Knobs:
 def prepare(config) -> Run:
   """Loads model, tokenizer and problems; drops what does not fit, counted."""
   mesh = sharding.make_mesh(**config.mesh)
+  processes.check_rows(mesh)
   split = mesh.shape["data"] * mesh.shape["fsdp"] * config.batch.micro_batches
   if (rows := rows_per_step(config)) % split:
     raise ValueError(
         f"{rows} rows a step cannot be split over data x fsdp devices and"
         f" micro-batches, {split} in all: make rollout.prompts a multiple of it"
+    )
+  if config.rollout.prompts % processes.count():
+    raise ValueError(
+        f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
+        f" the {processes.count()} processes"
     )
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
@@ -122,7 +127,7 @@ def prepare(config) -> Run:
     raise ValueError(
         f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
-  params = jax.device_put(params, sharding.tree_shardings(params, mesh))
+  params = processes.put_whole(params, sharding.tree_shardings(params, mesh))
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   data = tasks.load(
       config.task.name, train_count=config.task.train_count,
@@ -217,8 +222,7 @@ def claim(config, workdir) -> None:
   refuse_other(config, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-  (workdir / "config.json.tmp").write_text(text + "\n")
-  os.replace(workdir / "config.json.tmp", workdir / "config.json")
+  files.write_whole(workdir / "config.json", text + "\n")
 
 
 def flat(tree: dict, at: str = "") -> dict:
