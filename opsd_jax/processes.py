@@ -10,6 +10,8 @@ import functools
 import glob
 import json
 import os
+import secrets
+import socket
 import sys
 import threading
 import time
@@ -29,12 +31,12 @@ AGAIN = (
     "all processes have to be started again; the run resumes from its last"
     " checkpoint"
 )
-FAILED = "opsd_jax/failed"  # the key under which a process says why it ended
+GOODBYE = "goodbye\n"
 # What an error says that comes of another process being gone.
 LOST = ("gloo", "nccl", "by peer", "unavailable", "coordination", "heartbeat")
 
 leaving = threading.Lock()  # never released: whoever holds it ends the process
-finished = threading.Event()
+lines: dict[int, socket.socket] = {}  # to process 0, or from it to each other
 
 
 # ------------------------------------------------------------------- start
@@ -72,14 +74,7 @@ def start(
       coordinator, num_processes, process_id,
       heartbeat_timeout_seconds=heartbeat_seconds,
   )  # fmt: skip
-  listener = threading.Thread(target=listen, daemon=True)
-  listener.start()
-
-  @atexit.register  # before the client is taken down
-  def stop_listening():
-    finished.set()
-    listener.join()
-
+  connect()
   if not is_first():
     sys.stdout = open(os.devnull, "w")
 
@@ -255,21 +250,63 @@ def all_rows(tree, mesh):
 # --------------------------------------------------------------------- end
 
 
-def listen() -> None:
-  """Asks in a thread, every second, whether another process has ended; ends
-  this one if so."""
-  service = distributed.global_state
-  client, me = service.client, service.process_id
-  while not finished.wait(1):
-    try:
-      who, words = json.loads(client.key_value_try_get(FAILED))
-    except jax.errors.JaxRuntimeError as e:
-      if "NOT_FOUND" in str(e) or finished.is_set():
-        continue
-      leave(f"another process ended: process 0 is not heard any more; {AGAIN}")
-    if who != me:
-      leave(f"another process ended: process {who}, {words}; {AGAIN}")
-    return
+def connect() -> None:
+  """Opens a line between process 0 and each other.
+
+  The operating system closes it when a process ends, however it ends: both
+  sides know at once, whatever their devices wait for. Where a whole machine
+  goes, nobody closes it, and jax's heartbeat is left.
+  """
+  if is_first():
+    dual = socket.has_dualstack_ipv6()
+    family = socket.AF_INET6 if dual else socket.AF_INET
+    server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
+    server.settimeout(60)
+    password = secrets.token_hex(16)
+    gather([server.getsockname()[1], password])
+    while len(lines) < count() - 1:
+      line, _ = server.accept()
+      line.settimeout(10)
+      if process := greeted(line, password):
+        lines[process] = line
+    server.close()
+  else:
+    port, password = gather(None)[0]
+    host = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
+    lines[0] = socket.create_connection((host.strip("[]"), port), timeout=60)
+    tell(f"{password} {jax.process_index():8}\n")
+  for process, line in lines.items():
+    line.settimeout(None)
+    threading.Thread(target=listen, args=(process, line), daemon=True).start()
+  atexit.register(tell, GOODBYE)
+
+
+def greeted(line, password: str) -> int:
+  """Which process is on a new line; 0 where it is none of ours."""
+  expected = len(f"{password} {0:8}\n")
+  with contextlib.suppress(OSError, ValueError):
+    said = line.recv(expected, socket.MSG_WAITALL).decode().split()
+    if len(said) == 2 and secrets.compare_digest(said[0], password):
+      return int(said[1])
+  return 0
+
+
+def tell(words: str) -> None:
+  """To process 0, or from it to all others."""
+  for line in lines.values():
+    with contextlib.suppress(OSError):  # it has gone itself
+      line.sendall(words.encode())
+
+
+def listen(process: int, line) -> None:
+  """Waits in a thread for the other side's end, and ends this process too."""
+  try:
+    words = line.makefile().readline()
+  except OSError:
+    words = ""
+  if words != GOODBYE:
+    what = words.strip() or f"process {process}, without a word"
+    leave(f"another process ended: {what}; {AGAIN}", what)
 
 
 def end(error: BaseException, trace: bool = False) -> None:
@@ -280,11 +317,12 @@ def end(error: BaseException, trace: bool = False) -> None:
   if not jax.distributed.is_initialized():
     return
   if is_of_another(error):
-    words = str(error).splitlines()[0]
-    leave(f"another process ended ({words}); {AGAIN}", "having lost another")
-  words = f"{error}" or type(error).__name__
+    what = str(error).splitlines()[0]
+    leave(f"another process ended: {what}; {AGAIN}", "one that was lost")
+  words = str(error) or type(error).__name__
   shown = "".join(traceback.format_exception(error)) if trace else words
-  leave(shown, f"with: {words.splitlines()[0]}")
+  what = f"process {jax.process_index()}, with: {words.splitlines()[0]}"
+  leave(shown, what)
 
 
 def is_of_another(error: BaseException) -> bool:
@@ -305,14 +343,11 @@ def ending_with_others():
     raise
 
 
-def leave(words: str, to_others: str | None = None) -> None:
+def leave(words: str, to_others: str) -> None:
   """Prints why, tells the others, and ends the process."""
   leaving.acquire()
   print(f"error: {words}", file=sys.stderr, flush=True)
-  if to_others:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # told already
-      distributed.global_state.client.key_value_set(
-          FAILED, json.dumps([jax.process_index(), to_others])
-      )
-      time.sleep(3)  # process 0 answers them, and they ask every second
+  tell(to_others + "\n")
+  if is_first():
+    time.sleep(1)  # with this process ends what jax needs in the others
   os._exit(1)
