@@ -8,7 +8,6 @@ merged; `--adapter` writes the adapter alone, as peft reads it.
 
 import functools
 import json
-import pathlib
 
 from absl import flags
 
@@ -25,10 +24,10 @@ DTYPE = flags.DEFINE_enum(
 
 def main():
   from configs import base
-  from opsd_jax import card, checkpoint, prepare, sharding, tokenizer
+  from opsd_jax import card, checkpoint, files, prepare, sharding, tokenizer
   from opsd_jax.models import export, sources
 
-  workdir = pathlib.Path(WORKDIR.value)
+  workdir = files.open_workdir(WORKDIR.value)
   config = prepare.read_config(workdir)
   rank = config.lora.rank if "lora" in config else 0
   if ADAPTER.value and not rank:

@@ -1,10 +1,10 @@
 """Orbax checkpoints of State: atomic, asynchronous, restored by sharding."""
 
-import pathlib
-
 import jax
 import orbax.checkpoint as ocp
+from etils import epath
 
+from opsd_jax import files
 from opsd_jax.structs import State
 
 
@@ -14,9 +14,12 @@ def open_manager(directory, *, keep: int) -> ocp.CheckpointManager:
   options = ocp.CheckpointManagerOptions(
       max_to_keep=keep, cleanup_tmp_directories=True, create=True
   )
-  return ocp.CheckpointManager(
-      pathlib.Path(directory).absolute(), options=options
-  )
+  return ocp.CheckpointManager(whole_path(directory), options=options)
+
+
+def whole_path(directory) -> epath.Path:
+  directory = epath.Path(directory)
+  return directory if files.is_remote(directory) else directory.resolve()
 
 
 def save(manager, state: State) -> None:
@@ -24,12 +27,11 @@ def save(manager, state: State) -> None:
   manager.save(int(state.step), args=ocp.args.StandardSave(state._asdict()))
 
 
-def restore_latest(manager, shapes: State, layout: State) -> State | None:
-  """The newest committed state, laid out as told, or None where there is none.
+def restore(manager, step, shapes: State, layout: State) -> State | None:
+  """The state saved at `step`, laid out as told; None where step is None.
 
   `shapes` holds ShapeDtypeStructs, `layout` their shardings.
   """
-  step = manager.latest_step()
   if step is None:
     return None
   wanted = jax.tree.map(
@@ -46,7 +48,7 @@ def restore_params(directory, shardings):
   `shardings` maps a tree of ShapeDtypeStructs to their layouts. Raises
   ValueError where there is no checkpoint.
   """
-  directory = pathlib.Path(directory).absolute()
+  directory = whole_path(directory)
   if not directory.is_dir():
     raise ValueError(f"{directory} does not exist: nothing was trained there")
   options = ocp.CheckpointManagerOptions(create=False)

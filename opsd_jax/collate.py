@@ -17,19 +17,21 @@ class Row(NamedTuple):
 
 
 def collate(
-    rows, *, pad_id: int, bucket: int, window_bucket: int, batch_multiple=1
-) -> Batch:
+    rows, *, pad_id: int, bucket: int, window_bucket: int, batch_multiple=1,
+    widths=None,
+) -> Batch:  # fmt: skip
   """Right-padded rows, prompt then response.
 
   Lengths are rounded up to multiples of `bucket` (rows) and `window_bucket`
   (response windows), which bounds the number of compiled shapes; rows up to a
-  multiple of `batch_multiple` with rows that are all padding. What is padding
+  multiple of `batch_multiple` with rows that are all padding. `widths`, unless
+  None, are the `lengths` that batches of several processes agreed on. What is padding
   is decided by length, never by token id. Without a teacher its view is one
   column of padding.
   """
   absent = -len(rows) % batch_multiple
   rows = [*rows, *[Row((pad_id,), (), (), None)] * absent]
-  T = up(max(len(r.response_ids) for r in rows), window_bucket)
+  T, *L = widths or lengths(rows, bucket=bucket, window_bucket=window_bucket)
   y, mask = np.full((len(rows), T), pad_id, np.int32), np.zeros((len(rows), T))
   logp = np.zeros((len(rows), T), np.float32)
   for b, r in enumerate(rows):
@@ -38,10 +40,10 @@ def collate(
     if r.sampler_logp is not None:
       logp[b, :size] = r.sampler_logp
   responses = [r.response_ids for r in rows]
-  student = view([r.student_ids for r in rows], responses, pad_id, bucket, T)
+  student = view([r.student_ids for r in rows], responses, pad_id, L[0], T)
   told = any(r.teacher_ids for r in rows)
   if told:
-    teacher = view([r.teacher_ids for r in rows], responses, pad_id, bucket, T)
+    teacher = view([r.teacher_ids for r in rows], responses, pad_id, L[1], T)
   else:
     teacher = View(
         np.full((len(rows), 1), pad_id, np.int32),
@@ -58,12 +60,22 @@ def up(length: int, multiple: int) -> int:
   return max(1, -(-length // multiple)) * multiple
 
 
-def view(prompts, responses, pad_id: int, bucket: int, T: int) -> View:
+def lengths(rows, *, bucket: int, window_bucket: int) -> tuple[int, int, int]:
+  """Padded lengths: of response windows, student rows and teacher rows."""
+  whole = lambda side: max(
+      len(getattr(r, side)) + len(r.response_ids) for r in rows
+  )
+  return (
+      up(max(len(r.response_ids) for r in rows), window_bucket),
+      up(whole("student_ids"), bucket), up(whole("teacher_ids"), bucket),
+  )  # fmt: skip
+
+
+def view(prompts, responses, pad_id: int, L: int, T: int) -> View:
   """One side's rows, and where in them each response token is predicted."""
   for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
     if response and not prompt:
       raise ValueError(f"row {b}: a response needs a prompt before it")
-  L = up(max(map(lambda p, r: len(p) + len(r), prompts, responses)), bucket)
   ids = np.full((len(prompts), L), pad_id, np.int32)
   at = np.zeros((len(prompts), T), np.int32)
   for b, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):

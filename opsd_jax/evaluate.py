@@ -8,12 +8,13 @@ import json
 import math
 import pathlib
 import time
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import collate, divergence, pertoken, rollout
+from opsd_jax import collate, divergence, pertoken, processes, rollout
 from opsd_jax.models import transformer
 from opsd_jax.sample import Knobs
 
@@ -33,30 +34,48 @@ def rate(name: str, scores) -> dict[str, float]:
   return {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}
 
 
+class Reply(NamedTuple):
+  """A reply, judged."""
+
+  text: str
+  score: float  # the task's, in [0, 1]
+  truncated: bool
+  tokens: int
+
+
 def accuracy(
     params, prompts, examples, verify, complete, *, temperature, samples
 ):
-  """Greedy and sampled accuracy -> (metrics, first greedy texts).
+  """Greedy and sampled accuracy -> (metrics, greedy Replies).
 
   Each prompt is prefilled once for its greedy reply and its `samples` sampled
   ones. A reply is right when the task scores it 1. Several samples of a
-  problem count as one observation, their mean.
+  problem count as one observation, their mean. Each process answers and
+  verifies its share of the problems.
   """
+  mine = processes.share(examples)
   completions = complete(
-      params, prompts, [e.id for e in examples],
+      params, processes.share(prompts), [e.id for e in mine],
       knobs=Knobs(temperature=(0.0,) + (temperature,) * samples), n=1 + samples,
   )  # fmt: skip
-  right = np.array([
-      [verify(e, c.text).score >= 1 for c in group]
-      for e, group in zip(examples, completions, strict=True)
-  ])
+  judge = lambda e, c: (
+      c.text, verify(e, c.text).score, bool(c.truncated), len(c.ids)
+  )  # fmt: skip
+  judged = processes.gather_shares(
+      [
+          [judge(e, c) for c in group]
+          for e, group in zip(mine, completions, strict=True)
+      ],
+      len(examples),
+  )
+  right = np.array([[score >= 1 for _, score, *_ in g] for g in judged])
   metrics = rate("accuracy", right[:, 0])
   if samples:
     metrics |= rate("sampled_accuracy", right[:, 1:].mean(1))
-  greedy = [group[0] for group in completions]
-  metrics["truncated"] = float(np.mean([c.truncated for c in greedy]))
-  metrics["tokens"] = float(np.mean([len(c.ids) for c in greedy]))
-  return metrics, [c.text for c in greedy]
+  greedy = [Reply(*group[0]) for group in judged]
+  metrics["truncated"] = float(np.mean([r.truncated for r in greedy]))
+  metrics["tokens"] = float(np.mean([r.tokens for r in greedy]))
+  return metrics, greedy
 
 
 @functools.partial(jax.jit, static_argnames="config")
@@ -87,7 +106,6 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, batch_multiple):
       rows, pad_id=pad_id, bucket=bucket, window_bucket=bucket,
       batch_multiple=batch_multiple,
   )  # fmt: skip
-  batch = jax.tree.map(jnp.asarray, batch)
   base_h_BxTxD = _states(config, params, batch.student)
   base_W_VxD = jnp.copy(transformer.unembedding(params))
   return lambda params: float(
@@ -131,22 +149,24 @@ class Judge:
         tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}]))
         for p in prompts
     ]
-    replies = self.complete(
-        params=run.params, prompts=ids, ids=prompts, n=1,
-        knobs=Knobs(temperature=0.0), max_new_tokens=drift_tokens,
+    mine = self.complete(
+        params=run.params, prompts=processes.share(ids),
+        ids=processes.share(prompts), n=1, knobs=Knobs(temperature=0.0),
+        max_new_tokens=drift_tokens,
     )  # fmt: skip
+    replies = processes.gather_shares([r[0].ids for r in mine], len(ids))
     self.drift = drift_from(
         run.model_config, run.params,
         [
-            collate.Row(p, (), r[0].ids, None)
-            for p, r in zip(ids, replies, strict=True)
+            collate.Row(p, (), tuple(reply), None)
+            for p, reply in zip(ids, replies, strict=True)
         ],
         pad_id=run.tokenizer.pad_id, bucket=bucket, chunk=chunk,
         batch_multiple=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
     )  # fmt: skip
 
   def accuracy(self, params, side: str, samples: int):
-    """(metrics, greedy texts) of the student's or the teacher's prompts."""
+    """(metrics, greedy Replies) to the student's or the teacher's prompts."""
     return accuracy(
         params, [getattr(p, f"{side}_ids") for p in self.run.eval],
         [p.example for p in self.run.eval], self.run.verify,
@@ -160,32 +180,40 @@ class Judge:
   def judge_base(self, params) -> None:
     """Step 0: the student, and the same weights told more. Skipped where a
     killed run had got past it."""
-    if any("eval/accuracy" in row for row in self.writer.rows()):
+    done = lambda: any("eval/accuracy" in row for row in self.writer.rows())
+    if processes.from_first(done):
       return
     scores, _ = self.accuracy(params, "teacher", self.samples)
     self.judge(params, 0, {f"eval/teacher_{k}": v for k, v in scores.items()})
 
   def judge(self, params, step: int, more=None) -> None:
     began = time.time()
-    scores, texts = self.accuracy(params, "student", self.samples)
+    scores, replies = self.accuracy(params, "student", self.samples)
     row = {f"eval/{k}": v for k, v in scores.items()}
     row |= {"eval/drift": self.drift(params), **(more or {})}
     row["time/evaluate"] = time.time() - began
     # The replies before the row: the row says that the evaluation is complete.
-    self.samples_dir.mkdir(exist_ok=True)
-    with open(self.samples_dir / f"eval_{step:06d}.jsonl", "w") as f:
-      for p, text in zip(self.run.eval, texts, strict=True):
-        verdict = self.run.verify(p.example, text)
-        e = p.example
-        record = {
-            "id": e.id, "question": e.question, "answer": e.answer,
-            "reply": text, "score": verdict.score,
-        }  # fmt: skip
-        f.write(json.dumps(record) + "\n")
+    if processes.is_first():
+      self.keep(step, replies)
     self.writer.write(step, row)
+    self.writer.flush()
     print(
         f"step {step}: accuracy {scores['accuracy']:.3f}"
         f" [{scores['accuracy_ci_low']:.3f}, {scores['accuracy_ci_high']:.3f}]"
         f" greedy, drift {row['eval/drift']:.3f} nats a token",
         flush=True,
     )
+
+  def keep(self, step: int, replies) -> None:
+    """Every greedy reply with its score, in a file of this evaluation."""
+    lines = []
+    for p, reply in zip(self.run.eval, replies, strict=True):
+      e = p.example
+      record = {
+          "id": e.id, "question": e.question, "answer": e.answer,
+          "reply": reply.text, "score": reply.score,
+      }  # fmt: skip
+      lines.append(json.dumps(record) + "\n")
+    self.samples_dir.mkdir(parents=True, exist_ok=True)
+    path = self.samples_dir / f"eval_{step:06d}.jsonl"
+    path.write_text("".join(lines))

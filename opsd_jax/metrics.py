@@ -1,13 +1,15 @@
 """What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
 
+import io
 import json
 import os
-import pathlib
 import sys
 import time
 
 import numpy as np
 from tqdm import tqdm
+
+from opsd_jax import files
 
 
 def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
@@ -50,31 +52,51 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
 
 
 class Writer:
-  """metrics.jsonl (one object a line, with its step) and TensorBoard."""
+  """metrics.jsonl (one object a line, with its step) and TensorBoard.
 
-  def __init__(self, workdir: pathlib.Path, tensorboard: bool):
+  On a disk a row is appended at once. An object in a store cannot be appended
+  to: there rows are kept and the object is written anew every `every`
+  seconds at most, and at every `flush`.
+  """
+
+  def __init__(self, workdir, tensorboard: bool, every: float = 60):
     self.path = workdir / "metrics.jsonl"
-    self.path.touch()
-    self.board = None
-    if tensorboard:
-      try:
-        from tensorboardX import SummaryWriter
-
-        self.board = SummaryWriter(str(workdir / "tb"))
-      except OSError as e:
-        print(f"warning: no TensorBoard: {e}", flush=True)
+    self.every, self.flushed = every, time.time()
+    self.kept = [] if files.is_remote(workdir) else None  # lines, or on disk
+    if self.kept is None:
+      self.path.touch()
+    elif self.path.exists():
+      self.kept = self.path.read_text().splitlines()
+    self.board = open_board(workdir / "tb") if tensorboard else None
 
   def write(self, step: int, row: dict) -> None:
-    with open(self.path, "a") as f:
-      f.write(json.dumps({"step": step, **row}) + "\n")
+    line = json.dumps({"step": step, **row})
+    if self.kept is None:
+      with self.path.open("a") as f:
+        f.write(line + "\n")
+    else:
+      self.kept.append(line)
+      if time.time() - self.flushed >= self.every:
+        self.flush()
     if self.board:
       for name, value in row.items():
         self.board.add_scalar(name, value, step)
 
+  def flush(self) -> None:
+    """From here on what was written survives a kill."""
+    if self.kept is not None:
+      self._replace(self.kept)
+      self.flushed = time.time()
+
+  def _replace(self, lines) -> None:
+    files.write_whole(self.path, "".join(line + "\n" for line in lines))
+
   def rows(self) -> list[dict]:
     """All rows; a line torn by a kill is left out."""
-    rows = []
-    for line in self.path.read_text().splitlines():
+    rows, lines = [], self.kept
+    if lines is None:
+      lines = self.path.read_text().splitlines()
+    for line in lines:
       try:
         rows.append(json.loads(line))
       except json.JSONDecodeError:
@@ -87,14 +109,44 @@ class Writer:
 
   def rewind(self, step: int) -> None:
     """Forgets what was written after `step`; resuming writes it again."""
-    kept = [json.dumps(r) + "\n" for r in self.rows() if r["step"] <= step]
-    temporary = self.path.with_suffix(".tmp")
-    temporary.write_text("".join(kept))
-    os.replace(temporary, self.path)
+    lines = [json.dumps(r) for r in self.rows() if r["step"] <= step]
+    if self.kept is not None:
+      self.kept = lines
+    self._replace(lines)
 
   def close(self) -> None:
+    self.flush()
     if self.board:
       self.board.close()
+
+
+class Silent:
+  """The writer of every process but the first."""
+
+  path = "metrics.jsonl"
+
+  def write(self, step: int, row: dict) -> None:
+    pass
+
+  def flush(self) -> None:
+    pass
+
+  def rewind(self, step: int) -> None:
+    pass
+
+  def close(self) -> None:
+    pass
+
+
+def open_board(directory):
+  """A TensorBoard writer, or None and one warning where there cannot be one."""
+  try:
+    from tensorboardX import SummaryWriter
+
+    return SummaryWriter(str(directory))
+  except (OSError, ImportError) as e:
+    print(f"warning: no TensorBoard in {directory}: {e}", flush=True)
+  return None
 
 
 class Bar:
@@ -199,6 +251,8 @@ def plot(rows, summary: dict, path):
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.2)
   axes[2].set_ylim(bottom=0)
-  figure.savefig(path, dpi=120)
+  image = io.BytesIO()  # a store takes whole objects
+  figure.savefig(image, dpi=120, format="png")
+  path.write_bytes(image.getvalue())
   plt.close(figure)
   return figure

@@ -3,7 +3,6 @@
 import dataclasses
 import functools
 import json
-import os
 import zlib
 from typing import Any, NamedTuple
 
@@ -13,7 +12,9 @@ from ml_collections import ConfigDict
 from opsd_jax import (
   context,
   evaluate,
+  files,
   optimizer,
+  processes,
   rollout,
   sharding,
   tasks,
@@ -105,7 +106,13 @@ def knobs(c) -> Knobs:
 def prepare(config) -> Run:
   """Loads model, tokenizer and problems; drops what does not fit, counted."""
   mesh = sharding.make_mesh(**config.mesh)
+  processes.check_rows(mesh)
   sharding.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
+  if config.rollout.prompts % processes.count():
+    raise ValueError(
+        f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
+        f" the {processes.count()} processes"
+    )
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
@@ -256,8 +263,7 @@ def claim(config, workdir) -> None:
   refuse_other(config, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-  (workdir / "config.json.tmp").write_text(text + "\n")
-  os.replace(workdir / "config.json.tmp", workdir / "config.json")
+  files.write_whole(workdir / "config.json", text + "\n")
 
 
 def read_config(workdir) -> ConfigDict:

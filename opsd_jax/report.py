@@ -42,7 +42,7 @@ def show_samples(run, directory, step: int, rollouts, tok) -> None:
         "kl": tok.div_BxT[b, : len(completion.ids)].tolist(),
     })
     print(metrics.coloured(rows[-1]["tokens"], rows[-1]["kl"]), flush=True)
-  directory.mkdir(exist_ok=True)
+  directory.mkdir(parents=True, exist_ok=True)
   table = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / f"rollouts_{step:06d}.jsonl").write_text(table)
 
@@ -84,7 +84,9 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
   """The first few evaluation questions with the base's and the final reply."""
   read = lambda step: [
       json.loads(line)
-      for line in (samples_dir / f"eval_{step:06d}.jsonl").open()
+      for line in (samples_dir / f"eval_{step:06d}.jsonl")
+      .read_text()
+      .splitlines()
   ]
   lines = []
   for before, after in list(zip(read(0), read(steps), strict=True))[:count]:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import sharding
+from opsd_jax import processes, sharding
 from opsd_jax.models import transformer
 
 ROLES = {"rollout": 0, "evaluate": 1, "generate": 2}
@@ -185,12 +185,16 @@ def sample(
 ) -> Samples:
   """n responses to each prompt (a list of token ids), `batch_prompts` at once.
 
-  Prompts are padded to a multiple of `bucket`. Raises ValueError where a
-  prompt is empty or leaves no room for max_new_tokens within the model's
-  positions.
+  Prompts are padded to a multiple of `bucket`. Under a mesh each process brings
+  prompts of its own, as many as the others, and is given their responses;
+  `batch_prompts` are those of all. Raises ValueError where a prompt is empty or
+  leaves no room for max_new_tokens within the model's positions.
   """
   check(knobs)
-  longest = max(map(len, prompts))
+  mesh = jax.sharding.get_mesh()
+  longest, of = max(map(len, prompts)), 1
+  if not mesh.empty:
+    (longest,), of = processes.maximum([longest]), processes.count()
   if min(map(len, prompts)) == 0 or max_new_tokens < 1 or n < 1:
     raise ValueError("a prompt is empty, or max_new_tokens or n is below 1")
   if longest + max_new_tokens > config.max_positions:
@@ -199,13 +203,12 @@ def sample(
         f" model's {config.max_positions} positions"
     )
   width = -(-longest // bucket) * bucket
-  rows = min(batch_prompts, len(prompts))
-  mesh = jax.sharding.get_abstract_mesh()
+  rows = min(-(-batch_prompts // of), len(prompts))  # of this process
   if not mesh.empty:  # whole rows on every device
-    split = int(np.prod([mesh.shape[a] for a in sharding.ROWS]))
+    split = int(np.prod([mesh.shape[a] for a in sharding.ROWS])) // of
     rows = -(-rows // split) * split
-  tile = lambda x, dtype: jnp.asarray(
-      np.tile(np.broadcast_to(np.asarray(x, dtype), n), rows)
+  tile = lambda x, dtype: np.tile(
+      np.broadcast_to(np.asarray(x, dtype), n), rows
   )
   knobs_R = Knobs(
       tile(knobs.temperature, np.float32), tile(knobs.top_k, np.int32),
@@ -221,9 +224,17 @@ def sample(
     len_B = np.array([len(p) for p in part] + [1] * absent, np.int32)
     keys = keys_R[i * n : (i + rows) * n]
     keys = jnp.concatenate([keys, jnp.broadcast_to(keys[0], absent * n)])
-    samples = _generate(
-        config, params, prompt_BxP, len_B, np.arange(rows) < len(part), keys,
-        knobs_R, np.asarray(eos_ids, np.int32), n=n, window=max_new_tokens,
+    own = (
+        prompt_BxP, len_B, np.arange(rows) < len(part),
+        np.asarray(jax.random.key_data(keys)), knobs_R,
     )  # fmt: skip
-    parts.append(Samples(*(np.asarray(x)[: len(part) * n] for x in samples)))
+    if not mesh.empty:
+      own = processes.put_rows(own, mesh)
+    *inputs, key_data, knobs_R_ = own
+    samples = _generate(
+        config, params, *inputs, jax.random.wrap_key_data(key_data), knobs_R_,
+        np.asarray(eos_ids, np.int32), n=n, window=max_new_tokens,
+    )  # fmt: skip
+    samples = processes.own_rows(samples, mesh)
+    parts.append(Samples(*(x[: len(part) * n] for x in samples)))
   return Samples(*(np.concatenate(x) for x in zip(*parts, strict=True)))

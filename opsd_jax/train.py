@@ -17,9 +17,11 @@ from opsd_jax import (
   checkpoint,
   collate,
   evaluate,
+  files,
   metrics,
   pertoken,
   prepare,
+  processes,
   report,
   rollout,
   sharding,
@@ -133,7 +135,10 @@ def problems_of_step(train, seed: int, step: int, count: int):
 
 
 def collate_rollouts(config, run, rollouts):
-  """The two views of every rollout, aligned and padded (numpy)."""
+  """The two views of every rollout, aligned and padded (numpy).
+
+  All processes pad to the same lengths.
+  """
   told = config.teacher.name != "none"
   rows = [
       collate.Row(
@@ -142,10 +147,14 @@ def collate_rollouts(config, run, rollouts):
       )
       for r in rollouts
   ]  # fmt: skip
+  buckets = {
+      "bucket": config.batch.bucket,
+      "window_bucket": config.batch.window_bucket,
+  }
+  widths = processes.maximum(collate.lengths(rows, **buckets))
   return collate.collate(
-      rows, pad_id=run.tokenizer.pad_id, bucket=config.batch.bucket,
-      window_bucket=config.batch.window_bucket,
-  )  # fmt: skip
+      rows, pad_id=run.tokenizer.pad_id, widths=widths, **buckets
+  )
 
 
 def start_or_resume(run, manager) -> tuple[State, State]:
@@ -153,7 +162,8 @@ def start_or_resume(run, manager) -> tuple[State, State]:
   new = lambda p: init_state(run.trained(p), run.objective, run.tx)
   shapes = jax.eval_shape(new, run.params)
   layout = sharding.tree_shardings(shapes, run.mesh)
-  state = checkpoint.restore_latest(manager, shapes, layout)
+  step = processes.from_first(manager.latest_step)
+  state = checkpoint.restore(manager, step, shapes, layout)
   if state is None:
     # A copy: the step donates the state, and the base stays in use.
     fresh = lambda p: new(jax.tree.map(jnp.copy, p))
@@ -174,17 +184,19 @@ def train_and_evaluate(config, workdir) -> dict:
   """
   began = time.time()
   prepare.validate(config)
-  workdir = pathlib.Path(workdir)
-  prepare.refuse_other(config, workdir)
+  workdir = files.open_workdir(workdir)
+  processes.from_first(lambda: prepare.refuse_other(config, workdir))
   if config.compile_cache:
     cache = pathlib.Path(config.compile_cache).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   run = prepare.prepare(config)
   print(report.describe(config, run), flush=True)
-  prepare.claim(config, workdir)
+  processes.from_first(lambda: prepare.claim(config, workdir))
   with jax.set_mesh(run.mesh):
-    writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
+    writer = metrics.Silent()
+    if processes.is_first():
+      writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
     judge = evaluate.Judge(
         run, writer, workdir / "samples", seed=config.seed,
         prompt_bucket=config.batch.prompt_bucket, bucket=config.batch.bucket,
@@ -194,16 +206,21 @@ def train_and_evaluate(config, workdir) -> dict:
         workdir / "checkpoints", keep=config.checkpoint.keep
     )
     try:
-      state, layout = start_or_resume(run, manager)
-      writer.rewind(int(state.step))
-      began -= writer.seconds()  # what earlier sessions of this run took
-      judge.judge_base(run.params)
-      if not config.lora.rank:
-        run = run._replace(params={})  # from here on the state holds them
-      learn(config, run, state, layout, writer, judge, manager)
+      with processes.ending_with_others():
+        state, layout = start_or_resume(run, manager)
+        writer.rewind(int(state.step))
+        # What earlier sessions of this run took.
+        began -= processes.from_first(lambda: writer.seconds())
+        judge.judge_base(run.params)
+        if not config.lora.rank:
+          run = run._replace(params={})  # from here on the state holds them
+        learn(config, run, state, layout, writer, judge, manager)
     finally:
       manager.close()  # what is being saved is saved
-  return report.finish(config, run, writer, workdir, time.time() - began)
+  seconds = time.time() - began
+  return processes.from_first(
+      lambda: report.finish(config, run, writer, workdir, seconds)
+  )
 
 
 def learn(config, run, state, layout, writer, judge, manager) -> None:
@@ -234,15 +251,17 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
         run.train, config.seed, step, config.rollout.prompts
     )
     student = lora.join(run.params, state.params)
-    rollouts = respond(student, problems, step)
+    rollouts = respond(student, processes.share(problems), step)
     del student  # the step donates its arrays
     clock.append(time.time())
     batch = collate_rollouts(config, run, rollouts)
-    on_device = jax.device_put(batch, sharding.rows_sharding(run.mesh))
+    on_device = processes.put_rows(batch, run.mesh)
     state, loss, grad_norm, tok = train_step(state, on_device, run.params)
-    tok = jax.tree.map(np.asarray, tok)
-    row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
+    # A process has sampled and collated its own rows; here it sees all of them.
+    all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
+    row = metrics.of_step(loss, grad_norm, all_tok, batch, rollouts)
     row |= {
+        "truncated": processes.mean(row["truncated"]),
         "padding": collate.padding_share(batch),
         "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
     }  # fmt: skip
@@ -257,10 +276,13 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
           f" at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      shown = rollouts[: config.log.samples]
-      report.show_samples(run, judge.samples_dir, step, shown, tok)
+      tok = processes.own_rows(tok, run.mesh)
+      if processes.is_first():
+        shown = rollouts[: config.log.samples]
+        report.show_samples(run, judge.samples_dir, step, shown, tok)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
+      writer.flush()  # a checkpoint is not ahead of its rows
       checkpoint.save(manager, state)
   bar.close()

@@ -69,7 +69,8 @@ def test_accuracy_by_hand():
   assert asked == [
       ("weights", "prompts", ["0", "1", "2", "3"], (0.0, 0.7, 0.7), 3)
   ]
-  assert greedy == ["right 0", "wrong", "part", "right 3"]
+  assert [r.text for r in greedy] == ["right 0", "wrong", "part", "right 3"]
+  assert [r.score for r in greedy] == [1.0, 0.0, 0.9, 1.0]
   assert got == {
       **evaluate.rate("accuracy", [1, 0, 0, 1]),
       # A problem is one observation, however many samples it has.

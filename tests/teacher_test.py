@@ -134,10 +134,10 @@ def test_memory_survives_a_checkpoint(name, dtype, tmp_path):
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
   layout = sharding.tree_shardings(shapes, mesh)
   manager = checkpoint.open_manager(tmp_path, keep=1)
-  assert checkpoint.restore_latest(manager, shapes, layout) is None
+  assert checkpoint.restore(manager, None, shapes, layout) is None
   checkpoint.save(manager, state)
   manager.wait_until_finished()
-  restored = checkpoint.restore_latest(manager, shapes, layout)
+  restored = checkpoint.restore(manager, manager.latest_step(), shapes, layout)
   manager.close()
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   for got, expected in zip(

@@ -1,0 +1,34 @@
+"""The workdir, on a disk or in an object store (`gs://bucket/path`)."""
+
+from etils import epath
+
+
+def is_remote(path) -> bool:
+  return "://" in str(path)
+
+
+def open_workdir(path) -> epath.Path:
+  """A path-like object; ValueError where its store cannot be reached."""
+  try:
+    path = epath.Path(path)
+    path.exists()
+  except KeyError as e:
+    raise ValueError(
+        f"{path}: {e} is no known store; give a directory or gs://bucket/path"
+    ) from e
+  except ImportError as e:
+    raise ValueError(
+        f"{path} needs a package that is not installed ({e}): for gs://"
+        " pip install gcsfs"
+    ) from e
+  return path
+
+
+def write_whole(path, text: str) -> None:
+  """Writes a file that is never seen half-written."""
+  if is_remote(path):  # an object appears when it is complete
+    path.write_text(text)
+    return
+  temporary = path.with_name(path.name + ".tmp")
+  temporary.write_text(text)
+  temporary.replace(path)
