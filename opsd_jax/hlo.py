@@ -201,44 +201,42 @@ def moved(i: Instruction, table, program) -> float:
   if i.opcode == "fusion":
     inner = called(i)
     if inner and inner[0] in program:
-      return moved_by_fusion(i, shapes, program[inner[0]])
+      return moved_by_fusion(i, shapes, program[inner[0]], program)
   return size(i.shape) + sum(map(size, shapes))
 
 
-def moved_by_fusion(i: Instruction, shapes, body: list[Instruction]) -> float:
+def moved_by_fusion(i: Instruction, shapes, body, program) -> float:
   """As `moved`; of an operand that is only sliced, or updated in place, the
   slice counts."""
-  table = {x.name: x for x in body}
-  users = collections.defaultdict(list)
-  for x in body:
-    for o in x.operands:
-      users[o].append(x)
-
-  def through(x):  # past what only renames
-    while x.opcode in ("bitcast", "copy") and x.operands[0] in table:
-      x = table[x.operands[0]]
-    return x
-
   total, in_place = 0.0, 0.0
   for p in (x for x in body if x.opcode == "parameter"):
     whole = size(shapes[int(p.operands[0])])
-    uses = [
-        u for x in users[p.name]
-        for u in (users[x.name] if x.opcode == "bitcast" else [x])
-    ]  # fmt: skip
-    sliced = [u for u in uses if u.opcode == "dynamic-slice"]
-    updated = [
-        u for u in uses
-        if u.opcode == "dynamic-update-slice"
-        and through(table[u.operands[0]]) is p
-    ]  # fmt: skip
-    if len(sliced) + len(updated) < max(1, len(uses)):
-      total += whole
-      continue
-    total += min(whole, sum(size(u.shape) for u in sliced))
-    total += sum(size(table[u.operands[1]].shape) for u in updated)
-    in_place += whole if updated else 0
+    part, updates = touched(p, body, program)
+    total += min(whole, part)
+    in_place += whole if updates else 0
   return total + max(0.0, size(i.shape) - in_place)
+
+
+def touched(p: Instruction, body, program) -> tuple[float, bool]:
+  """(bytes of a fusion's operand that it uses, whether it updates it)."""
+  table, bytes_used, updates = {x.name: x for x in body}, 0.0, False
+  for user in (x for x in body if p.name in x.operands):
+    part, updated = math.inf, False
+    if user.opcode == "dynamic-slice":
+      part = size(user.shape, False)
+    elif user.opcode == "dynamic-update-slice" and user.operands[0] == p.name:
+      part, updated = size(table[user.operands[1]].shape, False), True
+    elif user.opcode in ("bitcast", "copy"):
+      part, updated = touched(user, body, program)
+    elif user.opcode == "fusion":
+      inner = program[called(user)[0]]
+      at = str(user.operands.index(p.name))
+      parameter = next(
+          x for x in inner if x.opcode == "parameter" and x.operands == (at,)
+      )
+      part, updated = touched(parameter, inner, program)
+    bytes_used, updates = bytes_used + part, updates or updated
+  return bytes_used, updates
 
 
 def most_tokens(text: str, vocabulary: int, not_tokens) -> int:

@@ -62,14 +62,11 @@ def check(topology: str) -> tuple[str, str]:
 
 
 def simulate(topology: str) -> None:
-  """What the environment must say before jax is started."""
+  """Keeps jax to the CPU; must come before it looks for devices."""
   kind, shape = check(topology)
-  os.environ["JAX_PLATFORMS"] = "cpu"
-  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # no metadata server to ask
-  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # no TPU is held
+  jax.config.update("jax_platforms", "cpu")
   if kind == "cpu":
-    flag = f"--xla_force_host_platform_device_count={shape}"
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}"
+    jax.config.update("jax_num_cpu_devices", int(shape))
 
 
 def devices_of(topology: str):
@@ -81,6 +78,8 @@ def devices_of(topology: str):
     return jax.devices()[: int(shape)]
   from jax.experimental import topologies
 
+  os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask about
+  os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor one to hold
   try:
     return topologies.get_topology_desc(
         platform="tpu", topology_name=topology
@@ -424,3 +423,60 @@ def advice(config, s: Setup, account: dict) -> str:
       f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"
       " split it: mesh.tensor=2"
   )
+
+
+# --------------------------------------------------------------- the table
+
+
+def table(account: dict) -> str:
+  """The account for people."""
+  lines = [
+      f"{account['model']}, {account['chips']} chips of {account['topology']},"
+      f" mesh {account['mesh']}",
+      f"{account['rows']} rows of {account['row_tokens']} tokens,"
+      f" {account['new_tokens']} of them new; attention"
+      f" {account['attention']}, remat {account['remat']}, LoRA rank"
+      f" {account['lora_rank']}",
+      "bytes a chip",
+  ]
+  gigabytes = lambda name, x: f"  {name:34}{x / 1e9:9.2f} GB"
+  lines += [gigabytes(k, v) for k, v in account["resident"].items()]
+  of = lambda phase, key: account.get(phase, {}).get(key)
+  for phase, key, name in (
+      ("train", "activations", "train: activations, temporaries"),
+      ("train", "bytes", "train: in all"),
+      ("decode", "cache", "sample: cache"),
+      ("decode", "temporaries", "sample: cache and temporaries"),
+      ("decode", "bytes", "sample: in all"),
+  ):
+    if of(phase, key) is not None:
+      lines.append(gigabytes(name, of(phase, key)))
+  if account["hbm"]:
+    lines.append(gigabytes("published HBM", account["hbm"]))
+  for phase, name in (("train", "a train step"), ("decode", "a rollout")):
+    if phase in account:
+      lines += phase_lines(account[phase], name)
+  lines.append("fits" if account["fits"] else f"does not fit: {account['advice']}")
+  return "\n".join(lines)
+
+
+def phase_lines(p: dict, name: str) -> list[str]:
+  volumes = ", ".join(
+      f"{k} {v / 1e9:.2f} GB ({p['collective_counts'][k]:.0f})"
+      for k, v in p["collective_bytes"].items()
+  )
+  lines = [
+      f"{name}, a chip: {p['executed_flops'] / 1e12:.1f} TFLOP"
+      f" ({p['useful_flops'] / 1e12:.1f} useful), {p['hbm_bytes'] / 1e9:.0f} GB"
+      f" of memory traffic; compiled in {p['compile_seconds']:.0f} s",
+      f"  collectives: {volumes or 'none'}",
+  ]
+  if "seconds" in p:
+    lines.append(
+        f"  estimate: {p['seconds']:.2f} s = {p['compute_seconds']:.2f} compute"
+        f" + {p['memory_seconds']:.2f} memory + {p['collective_seconds']:.2f}"
+        f" collectives; MFU {100 * p['mfu']:.0f}%"
+    )
+  if "tokens_per_second" in p:
+    lines.append(f"  {p['tokens_per_second']:,.0f} tokens/s, all rows busy")
+  return lines

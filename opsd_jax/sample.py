@@ -127,7 +127,7 @@ def _generate(
         config, params, prompt_BxP, cache, jnp.zeros(B, jnp.int32)
     )
   h_BxD = jnp.take_along_axis(h_BxPxD, (len_B - 1)[:, None, None], 1)[:, 0]
-  W_VxD = transformer.unembedding(params)
+  W_VxD = transformer.unembedding(params).astype(config.dtype)
 
   # From here on a prompt's n samples are n rows that start from one prefill.
   h_RxD, len_R, live_R = (jnp.repeat(x, n, 0) for x in (h_BxD, len_B, live_B))
@@ -135,8 +135,13 @@ def _generate(
 
   def emit(t, h_RxD, done_R, out):
     logits_RxV = jnp.einsum(
-        "rd,vd->rv", h_RxD, W_VxD, preferred_element_type=jnp.float32
-    )
+        "rd,vd->rv", sharding.constrain(h_RxD, "tokens"), W_VxD,
+        preferred_element_type=jnp.float32,
+        precision=transformer.precision(config.dtype),
+    )  # fmt: skip
+    # Summed over fsdp before it is split over rows: the weights stay put.
+    logits_RxV = sharding.constrain(logits_RxV, "token_logits")
+    logits_RxV = sharding.constrain(logits_RxV, "rows")
     token = draw(logits_RxV, keys_R, t, knobs)
     out = tuple(
         o_RxT.at[:, t].set(jnp.where(done_R, 0, x_R))

@@ -37,6 +37,10 @@ RULES = (
 # Activations, by what they are.
 ACTIVATIONS = {
     "rows": P(ROWS),  # B x ...: ids, states of the model's width
+    # B x 1 x ...: a token a row. It is less than the weights, so it travels:
+    # every device of fsdp sees all rows and multiplies with its part of them.
+    "tokens": P("data"),
+    "token_logits": P("data", "tensor"),  # B x V
     "heads": P(ROWS, None, "tensor"),  # B x L x H x C, and the KV cache
     "stacked_cache": P(None, ROWS, None, "tensor"),  # N x B x S x K x C
     "mlp": P(ROWS, None, "tensor"),  # B x L x F
@@ -208,6 +212,17 @@ gathered.defvjp(
     lambda weight, path: (gathered(weight, path), None),
     lambda path, _, gradient: (kept(gradient, path),),
 )
+
+
+def product(y_NxO: jax.Array, path: str) -> jax.Array:
+  """What a weight makes of tokens that came to it: channels as it splits them,
+  and only then whole over fsdp."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return y_NxO
+  out = next(spec for pattern, spec in RULES if re.search(pattern, path))[-1]
+  y_NxO = as_laid_out(y_NxO, P("data", out))
+  return as_laid_out(y_NxO, P("data", None if out == "fsdp" else out))
 
 
 def kept(weight: jax.Array, path: str) -> jax.Array:

@@ -83,6 +83,7 @@ class Dense(nn.Module):
   config: object
   features: int
   bias: bool = False
+  decode: bool = False  # one token a row: the weights stay where they are
 
   @nn.compact
   def __call__(self, x):
@@ -94,10 +95,16 @@ class Dense(nn.Module):
     # Tokens as rows of one matrix: a transposed copy of x for the kernel's
     # gradient is not needed then.
     rows = x.astype(c.dtype).reshape(-1, x.shape[-1])
-    times = lambda x, name, weight: jnp.matmul(
-        x, sharding.gathered(weight.astype(c.dtype), f"{self.name}/{name}"),
-        precision=precision(c.dtype),
-    )  # fmt: skip
+
+    def times(x, name, weight):
+      weight = weight.astype(c.dtype)
+      if not self.decode:
+        weight = sharding.gathered(weight, f"{self.name}/{name}")
+      y = jnp.matmul(x, weight, precision=precision(c.dtype))
+      if self.decode:
+        y = sharding.product(y, f"{self.name}/{name}")
+      return y
+
     y = times(rows, "kernel", kernel)
     if self.has_variable("params", "lora_a"):
       a, b = (self.get_variable("params", n) for n in ("lora_a", "lora_b"))
@@ -115,18 +122,23 @@ def precision(dtype):
   return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
+def is_decode(x_BxLxD, cache) -> bool:
+  """One token a row, after others that the cache holds."""
+  return cache is not None and x_BxLxD.shape[1] == 1
+
+
 class Attention(nn.Module):
   config: object
 
   @nn.compact
   def __call__(self, x_BxLxD, pos_BxL, cache):
     c = self.config
+    decode = is_decode(x_BxLxD, cache)
     heads = lambda n, name: sharding.constrain(
-        Dense(c, n * c.head_dim, c.qkv_bias, name=name)(x_BxLxD).reshape(
-            *x_BxLxD.shape[:2], n, c.head_dim
-        ),
+        Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD)
+        .reshape(*x_BxLxD.shape[:2], n, c.head_dim),
         "heads",
-    )
+    )  # fmt: skip
     q = heads(c.num_heads, "q_proj")
     k = heads(c.num_kv_heads, "k_proj")
     v = heads(c.num_kv_heads, "v_proj")
@@ -138,28 +150,34 @@ class Attention(nn.Module):
           write(old, new, pos_BxL[:, 0])
           for old, new in zip(cache, (k, v), strict=True)
       )
-    if x_BxLxD.shape[1] == 1 and cache is not None:  # decode: look at the cache
+    if decode:  # look at the cache
       k, v = cache
       seen_BxLxS = jnp.arange(k.shape[1]) <= pos_BxL[..., None]
       y = attention.dense(q, k, v, seen_BxLxS)
     else:  # a whole row, from its first token: it sees itself
       y = attention.attend(q, k, v, backend=c.attention)
     y_BxLxHC = sharding.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
-    return Dense(c, c.width, name="o_proj")(y_BxLxHC), cache
+    if decode:
+      y_BxLxHC = sharding.constrain(y_BxLxHC, "tokens")
+    return Dense(c, c.width, decode=decode, name="o_proj")(y_BxLxHC), cache
 
 
 class MLP(nn.Module):
   """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
 
   config: object
+  decode: bool = False
 
   @nn.compact
   def __call__(self, x_BxLxD):
     c = self.config
-    gate = Dense(c, c.mlp_width, name="gate_proj")(x_BxLxD)
-    up = Dense(c, c.mlp_width, name="up_proj")(x_BxLxD)
-    h_BxLxF = sharding.constrain(nn.silu(gate) * up, "mlp")
-    return Dense(c, c.width, name="down_proj")(h_BxLxF)
+    of = lambda features, name: Dense(c, features, decode=self.decode, name=name)
+    gate = of(c.mlp_width, "gate_proj")(x_BxLxD)
+    up = of(c.mlp_width, "up_proj")(x_BxLxD)
+    h_BxLxF = nn.silu(gate) * up
+    if not self.decode:
+      h_BxLxF = sharding.constrain(h_BxLxF, "mlp")
+    return of(c.width, "down_proj")(h_BxLxF)
 
 
 class Embed(nn.Module):
@@ -185,14 +203,16 @@ class Block(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD, pos_BxL, cache):
     c = self.config
+    decode = is_decode(x_BxLxD, cache)
+    what = "tokens" if decode else "rows"
     with jax.named_scope("attention"):
       y, cache = Attention(c, name="attn")(
           Norm(c, name="input_norm")(x_BxLxD), pos_BxL, cache
       )
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
-      y = MLP(c, name="mlp")(Norm(c, name="post_norm")(x_BxLxD))
-    return sharding.constrain(x_BxLxD + y, "rows"), cache
+      y = MLP(c, decode, name="mlp")(Norm(c, name="post_norm")(x_BxLxD))
+    return sharding.constrain(x_BxLxD + y, what), cache
 
 
 class Transformer(nn.Module):
@@ -208,7 +228,9 @@ class Transformer(nn.Module):
     if start_B is None:
       start_B = jnp.zeros(len(ids_BxL), jnp.int32)
     pos_BxL = start_B[:, None] + jnp.arange(ids_BxL.shape[1])
-    x_BxLxD = sharding.constrain(Embed(c, name="embed")(ids_BxL), "rows")
+    x_BxLxD = Embed(c, name="embed")(ids_BxL)
+    what = "tokens" if is_decode(x_BxLxD, cache) else "rows"
+    x_BxLxD = sharding.constrain(x_BxLxD, what)
     block = Block
     if REMAT[c.remat] is not None:
       block = nn.remat(

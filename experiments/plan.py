@@ -1,0 +1,39 @@
+"""Says whether an experiment compiles and fits, and how fast it can be.
+
+  python -m experiments.plan --config=configs/opsd.py:qwen3_8b --topology=v5p:2x2x4
+
+Compiles the real train step and the real sampler for TPUs that need not be
+there (`pip install libtpu`), or for cpu:<N> simulated devices; no weights are
+needed. Prints a table and, as its last line, JSON; ends with status 1 where
+the experiment does not fit. Times are estimates: see opsd_jax/plan.py.
+"""
+
+import json
+import sys
+
+from absl import flags
+from ml_collections import config_flags
+
+from experiments import cli
+
+CONFIG = config_flags.DEFINE_config_file(
+    "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+)
+TOPOLOGY = flags.DEFINE_string(
+    "topology", None, "v4, v5e, v5p or v6e:<a>x<b>[x<c>] chips, or cpu:<N>"
+)
+
+
+def main():
+  from opsd_jax import plan
+
+  plan.simulate(TOPOLOGY.value)
+  account = plan.make(CONFIG.value, TOPOLOGY.value)
+  print(plan.table(account))
+  print(json.dumps(account))
+  if not account["fits"]:
+    sys.exit(f"error: it does not fit: {account['advice']}")
+
+
+if __name__ == "__main__":
+  cli.start(main, ["config", "topology"])
