@@ -118,8 +118,9 @@ def prepare(config) -> Run:
   how = how_to_run(config)
   model_config = fit_to(sources.read_config(path, **how), mesh)
   _, params = sources.load_model_weights(
-      path, functools.partial(sharding.tree_shardings, mesh=mesh), **how
-  )
+      path, functools.partial(sharding.tree_shardings, mesh=mesh),
+      **how | {"attention": model_config.attention},
+  )  # fmt: skip
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
     raise ValueError(
