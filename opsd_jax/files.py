@@ -1,10 +1,20 @@
 """The workdir, on a disk or in an object store (`gs://bucket/path`)."""
 
+import importlib
+
 from etils import epath
 
 
 def is_remote(path) -> bool:
   return "://" in str(path)
+
+
+def need(module: str, package: str) -> None:
+  """Raises ImportError with the package to install where it is missing."""
+  try:
+    importlib.import_module(module)
+  except ImportError as e:
+    raise ImportError(f"pip install {package} ({e})") from e
 
 
 def open_workdir(path) -> epath.Path:

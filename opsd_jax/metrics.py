@@ -141,6 +141,8 @@ class Silent:
 def open_board(directory):
   """A TensorBoard writer, or None and one warning where there cannot be one."""
   try:
+    if files.is_remote(directory):
+      files.need("google.cloud.storage", "google-cloud-storage")
     from tensorboardX import SummaryWriter
 
     return SummaryWriter(str(directory))

@@ -174,8 +174,11 @@ def share(items, index: int | None = None, processes: int | None = None):
   Parts are consecutive. Where they do not come out even the last item fills
   up, which `gather_shares` takes off again.
   """
+  processes = processes or count()
+  if processes == 1:
+    return items
   index = jax.process_index() if index is None else index
-  size = -(-len(items) // (processes or count()))
+  size = -(-len(items) // processes)
   part = list(items[index * size : (index + 1) * size])
   return part + [items[-1]] * (size - len(part))
 

@@ -9,18 +9,19 @@ ROOT = pathlib.Path(__file__).parents[1] / "opsd_jax"
 
 MATH = {"structs", "pick"}
 MAY_IMPORT = {
-    "structs": set(), "pick": set(), "sharding": set(),
+    "structs": set(), "pick": set(), "sharding": set(), "files": set(),
+    "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH,
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick"},
-    "sample": {"models", "sharding"},
+    "sample": {"models", "sharding", "processes"},
     "rollout": {"sample", "context", "collate", "tasks", "structs"},
-    "metrics": {"structs"}, "checkpoint": {"structs"},
+    "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics")  # fmt: skip
+          "metrics", "files")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "models"}
 
 

@@ -1,11 +1,14 @@
 """What a run records, by hand; what a kill leaves; what a person sees."""
 
 import json
+import os
 
 import numpy as np
 import pytest
+from etils.epath import backend, gpath
 
-from opsd_jax import metrics
+from configs import opsd
+from opsd_jax import files, metrics, prepare, report
 from opsd_jax.structs import Batch, Completion, PerToken, Rollout, View
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
@@ -131,6 +134,132 @@ def test_tensorboard_receives_the_rows(tmp_path):
   writer.close()
   (events,) = (tmp_path / "tb").iterdir()
   assert b"loss" in events.read_bytes()
+
+
+# ----------------------------------------------------- in an object store
+
+
+class Store(backend._OsPathBackend):
+  """gs:// in a directory: whole objects, no appending, no renaming."""
+
+  def __init__(self, root):
+    self.root, self.written = root, []
+
+  def at(self, path) -> str:
+    return os.path.join(self.root, os.fspath(path).removeprefix("gs://"))
+
+  def open(self, path, mode):
+    if "a" in mode:
+      raise OSError(f"{path}: an object cannot be appended to")
+    if "w" in mode:
+      self.written.append(os.path.basename(path))
+      os.makedirs(os.path.dirname(self.at(path)), exist_ok=True)
+    return super().open(self.at(path), mode)
+
+  def exists(self, path):
+    return super().exists(self.at(path))
+
+  def mkdir(self, path, **how):
+    pass  # there are no directories
+
+  def makedirs(self, path, **how):
+    pass
+
+  def replace(self, path, dst):
+    raise OSError(f"{path}: an object cannot be renamed")
+
+
+@pytest.fixture
+def store(tmp_path, monkeypatch):
+  store = Store(tmp_path)
+  monkeypatch.setitem(gpath._PREFIX_TO_BACKEND, "gs", store)
+  return store
+
+
+def test_an_object_is_written_at_every_flush_alone(store):
+  workdir = files.open_workdir("gs://bucket/run")
+  writer = metrics.Writer(workdir, tensorboard=False)
+  writer.write(1, {"loss": 1.0})
+  writer.write(2, {"loss": 0.5})
+  assert store.written == []
+  assert [r["step"] for r in writer.rows()] == [1, 2]
+  writer.flush()
+  writer.write(3, {"loss": 0.25})
+  assert store.written == ["metrics.jsonl"]
+  writer.close()
+  assert store.written == ["metrics.jsonl"] * 2
+  text = writer.path.read_text()
+  assert [json.loads(x)["loss"] for x in text.splitlines()] == [1, 0.5, 0.25]
+  assert sorted(p.name for p in store.root.rglob("*.*")) == ["metrics.jsonl"]
+
+
+def test_an_object_is_written_now_and_then(store, monkeypatch):
+  now = [0.0]
+  monkeypatch.setattr(metrics.time, "time", lambda: now[0])
+  workdir = files.open_workdir("gs://bucket/run")
+  writer = metrics.Writer(workdir, tensorboard=False, every=60)
+  for step in range(10):
+    now[0] += 25
+    writer.write(step, {"loss": 1.0})
+  assert len(store.written) == 3  # at 75, 150 and 225 of 250 seconds
+
+
+def test_a_killed_run_resumes_from_what_was_flushed(store):
+  workdir = files.open_workdir("gs://bucket/run")
+  killed = metrics.Writer(workdir, tensorboard=False)
+  for step in (1, 2, 3):
+    killed.write(step, {"loss": step / 4, "time/step": 2.0})
+  killed.flush()
+  killed.write(4, {"loss": 9.0})  # and is killed
+  resumed = metrics.Writer(workdir, tensorboard=False)
+  assert [r["step"] for r in resumed.rows()] == [1, 2, 3]
+  resumed.rewind(2)
+  assert resumed.seconds() == 4.0
+  resumed.write(3, {"loss": 0.75})
+  resumed.close()
+  lines = (workdir / "metrics.jsonl").read_text().splitlines()
+  assert [json.loads(x)["step"] for x in lines] == [1, 2, 3]
+
+
+def test_a_store_holds_all_that_a_workdir_does(store):
+  workdir = files.open_workdir("gs://bucket/run")
+  config = opsd.get_config("tiny")
+  prepare.claim(config, workdir)
+  prepare.claim(config, workdir)
+  with config.unlocked():
+    config.seed = 1
+  with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
+    prepare.claim(config, workdir)
+  record = {"question": "q?", "reply": "r.", "score": 1.0}
+  for step in (0, 4):
+    path = workdir / "samples" / f"eval_{step:06d}.jsonl"
+    path.write_text(json.dumps(record) + "\n")
+  words = report.before_and_after(workdir / "samples", 4, 5)
+  assert words.splitlines()[0] == "Q: q?"
+  rows = [{"step": s, "eval/drift": 0.0, "eval/accuracy": 0.5,
+           "eval/accuracy_ci_low": 0.1, "eval/accuracy_ci_high": 0.9}
+          for s in (0, 4)]  # fmt: skip
+  summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
+  metrics.plot(rows, summary, workdir / "summary.png")
+  assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_board_that_cannot_be_written_is_one_warning(store, capsys):
+  workdir = files.open_workdir("gs://bucket/run")
+  writer = metrics.Writer(workdir, tensorboard=True)
+  writer.write(1, {"loss": 1.0})
+  writer.close()
+  (line,) = capsys.readouterr().out.splitlines()
+  assert line.startswith("warning: no TensorBoard in gs://bucket/run/tb")
+  assert "google-cloud-storage" in line
+
+
+def test_a_store_that_cannot_be_reached_says_which_package_is_missing():
+  pytest.importorskip("fsspec")
+  with pytest.raises(ValueError, match="pip install gcsfs"):
+    files.open_workdir("gs://bucket/run")
+  with pytest.raises(ValueError, match="no known store.*gs://bucket/path"):
+    files.open_workdir("ftp://host/run")
 
 
 # --------------------------------------------------------- on a terminal
