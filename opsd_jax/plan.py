@@ -250,17 +250,20 @@ def executed_flops(config, s: Setup) -> float:
 
   remat: the student's layers ("full"), its attention ("dots"). The loss makes
   both sides' logits again in its backward pass. Splash makes the scores again
-  in each of its two backward kernels (7 products where 4 are useful); other
-  backends compute the masked half too.
+  in each of its two backward kernels (7 products where 4 are useful); the other
+  backends compute the masked half too, "chunked" each chunk twice.
   """
   (N, head), c = weights(s.model_config), s.model_config
   B, L = s.batch.student.ids_BxL.shape
-  T, attention = s.batch.y_BxT.shape[1], attention_flops(c, L)
-  again = 2 * head * T * (1 + members(s))
-  again += {"none": 0, "dots": attention, "full": attention + 2 * N * L}[c.remat]
-  again += 1.5 * attention
-  if c.attention != "splash":
-    again += (4 + members(s)) * attention
+  T, told = s.batch.y_BxT.shape[1], s.batch.teacher.ids_BxL.shape[1]
+  # In useful forward passes of attention.
+  forward, backward = {
+      "splash": (1, 3.5), "cudnn": (1, 2.5), "xla": (2, 4), "chunked": (2, 6)
+  }[c.attention]
+  passes = forward + backward + (forward if c.remat != "none" else 0)
+  again = 2 * head * T * (1 + members(s)) + (2 * N * L) * (c.remat == "full")
+  again += (passes - 3) * attention_flops(c, L)
+  again += members(s) * (forward - 1) * attention_flops(c, told)
   return useful_flops(config, s) + B * again
 
 

@@ -1,0 +1,163 @@
+"""The plan: its formulas by hand and against XLA, its programs, its refusals."""
+
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from configs import opsd
+from experiments import plan as command
+from opsd_jax import plan, prepare
+from opsd_jax.models import families
+
+SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
+    "model_type": "qwen3", "vocab_size": 2048, "hidden_size": 256,
+    "intermediate_size": 512, "num_hidden_layers": 2,
+    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
+    "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False, "rope_theta": 1e6,
+}  # fmt: skip
+
+
+@pytest.fixture
+def config(tmp_path):
+  """The 8B preset on a small model of which there is a config.json alone."""
+  (tmp_path / "config.json").write_text(json.dumps(SMALL))
+  c = opsd.get_config("qwen3_8b")
+  c.model.source = str(tmp_path)
+  c.rollout.prompts = c.rollout.batch_prompts = 8
+  c.batch.max_row, c.rollout.max_new_tokens = 512, 128
+  c.loss.chunk = 64
+  return c
+
+
+def test_parameters_are_as_published():
+  """Qwen3-8B has 8.2 billion parameters, 6.95 outside the embeddings."""
+  how = prepare.how_to_run(opsd.get_config("qwen3_8b"))
+  c = families.from_hf(families.KNOWN["Qwen/Qwen3-8B"], **how)
+  layers, head = plan.weights(c)
+  assert layers / 1e9 == pytest.approx(6.95, abs=0.005)
+  assert (layers + 2 * head) / 1e9 == pytest.approx(8.19, abs=0.005)
+
+
+def test_useful_flops_by_hand(config):
+  setup = plan.set_up(config, jax.devices()[:8])
+  layer = 256 * (512 + 512 + 2 * 256) + 3 * 256 * 512
+  N, head = 2 * layer, 2048 * 256
+  attention = 2 * 2 * 512**2 * 512  # layers, L^2, heads x channels
+  student = 6 * (N * 512 + head * 128) + 3 * attention
+  teacher = 2 * (N * 512 + head * 128) + attention
+  assert plan.useful_flops(config, setup) == 8 * (student + teacher)
+  config.lora.rank = 4
+  setup = plan.set_up(config, jax.devices()[:8])
+  student = 4 * (N * 512 + head * 128) + 3 * attention
+  assert plan.useful_flops(config, setup) == 8 * (student + teacher)
+
+
+@pytest.mark.parametrize("remat", ["none", "full"])
+def test_executed_flops_are_what_xla_counts(config, remat):
+  """Without loops XLA counts every product; it counts the rest too, so little
+  that one in ten would show."""
+  config.model.scan_layers, config.model.remat = False, remat
+  config.model.attention = "xla"
+  config.loss.chunk = 10**9
+  config.mesh.fsdp = 1
+  setup = plan.set_up(config, jax.devices()[:1])
+  counted = plan.train_program(setup).compile().cost_analysis()["flops"]
+  # The unembedding's gradient is a loop over 16 blocks, counted once.
+  hidden = 15 / 16 * 2 * plan.weights(setup.model_config)[1] * 8 * 128
+  assert counted + hidden == pytest.approx(
+      plan.executed_flops(config, setup), rel=0.1
+  )
+
+
+def test_a_plan_for_simulated_devices(config):
+  config.mesh.fsdp, config.mesh.tensor = 4, 2
+  account = plan.make(config, "cpu:8")
+  assert account["fits"] and account["hbm"] is None
+  train = account["train"]
+  # A device's half of the vocabulary, never more tokens than a chunk.
+  assert 0 < train["tokens_with_logits_at_once"] <= 64
+  assert train["collective_bytes"]["all-gather"] > 0
+  # float32 weights and moments beside bfloat16 parameters and teacher.
+  resident = account["resident"]
+  assert resident["teacher"] == resident["parameters"]
+  assert resident["optimizer"] == pytest.approx(
+      6 * resident["parameters"], rel=0.01
+  )
+  assert train["bytes"] >= sum(resident.values()) + train["activations"]
+  json.dumps(account)
+  assert "all-gather" in plan.table(account)
+
+
+def test_what_cannot_fit_is_refused_with_the_knob():
+  config = opsd.get_config("qwen3_32b")
+  pytest.importorskip("libtpu")
+  account = plan.make(config, "v5e:2x4")
+  assert not account["fits"] and "train" not in account  # nothing was compiled
+  assert "more chips" in account["advice"] and "lora.rank" in account["advice"]
+  assert "does not fit" in plan.table(account)
+
+
+@pytest.mark.parametrize("changes,words", [
+    ({"train": {"bytes": 1e12}, "decode": {"bytes": 40e9}}, "batch_prompts"),
+    ({}, "micro_batches=2"),
+])  # fmt: skip
+def test_advice(config, changes, words):
+  setup = plan.set_up(config, jax.devices()[:4])
+  account = {"hbm": 32e9, "resident": {"parameters": 1}} | changes
+  assert words in plan.advice(config, setup, account)
+  config.model.remat = "none"
+  setup = plan.set_up(config, jax.devices()[:4])
+  if not changes:
+    assert "model.remat=full" in plan.advice(config, setup, account)
+
+
+def test_a_plan_for_tpus_that_are_not_there(config):
+  pytest.importorskip("libtpu")
+  account = plan.make(config, "v5e:2x2")
+  assert account["fits"] and account["attention"] == "splash"
+  train, chip = account["train"], plan.CHIPS["v5e"]
+  assert train["tokens_with_logits_at_once"] <= 64
+  parts = (
+      train["executed_flops"] / chip.flops + train["hbm_bytes"] / chip.hbm_rate
+      + sum(train["collective_bytes"].values()) / chip.ici_rate
+  )  # fmt: skip
+  assert train["seconds"] == pytest.approx(parts)
+  assert train["mfu"] == pytest.approx(
+      train["useful_flops"] / chip.flops / parts
+  )
+  # Weights are gathered for the student's two passes and the teacher's one,
+  # in bfloat16, and not once more.
+  N, head = plan.weights(plan.set_up(config, plan.devices_of("v5e:2x2"))[1])
+  gathered = train["collective_bytes"]["all-gather"]
+  assert gathered <= 1.3 * 0.75 * 2 * (3 * N + 2 * head)
+
+
+@pytest.mark.parametrize("topology,words", [
+    ("v5p", "expected cpu:<devices> or"), ("v9:2x2", "v5e, v5p"),
+    ("cpu:two", "cpu:<devices>"), ("v5p:2", "v5p:2x2x4"),
+])  # fmt: skip
+def test_a_bad_topology_is_named(topology, words):
+  with pytest.raises(ValueError, match=words):
+    plan.check(topology)
+
+
+def test_a_plan_needs_the_longest_row(config):
+  config.batch.max_row = 0
+  with pytest.raises(ValueError, match="batch.max_row"):
+    plan.set_up(config, jax.devices()[:8])
+
+
+def test_the_command(tmp_path):
+  done = subprocess.run(
+      [sys.executable, "-m", command.__name__, "--config=configs/opsd.py:tiny",
+       "--config.batch.max_row=128", "--topology=cpu:2"],
+      capture_output=True, text=True,
+  )  # fmt: skip
+  assert done.returncode == 0, done.stderr
+  account = json.loads(done.stdout.splitlines()[-1])
+  assert account["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}
+  assert account["fits"]
