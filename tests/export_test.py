@@ -154,7 +154,7 @@ def test_tied_weights_are_written_once(tmp_path):
 
 
 def test_one_tensor_is_gathered_at_a_time(tmp_path, monkeypatch):
-  config, params = load(make(tmp_path / "in"), scan_layers=True)
+  config, params = load(make(tmp_path / "in"), shardings=layout(fsdp=4))
   largest = max(np.prod(row[3]) for row in hf.name_table(config).values())
   sizes, inner = [], export.to_host
   monkeypatch.setattr(
@@ -223,9 +223,12 @@ def test_the_byte_tokenizer_comes_back(tmp_path):
 
 def test_further_ends_of_a_response_come_back(tmp_path):
   config, params = sources.load_model_weights("tiny", **RUN)
-  several = tokenizer.Tokenizer(TOKENIZER.inner, [7, 257, 9])
+  inner = tokenizer.byte_tokenizer().inner
+  inner.pad_token = "<|im_start|>"
+  several = tokenizer.Tokenizer(inner, [7, 257, 9])
   export.export(tmp_path / "out", config, params, several, card=CARD)
-  assert tokenizer.load(tmp_path / "out").eos_ids == (257, 7, 9)
+  again = tokenizer.load(tmp_path / "out")
+  assert again.eos_ids == (257, 7, 9) and again.pad_id == 256
 
 
 @pytest.mark.network
@@ -356,6 +359,9 @@ def test_transformers_and_peft_agree_on_an_adapter(scan, only_first, tmp_path):
       tmp_path / "a",
   ).eval()  # fmt: skip
   assert np.abs(torch_logits(torch, model, ids) - expected).max() <= 1e-4
+  # and peft adapts what we do, no more
+  theirs = [n for n, _ in model.named_parameters() if "lora_" in n]
+  assert len(theirs) == 2 * len(export.adapted(config, adapter))
 
 
 @pytest.mark.parametrize("spoil,words", [

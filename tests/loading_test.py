@@ -323,6 +323,8 @@ def test_a_directory_in_a_bucket(tmp_path, bucket):
   assert_trees_equal(
       load(remote, shardings=layout(fsdp=4))[1], load(path)[1]
   )  # fmt: skip
+  _, reader = read_with(remote, layout(fsdp=4))
+  assert reader.bytes_read == size_of(path)  # four devices, one read
   model = api.load_model("gs://bucket/m")
   assert model.tokenizer.encode("é 1") == tokenizer.load("tiny").encode("é 1")
   assert {str(p) for p, _ in bucket} >= {
