@@ -17,10 +17,10 @@ MAY_IMPORT = {
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick"},
     "sample": {"models", "sharding"},
     "rollout": {"sample", "context", "collate", "tasks", "structs"},
-    "metrics": {"structs"}, "checkpoint": {"structs"},
+    "metrics": {"structs"}, "checkpoint": {"structs"}, "card": set(),
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics")  # fmt: skip
+          "metrics", "card")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "models"}
 
 
