@@ -13,13 +13,11 @@ from absl import flags
 
 from experiments import cli
 
+DTYPES = ["float32", "bfloat16", "float16"]
 WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives")
 OUT = flags.DEFINE_string("out", None, "a directory that is new or empty")
 ADAPTER = flags.DEFINE_bool("adapter", False, "the adapter alone, for peft")
-DTYPE = flags.DEFINE_enum(
-    "dtype", None, ["float32", "bfloat16", "float16"],
-    "of the values; by default that of the run's weights",
-)  # fmt: skip
+DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "by default the run's own")
 
 
 def main():
@@ -29,28 +27,25 @@ def main():
 
   workdir = files.open_workdir(WORKDIR.value)
   config = prepare.read_config(workdir)
-  rank = config.lora.rank if "lora" in config else 0
+  rank = config.lora.rank
   if ADAPTER.value and not rank:
     raise ValueError(f"{workdir} trained all weights: leave --adapter away")
   mesh = sharding.make_mesh(fsdp=-1)
   layout = functools.partial(sharding.tree_shardings, mesh=mesh)
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   there = workdir / "summary.json"
+  summary = json.loads(there.read_text()) if there.exists() else None
+  ours, usual = (prepare.flat(c.to_dict()) for c in (config, base.get_config()))
   text = card.card(
-      prepare.flat(config.to_dict()), prepare.flat(base.get_config().to_dict()),
-      step=step, adapter=ADAPTER.value,
-      summary=json.loads(there.read_text()) if there.exists() else None,
-  )  # fmt: skip
+      ours, usual, step=step, summary=summary, adapter=ADAPTER.value
+  )
   path = sources.resolve(config.model.source)
   run = prepare.how_to_run(config)
-  model_config, lora = sources.read_config(path, **run), {}
-  if rank:
-    lora = {"adapter": params, "alpha": config.lora.alpha}
+  model_config = sources.read_config(path, **run)
+  lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
   if ADAPTER.value:
-    export.export_adapter(
-        OUT.value, model_config, base=config.model.source, card=text, **lora
-    )
-    return
+    lora |= {"base": config.model.source, "card": text}
+    return export.export_adapter(OUT.value, model_config, **lora)
   if rank:
     _, params = sources.load_model_weights(path, layout, **run)
   export.export(

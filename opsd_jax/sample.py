@@ -141,6 +141,7 @@ def _generate(
     )  # fmt: skip
     # Summed over fsdp before it is split over rows: the weights stay put.
     logits_RxV = sharding.constrain(logits_RxV, "token_logits")
+    logits_RxV = sharding.constrain(logits_RxV, "logits")
     logits_RxV = sharding.constrain(logits_RxV, "rows")
     token = draw(logits_RxV, keys_R, t, knobs)
     out = tuple(

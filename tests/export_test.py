@@ -9,17 +9,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 
 from configs import opsd
 from opsd_jax import (
   api,
   card,
   checkpoint,
-  objective,
-  optimizer,
   prepare,
+  structs,
   tokenizer,
-  train,
 )
 from opsd_jax.models import (
   export,
@@ -67,7 +66,8 @@ def draw_adapter(config, names, seed=0):
     if kind == "kernel" and module.rpartition("/")[2] in names:
       *stack, d_in, d_out = leaf.shape
       hf.put(tree, module, {
-          "lora_a": draw(*stack, d_in, RANK), "lora_b": draw(*stack, RANK, d_out)
+          "lora_a": draw(*stack, d_in, RANK),
+          "lora_b": draw(*stack, RANK, d_out),
       })  # fmt: skip
   return tree
 
@@ -154,7 +154,7 @@ def test_tied_weights_are_written_once(tmp_path):
 
 
 def test_one_tensor_is_gathered_at_a_time(tmp_path, monkeypatch):
-  config, params = load(make(tmp_path / "in"), scan_layers=True)
+  config, params = load(make(tmp_path / "in"), shardings=layout(fsdp=4))
   largest = max(np.prod(row[3]) for row in hf.name_table(config).values())
   sizes, inner = [], export.to_host
   monkeypatch.setattr(
@@ -223,9 +223,12 @@ def test_the_byte_tokenizer_comes_back(tmp_path):
 
 def test_further_ends_of_a_response_come_back(tmp_path):
   config, params = sources.load_model_weights("tiny", **RUN)
-  several = tokenizer.Tokenizer(TOKENIZER.inner, [7, 257, 9])
+  inner = tokenizer.byte_tokenizer().inner
+  inner.pad_token = "<|im_start|>"
+  several = tokenizer.Tokenizer(inner, [7, 257, 9])
   export.export(tmp_path / "out", config, params, several, card=CARD)
-  assert tokenizer.load(tmp_path / "out").eos_ids == (257, 7, 9)
+  again = tokenizer.load(tmp_path / "out")
+  assert again.eos_ids == (257, 7, 9) and again.pad_id == 256
 
 
 @pytest.mark.network
@@ -356,6 +359,9 @@ def test_transformers_and_peft_agree_on_an_adapter(scan, only_first, tmp_path):
       tmp_path / "a",
   ).eval()  # fmt: skip
   assert np.abs(torch_logits(torch, model, ids) - expected).max() <= 1e-4
+  # and peft adapts what we do, no more
+  theirs = [n for n, _ in model.named_parameters() if "lora_" in n]
+  assert len(theirs) == 2 * len(export.adapted(config, adapter))
 
 
 @pytest.mark.parametrize("spoil,words", [
@@ -395,20 +401,23 @@ def test_an_adapter_without_its_alpha_is_refused(tmp_path):
 def workdir(tmp_path_factory):
   """What a run of two steps leaves, with random weights for the trained."""
   path = tmp_path_factory.mktemp("run") / "workdir"
-  config = opsd.get_config("tiny")
-  config.steps = 2
-  config.optimizer.learning_rate = 1e-2
-  prepare.claim(config, path)
+  return make_workdir(path, trained())
+
+
+def make_workdir(path, params, **lora):
+  config = opsd.get_config("tiny").to_dict()
+  config["steps"] = 2
+  config["optimizer"]["learning_rate"] = 1e-2
+  config.setdefault("lora", {"rank": 0}).update(lora)
+  prepare.claim(ConfigDict(config), path)
   ends = {"": 0.5, "_ci_low": 0.25, "_ci_high": 0.75}
   (path / "summary.json").write_text(json.dumps(
       {f"accuracy_final{end}": value for end, value in ends.items()}
       | {"eval_problems": 8, "drift": 0.125}
   ))  # fmt: skip
   manager = checkpoint.open_manager(path / "checkpoints", keep=1)
-  start = train.init_state(
-      trained(), objective.from_config(config), optimizer.from_config(config)
-  )
-  checkpoint.save(manager, start._replace(step=jnp.int32(2)))
+  memory = {"of_all": jnp.zeros(3)}
+  checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))
   manager.close()
   return path
 
@@ -438,6 +447,31 @@ def test_a_run_is_exported(workdir, tmp_path):
   ):  # fmt: skip
     assert each in words
   assert "optimizer.b1" not in words  # as in configs/base.py
+
+
+def test_a_run_that_trained_an_adapter_is_exported(tmp_path):
+  config, base = sources.load_model_weights("tiny", **RUN)
+  adapter = draw_adapter(config, NAMES)
+  at = make_workdir(tmp_path / "run", adapter, rank=RANK, alpha=ALPHA)
+  for name, arguments in (("merged", []), ("alone", ["--adapter"])):
+    done = run_export(at, tmp_path / name, *arguments)
+    assert done.returncode == 0, done.stderr
+  jax.tree.map(
+      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+      api.load_model(str(tmp_path / "merged")).params, merge(base, adapter),
+  )  # fmt: skip
+  there = safetensors_file.Reader(
+      [tmp_path / "alone" / "adapter_model.safetensors"]
+  )
+  name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
+  np.testing.assert_array_equal(
+      there.read(name, slice(0, 64), slice(0, RANK)),
+      adapter["layers_1"]["mlp"]["down_proj"]["lora_b"].T,
+  )
+  assert len(there.shapes) == len(jax.tree.leaves(adapter))
+  about = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
+  assert about["r"] == RANK and about["lora_alpha"] == ALPHA
+  assert about["target_modules"] == sorted(NAMES)
 
 
 @pytest.mark.torch
@@ -471,7 +505,7 @@ def test_only_the_parameters_are_read(tmp_path):
   except OSError:
     pytest.skip("bytes are counted in /proc/self/io")
   draw = lambda i: jax.random.normal(jax.random.key(i), (1024, 1024))
-  state = train.State(
+  state = structs.State(
       jnp.int32(5), {"embed": {"embedding": draw(0)}},
       {"mu": draw(1), "nu": draw(2)}, draw(3),
   )  # fmt: skip
@@ -513,5 +547,6 @@ def test_the_card_of_an_unfinished_run_and_of_an_adapter():
   assert "3 of 40 steps" in text and "not come to its end" in text
   assert "PeftModel" in text and "    nothing" in text
   named = config | {"model.source": "org/name"}
-  assert "base_model: org/name" in card.card(named, config, step=3, summary=None)
+  of_hub = card.card(named, config, step=3, summary=None)
+  assert "base_model: org/name" in of_hub
   assert "base_model" not in text

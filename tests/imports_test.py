@@ -13,16 +13,18 @@ MAY_IMPORT = {
     "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
-    "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH,
+    "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick"},
     "sample": {"models", "sharding", "processes"},
     "rollout": {"sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
+    "card": set(), "files": set(), "hlo": set(), "processes": {"sharding"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics", "files")  # fmt: skip
-READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "models"}
+          "metrics", "files", "card", "hlo")  # fmt: skip
+READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
+               "models"}  # fmt: skip
 
 
 def imports(path):

@@ -323,6 +323,8 @@ def test_a_directory_in_a_bucket(tmp_path, bucket):
   assert_trees_equal(
       load(remote, shardings=layout(fsdp=4))[1], load(path)[1]
   )  # fmt: skip
+  _, reader = read_with(remote, layout(fsdp=4))
+  assert reader.bytes_read == size_of(path)  # four devices, one read
   model = api.load_model("gs://bucket/m")
   assert model.tokenizer.encode("é 1") == tokenizer.load("tiny").encode("é 1")
   assert {str(p) for p, _ in bucket} >= {
@@ -374,7 +376,8 @@ def change(**fields):
     (change(shape=[2, 3]), "has 16 bytes"), (change(shape=[-4, -1]), "shape"),
     (change(shape=[True, 4]), "shape"), (change(shape=4), "m.safetensors"),
     (change(dtype="I32"), "b has dtype I32, expected F64"),
-    (change(dtype=None), "dtype None"), (lambda h: h.pop("b"), "tensors end at"),
+    (change(dtype=None), "dtype None"),
+    (lambda h: h.pop("b"), "tensors end at"),
     (lambda h: h.pop("a"), "b starts at byte"),
     (lambda h: h.update(b=[]), "m.safetensors"),
     (lambda h: h["b"].pop("shape"), "shape"),

@@ -29,7 +29,7 @@ def config(tmp_path):
   c.model.source = str(tmp_path)
   c.rollout.prompts = c.rollout.batch_prompts = 8
   c.batch.max_row, c.rollout.max_new_tokens = 512, 128
-  c.loss.chunk = 64
+  c.loss.chunk = 32
   return c
 
 
@@ -79,7 +79,7 @@ def test_a_plan_for_simulated_devices(config):
   assert account["fits"] and account["hbm"] is None
   train = account["train"]
   # A device's half of the vocabulary, never more tokens than a chunk.
-  assert 0 < train["tokens_with_logits_at_once"] <= 64
+  assert 0 < train["tokens_with_logits_at_once"] <= 32
   assert train["collective_bytes"]["all-gather"] > 0
   # float32 weights and moments beside bfloat16 parameters and teacher.
   resident = account["resident"]
@@ -120,7 +120,7 @@ def test_a_plan_for_tpus_that_are_not_there(config):
   account = plan.make(config, "v5e:2x2")
   assert account["fits"] and account["attention"] == "splash"
   train, chip = account["train"], plan.CHIPS["v5e"]
-  assert train["tokens_with_logits_at_once"] <= 64
+  assert train["tokens_with_logits_at_once"] <= 32
   parts = (
       train["executed_flops"] / chip.flops + train["hbm_bytes"] / chip.hbm_rate
       + sum(train["collective_bytes"].values()) / chip.ici_rate

@@ -83,9 +83,10 @@ def export_adapter(
     if jax.process_index() == 0:
       write_json(new / "adapter_config.json", config)
       (new / "README.md").write_text(card)
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
     write_file(
-        new / "adapter_model.safetensors", {n: t[0] for n, t in tensors.items()},
-        "float32", lambda name: tensors[name][1](),
+        new / "adapter_model.safetensors", shapes, "float32",
+        lambda name: tensors[name][1](),
     )  # fmt: skip
 
 
