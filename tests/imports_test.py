@@ -19,7 +19,7 @@ MAY_IMPORT = {
     "sample": {"models", "sharding", "processes"},
     "rollout": {"sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
-    "card": set(), "files": set(), "hlo": set(), "processes": {"sharding"},
+    "card": set(), "hlo": set(),
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "metrics", "files", "card", "hlo")  # fmt: skip
