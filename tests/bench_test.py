@@ -64,25 +64,3 @@ def test_channel_keeps_other_output_apart():
   assert [a["twice"] for a in answers] == [2, 8]
   assert all(a["cpu_seconds"] >= 0 for a in answers)
   assert "noise" in done.stderr
-
-
-def test_the_peer_is_given_our_weights(tmp_path):
-  """What we export, our own reader finds equal."""
-  from opsd_jax import tokenizer
-  from opsd_jax.models import families, hf, sources
-
-  peers.export("tiny", tmp_path)
-  run = dict(
-      dtype="float32", param_dtype="float32", scan_layers=False, remat="none"
-  )
-  config, params = sources.load_model_weights("tiny", **run)
-  assert families.from_hf(hf.read_config(tmp_path), **run) == config
-  there = hf.load_params(tmp_path, config)
-  for name, (path, layer, *_) in hf.name_table(config).items():
-    at = path if layer is None else f"layers_{layer}/{path}"
-    np.testing.assert_array_equal(
-        hf.find(there, at), hf.find(params, at), err_msg=name
-    )
-  text = [{"role": "user", "content": "1 + 1?"}]
-  ids = tokenizer.load("tiny").chat_ids(text)
-  assert tokenizer.load(tmp_path).chat_ids(text) == ids

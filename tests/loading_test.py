@@ -2,6 +2,7 @@
 
 import functools
 import json
+import math
 import os
 import pathlib
 import struct
@@ -32,9 +33,13 @@ MESHES = {
 }  # fmt: skip
 
 
+def mesh_of(**axes):
+  devices = jax.devices()[: math.prod(axes.values())]
+  return sharding.make_mesh(**axes, devices=devices)
+
+
 def layout(**axes):
-  mesh = sharding.make_mesh(**axes)
-  return functools.partial(sharding.tree_shardings, mesh=mesh)
+  return functools.partial(sharding.tree_shardings, mesh=mesh_of(**axes))
 
 
 def make_shards(path, family="qwen2", **changes):
@@ -93,7 +98,7 @@ def test_plain_arrays_are_on_one_device_and_uncommitted(tmp_path):
 
 def test_a_stack_split_over_its_layers(tmp_path):
   """Any grid will do, not only those of our table."""
-  path, mesh = make(tmp_path, num_hidden_layers=4), sharding.make_mesh(fsdp=4)
+  path, mesh = make(tmp_path, num_hidden_layers=4), mesh_of(fsdp=4)
   by_layer = lambda tree: jax.tree.map(
       lambda x: NamedSharding(
           mesh, P("fsdp") if len(x.shape) > 2 else P()
@@ -186,7 +191,7 @@ def test_a_process_reads_its_own_half(spec, transposed, tmp_path, monkeypatch):
   )  # fmt: skip
   monkeypatch.setattr(jax, "block_until_ready", lambda x: x)
   before = reader.bytes_read
-  half = Half(NamedSharding(sharding.make_mesh(fsdp=4), spec))
+  half = Half(NamedSharding(mesh_of(fsdp=4), spec))
   assemble.array(leaf, np.float32, half, reader.read)
   assert reader.bytes_read - before == values.nbytes // 2 and len(parts) == 2
   for index, part in parts:

@@ -115,3 +115,64 @@ def test_bfloat16_parameters_have_float32_state_and_arithmetic():
   np.testing.assert_array_equal(updates["a"], expected["a"])
   new = optax.apply_updates(params, updates)
   assert new["a"].dtype == jnp.bfloat16
+
+
+def run_steps(config, params, steps):
+  """`steps` equal gradients of 1 -> (parameters, state)."""
+  tx = optimizer.from_config(config)
+  state = tx.init(params)
+
+  @jax.jit
+  def step(params, state):
+    grads = jax.tree.map(jnp.ones_like, params)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  for _ in range(steps):
+    params, state = step(params, state)
+  return params, state
+
+
+def low_precision(**fields):
+  config = config_of(
+      steps=200, learning_rate=1e-5, decay="constant", clip_norm=0.0, **fields
+  )
+  config.model.param_dtype = "bfloat16"
+  return config
+
+
+def test_a_master_keeps_updates_that_bfloat16_would_lose():
+  start = jnp.ones(4)
+  exact, _ = run_steps(low_precision(), start, 200)  # float32 parameters
+  assert float(exact[0]) == pytest.approx(1 - 200 * 1e-5, rel=1e-5)
+  kept, state = run_steps(low_precision(), start.astype(jnp.bfloat16), 200)
+  lost, _ = run_steps(
+      low_precision(master=False), start.astype(jnp.bfloat16), 200
+  )
+  np.testing.assert_allclose(state.weights, exact, rtol=1e-6)
+  assert kept.dtype == jnp.bfloat16
+  np.testing.assert_array_equal(kept, state.weights.astype(jnp.bfloat16))
+  np.testing.assert_array_equal(lost, start.astype(jnp.bfloat16))
+
+
+def test_parameters_are_always_the_rounded_master():
+  config = low_precision()
+  config.optimizer.learning_rate = 0.03
+  start = jax.random.normal(jax.random.key(0), (64,), jnp.bfloat16)
+  for steps in (1, 2, 7):
+    params, state = run_steps(config, start, steps)
+    np.testing.assert_array_equal(params, state.weights.astype(jnp.bfloat16))
+
+
+@pytest.mark.parametrize("dtype", optimizer.MU_DTYPES)
+def test_the_first_moments_dtype(dtype):
+  _, state = run_steps(config_of(mu_dtype=dtype), jnp.ones(4), 1)
+  moments = optax.tree.get(state, "mu"), optax.tree.get(state, "nu")
+  assert [m.dtype for m in moments] == [jnp.dtype(dtype), jnp.float32]
+
+
+def test_an_adapter_needs_no_master():
+  config = low_precision()
+  config.lora.rank = 4
+  _, state = run_steps(config, jnp.ones(4), 1)
+  assert not isinstance(state, optimizer.Master)

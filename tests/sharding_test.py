@@ -2,6 +2,7 @@
 
 import dataclasses
 import functools
+import json
 
 import jax
 import numpy as np
@@ -39,11 +40,11 @@ def batch():
   return collate.collate(rows, pad_id=0, bucket=8, window_bucket=8)
 
 
-def moved(tree, seed):
+def moved(tree, seed, by=0.05):
   """The tree with every leaf a little elsewhere: nothing is 0 by symmetry."""
   keys = iter(jax.random.split(jax.random.key(seed), 100))
   return jax.tree.map(
-      lambda x: x + 0.05 * jax.random.normal(next(keys), x.shape), tree
+      lambda x: x + by * jax.random.normal(next(keys), x.shape), tree
   )
 
 
@@ -100,9 +101,33 @@ def test_every_mesh_steps_as_one_device(sizes, vocab_size):
     )  # fmt: skip
 
 
+def tiny_losses(tmp_path, name, **mesh):
+  config = opsd.get_config("tiny")
+  config.compile_cache, config.log.tensorboard = "", False
+  config.steps = config.eval.every = 2
+  config.mesh.update(mesh)
+  train.train_and_evaluate(config, tmp_path / name)
+  lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+  return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def test_a_whole_run_on_two_meshes_has_the_losses_of_one_device(
+    tmp_path, monkeypatch
+):
+  rows = tiny_losses(tmp_path, "data", data=8, fsdp=1)
+  both = tiny_losses(tmp_path, "both", fsdp=4, tensor=2)
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: one)
+  expected = tiny_losses(tmp_path, "one")
+  assert len(expected) == 2 and min(expected) > 1e-5
+  # Losses of 1e-4 nats: float32's noise in a divergence is 1e-7 of its terms.
+  np.testing.assert_allclose(rows, expected, rtol=2e-3)
+  np.testing.assert_allclose(both, expected, rtol=2e-3)
+
+
 def rollouts(mesh=None):
   model = model_of(320)
-  params = moved(transformer.init_params(model, jax.random.key(0)), 5)
+  params = moved(transformer.init_params(model, jax.random.key(0)), 5, 0.3)
   prompts = [tuple(range(5, 12 + i)) for i in range(8)]
   go = lambda params: sample(
       model, params, prompts, row_keys(0, 0, "generate", map(str, range(8)), 1),
