@@ -455,7 +455,7 @@ def test_a_run_that_trained_an_adapter_is_exported(tmp_path):
   tuned = opsd.get_config("tiny")
   tuned.compile_cache, tuned.log.tensorboard = "", False
   tuned.steps = tuned.eval.every = 2
-  tuned.lora.update({"rank": RANK, "alpha": ALPHA})
+  tuned.lora.update({"rank": RANK, "alpha": ALPHA, "targets": "|".join(NAMES)})
   tuned.optimizer.update({"learning_rate": 0.05, "warmup_steps": 0})
   at = tmp_path / "run"
   train.train_and_evaluate(tuned, at)

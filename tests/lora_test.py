@@ -143,8 +143,7 @@ def test_a_run_saves_what_trains_and_resumes(tmp_path):
   config = lora_config()
   config.steps = 2
   whole = train.train_and_evaluate(config, tmp_path / "whole")
-  with jax.set_mesh(sharding.make_mesh(1, 1, devices=jax.devices()[:1])):
-    run = prepare.prepare(lora_config(**{"mesh.fsdp": 1}))
+  run = prepare.prepare(config)
   layout = lambda tree: sharding.tree_shardings(tree, run.mesh)
   step, adapter = checkpoint.restore_params(tmp_path / "whole" / "checkpoints",
                                             layout)  # fmt: skip

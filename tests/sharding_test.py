@@ -105,6 +105,8 @@ def tiny_losses(tmp_path, name, **mesh):
   config = opsd.get_config("tiny")
   config.compile_cache, config.log.tensorboard = "", False
   config.steps = config.eval.every = 2
+  config.eval.samples, config.eval.max_new_tokens = 0, 1
+  config.model.scan_layers = True
   config.mesh.update(mesh)
   train.train_and_evaluate(config, tmp_path / name)
   lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()

@@ -228,8 +228,8 @@ def tiny(**overrides):
 def final_params(workdir):
   """sha256 of the arrays in the newest checkpoint."""
   config = tiny()
-  with jax.set_mesh(sharding.make_mesh(1, 1, devices=jax.devices()[:1])):
-    run = prepare.prepare(config)
+  run = prepare.prepare(config)
+  with jax.set_mesh(run.mesh):
     manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
     assert manager.latest_step() == config.steps
     state, _ = train.start_or_resume(run, manager)
