@@ -90,8 +90,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.batch.bucket = 8  # tokens; rows are padded to a multiple of it
   c.batch.window_bucket = 8  # tokens; so are response windows
   c.batch.prompt_bucket = 32  # tokens; so are the sampler's prompts
-  # tokens, prompt and response together; longer rows are dropped and counted.
-  # 0: the model's positions
+  # tokens a training row has at most, prompt and response together; longer
+  # ones are dropped and counted. 0: the model's positions
   c.batch.max_row = 0
 
   c.divergence = ConfigDict()

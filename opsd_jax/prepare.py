@@ -73,13 +73,21 @@ def validate(config) -> None:
   check(Knobs(temperature=config.eval.temperature))
   evaluate.unrelated_prompts(config.eval.drift_prompts)
   for name, known in (
-      ("remat", transformer.REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES)
+      ("remat", transformer.REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES),
+      ("attention", ("auto", *attention.ALL)),
   ):  # fmt: skip
     if config.model[name] not in known:
       raise ValueError(
           f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
       )
   lora.check(config.lora.targets)
+  if not config.lora.alpha > 0:
+    raise ValueError(f"lora.alpha is {config.lora.alpha}, expected above 0")
+  if 0 < config.batch.max_row <= config.rollout.max_new_tokens:
+    raise ValueError(
+        f"batch.max_row is {config.batch.max_row}, which leaves no prompt beside"
+        f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
+    )
   if config.rollout.source == "dataset" and config.rollout.samples != 1:
     raise ValueError("rollout.source=dataset has one response a problem: set"
                      f" rollout.samples=1, it is {config.rollout.samples}")
@@ -121,6 +129,7 @@ def prepare(config) -> Run:
       path, functools.partial(sharding.tree_shardings, mesh=mesh),
       **how | {"attention": model_config.attention},
   )  # fmt: skip
+  jax.eval_shape(trained(config), params)  # do its targets exist?
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
     raise ValueError(
@@ -139,8 +148,9 @@ def prepare(config) -> Run:
       references=positions if config.rollout.source == "dataset" else 0,
   )  # fmt: skip
   held_out = ask(
-      config.context, tok, data.eval, positions - config.eval.max_new_tokens,
-      dropped, "evaluation",
+      config.context, tok, data.eval,
+      model_config.max_positions - config.eval.max_new_tokens, dropped,
+      "evaluation",
   )  # fmt: skip
   if len(train) < config.rollout.prompts or not held_out:
     raise ValueError(

@@ -10,8 +10,9 @@ import time
 import pytest
 from ml_collections import ConfigDict
 
-from configs import base
+from configs import base, opsd
 from opsd_jax import prepare, train
+from opsd_jax.models import families
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
@@ -48,6 +49,36 @@ def test_config_is_valid_and_has_no_field_of_its_own(name):
   assert set(prepare.flat(config.to_dict())) == set(
       prepare.flat(base.get_config().to_dict())
   )
+
+
+@pytest.mark.parametrize("model", opsd.MODELS)
+def test_presets_are_the_papers(model):
+  full = opsd.get_config(model)
+  released = opsd.get_config(f"{model},recipe=upstream")
+  for config in (full, released):
+    prepare.validate(config)
+    assert set(prepare.flat(config.to_dict())) == set(
+        prepare.flat(base.get_config().to_dict())
+    )
+    assert prepare.rows_per_step(config) == 32
+    assert config.batch.max_row == 3072
+    assert config.rollout.temperature == config.loss.temperature == 1.1
+    assert config.divergence.name == "forward_kl"
+    assert config.teacher.name == "fixed"
+    assert config.model.source in families.KNOWN
+  assert full.lora.rank == 0 and full.divergence.clip == "none"
+  assert (released.lora.rank, released.lora.alpha) == (64, 128)
+  tau = 0.06 if model == "qwen3_8b" else 0.05
+  assert (released.divergence.clip, released.divergence.tau) == ("signed", tau)
+
+
+@pytest.mark.parametrize("arg,words", [
+    ("recipe=upstream", "needs a model"), ("qwen3_8b,recipe=mine", "upstream"),
+    ("qwen3_8b,qwen3_4b", "one of them"), ("qwen3_80b", "qwen3_8b"),
+])  # fmt: skip
+def test_a_bad_preset_names_the_known_ones(arg, words):
+  with pytest.raises(ValueError, match=words):
+    opsd.get_config(arg)
 
 
 @pytest.mark.parametrize("name", CONFIGS)

@@ -3,11 +3,13 @@
 import dataclasses
 import functools
 import json
+import os
 
 import jax
 import numpy as np
 import optax
 import pytest
+from jax.experimental import topologies
 
 from configs import opsd
 from opsd_jax import collate, objective, sharding, train
@@ -171,6 +173,20 @@ def test_tensor_parallelism_splits_weights_cache_and_logits():
 def test_a_senseless_mesh_is_refused(sizes, words):
   with pytest.raises(ValueError, match=words):
     sharding.make_mesh(*sizes, devices=jax.devices()[:8])
+
+
+def test_the_data_axis_crosses_the_slices_of_a_pod():
+  """Two slices of eight TPUs that are not there."""
+  pytest.importorskip("libtpu")
+  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+  pod = topologies.get_topology_desc(
+      platform="tpu", topology_name="v5e:2x4", num_slices=2
+  )
+  slices = lambda mesh: np.vectorize(lambda d: d.slice_index)(mesh.devices)
+  mesh = sharding.make_mesh(4, 2, 2, devices=pod.devices)
+  assert slices(mesh).tolist() == [[[i] * 2] * 2 for i in (0, 0, 1, 1)]
+  with pytest.raises(ValueError, match="on 2 slices of 8.* a multiple of 2"):
+    sharding.make_mesh(1, -1, 1, devices=pod.devices)
 
 
 def test_heads_and_rows_that_do_not_split_are_refused():

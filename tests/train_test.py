@@ -297,6 +297,33 @@ def test_another_config_in_the_same_workdir_is_refused(tmp_path):
     prepare.claim(tiny(), tmp_path)
 
 
+@pytest.mark.parametrize("overrides,words", [
+    ({"model.attention": "splash"}, "kernels are for TPUs, this is cpu"),
+    ({"mesh.fsdp": 1, "mesh.tensor": 8}, r"2 key/value heads.*\[1, 2\]"),
+    ({"rollout.prompts": 12}, r"12 rows .* a multiple of 8"),
+    ({"batch.max_row": 4096}, "2048 positions"),
+    ({"lora.rank": 4, "lora.targets": "query"}, "q_proj"),
+])  # fmt: skip
+def test_what_these_devices_or_this_model_cannot_do(overrides, words, tmp_path):
+  with pytest.raises(ValueError, match=words):
+    train.train_and_evaluate(tiny(**overrides), tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()
+
+
+def test_rows_longer_than_max_row_are_dropped_and_counted():
+  shorter = prepare.prepare(tiny(**{"batch.max_row": 223 + 8}))
+  whole = prepare.prepare(tiny())
+  assert not whole.dropped
+  longest = lambda run: max(
+      max(len(p.student_ids), len(p.teacher_ids)) for p in run.train
+  )
+  assert longest(whole) > longest(shorter)
+  assert longest(shorter) == 223
+  dropped = sum(n for r, n in shorter.dropped.items() if "training" in r)
+  assert len(shorter.train) + dropped == len(whole.train)
+  assert dropped > 0
+
+
 def test_a_run_that_could_not_start_does_not_claim_its_workdir(tmp_path):
   config = tiny(**{"divergence.support": "top_k_tail", "divergence.k": 10_000})
   with pytest.raises(ValueError, match="vocabulary"):
@@ -335,6 +362,10 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     ({"model.remat": "some"}, "dots"), ({"model.dtype": "float33"}, "bfloat16"),
     ({"optimizer.b1": 1.0}, "b1"), ({"eval.temperature": -1.0}, "temperature"),
     ({"eval.drift_prompts": 100}, "64 exist"),
+    ({"model.attention": "flash"}, "splash"), ({"lora.rank": -1}, "lora.rank"),
+    ({"lora.targets": "(q"}, "regular"), ({"lora.alpha": 0.0}, "lora.alpha"),
+    ({"batch.max_row": 8}, "no prompt"), ({"batch.max_row": -1}, "max_row"),
+    ({"optimizer.mu_dtype": "int8"}, "bfloat16"),
     ({"rollout.source": "dataset", "rollout.samples": 2}, "one response"),
 ])  # fmt: skip
 def test_bad_configs_are_refused_before_loading(overrides, words):
