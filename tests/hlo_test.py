@@ -114,3 +114,18 @@ def test_logits_that_exist_at_once():
   assert hlo.most_tokens(text, 1000, {8}) == 32
   text = compiled(lambda h, w: h @ w.T, jnp.ones((128, 8)), jnp.ones((1000, 8)))
   assert hlo.most_tokens(text, 1000, {8}) == 128
+
+
+def test_memory_is_what_xla_counts_without_loops():
+  """A network of three layers and its gradient; XLA counts in its own way."""
+
+  def loss(ws, x):
+    for w in ws:
+      x = jnp.tanh(x @ w)
+    return (x**2).sum()
+
+  ws = [jnp.ones((256, 256))] * 3
+  done = jax.jit(jax.grad(loss)).lower(ws, jnp.ones((128, 256))).compile()
+  assert hlo.traffic(done.as_text()).memory == pytest.approx(
+      done.cost_analysis()["bytes accessed"], rel=0.1
+  )

@@ -248,7 +248,7 @@ COMMAND = (
 
 
 def launch(workdir):
-  env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": ""}
+  env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
       [*COMMAND, f"--workdir={workdir}"],
       stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
