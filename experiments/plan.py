@@ -25,11 +25,11 @@ TOPOLOGY = flags.DEFINE_string(
 
 
 def main():
-  from opsd_jax import plan
+  from opsd_jax import plan, report
 
   plan.simulate(TOPOLOGY.value)
   account = plan.make(CONFIG.value, TOPOLOGY.value)
-  print(plan.table(account))
+  print(report.plan(account))
   print(json.dumps(account))
   if not account["fits"]:
     sys.exit(f"error: it does not fit: {account['advice']}")

@@ -1,4 +1,4 @@
-"""What a person reads: the start of a run, its samples, its end."""
+"""What a person reads: a plan, the start of a run, its samples, its end."""
 
 import json
 import textwrap
@@ -125,3 +125,57 @@ def closing_words(summary: dict, workdir) -> str:
       f" {workdir / 'summary.png'}",
   ]
   return "\n".join(lines)
+
+
+def plan(account: dict) -> str:
+  """A plan's account (plan.make) as a table."""
+  lines = [
+      f"{account['model']}, {account['chips']} chips of {account['topology']},"
+      f" mesh {account['mesh']}",
+      f"{account['rows']} rows of {account['row_tokens']} tokens,"
+      f" {account['new_tokens']} of them new; attention"
+      f" {account['attention']}, remat {account['remat']}, LoRA rank"
+      f" {account['lora_rank']}",
+      "bytes a chip",
+  ]
+  gigabytes = lambda name, x: f"  {name:34}{x / 1e9:9.2f} GB"
+  lines += [gigabytes(k, v) for k, v in account["resident"].items()]
+  of = lambda phase, key: account.get(phase, {}).get(key)
+  for phase, key, name in (
+      ("train", "activations", "train: activations, temporaries"),
+      ("train", "bytes", "train: in all"),
+      ("decode", "cache", "sample: cache"),
+      ("decode", "temporaries", "sample: cache and temporaries"),
+      ("decode", "bytes", "sample: in all"),
+  ):
+    if of(phase, key) is not None:
+      lines.append(gigabytes(name, of(phase, key)))
+  if account["hbm"]:
+    lines.append(gigabytes("published HBM", account["hbm"]))
+  for phase, name in (("train", "a train step"), ("decode", "a rollout")):
+    if phase in account:
+      lines += plan_of(account[phase], name)
+  lines.append("fits" if account["fits"] else f"does not fit: {account['advice']}")
+  return "\n".join(lines)
+
+
+def plan_of(p: dict, name: str) -> list[str]:
+  volumes = ", ".join(
+      f"{k} {v / 1e9:.2f} GB ({p['collective_counts'][k]:.0f})"
+      for k, v in p["collective_bytes"].items()
+  )
+  lines = [
+      f"{name}, a chip: {p['executed_flops'] / 1e12:.1f} TFLOP"
+      f" ({p['useful_flops'] / 1e12:.1f} useful), {p['hbm_bytes'] / 1e9:.0f} GB"
+      f" of memory traffic; compiled in {p['compile_seconds']:.0f} s",
+      f"  collectives: {volumes or 'none'}",
+  ]
+  if "seconds" in p:
+    lines.append(
+        f"  estimate: {p['seconds']:.2f} s = {p['compute_seconds']:.2f} compute"
+        f" + {p['memory_seconds']:.2f} memory + {p['collective_seconds']:.2f}"
+        f" collectives; MFU {100 * p['mfu']:.0f}%"
+    )
+  if "tokens_per_second" in p:
+    lines.append(f"  {p['tokens_per_second']:,.0f} tokens/s, all rows busy")
+  return lines

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import processes, sharding
-from opsd_jax.models import transformer
+from opsd_jax.models import attention, transformer
 
 ROLES = {"rollout": 0, "evaluate": 1, "generate": 2}
 
@@ -137,7 +137,7 @@ def _generate(
     logits_RxV = jnp.einsum(
         "rd,vd->rv", sharding.constrain(h_RxD, "tokens"), W_VxD,
         preferred_element_type=jnp.float32,
-        precision=transformer.precision(config.dtype),
+        precision=attention.precision(config.dtype),
     )  # fmt: skip
     # Summed over fsdp before it is split over rows: the weights stay put.
     logits_RxV = sharding.constrain(logits_RxV, "token_logits")

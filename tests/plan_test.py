@@ -9,7 +9,7 @@ import pytest
 
 from configs import opsd
 from experiments import plan as command
-from opsd_jax import plan, prepare
+from opsd_jax import plan, prepare, report
 from opsd_jax.models import families
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
@@ -89,7 +89,7 @@ def test_a_plan_for_simulated_devices(config):
   )
   assert train["bytes"] >= sum(resident.values()) + train["activations"]
   json.dumps(account)
-  assert "all-gather" in plan.table(account)
+  assert "all-gather" in report.plan(account)
 
 
 def test_what_cannot_fit_is_refused_with_the_knob():
@@ -98,7 +98,7 @@ def test_what_cannot_fit_is_refused_with_the_knob():
   account = plan.make(config, "v5e:2x4")
   assert not account["fits"] and "train" not in account  # nothing was compiled
   assert "more chips" in account["advice"] and "lora.rank" in account["advice"]
-  assert "does not fit" in plan.table(account)
+  assert "does not fit" in report.plan(account)
 
 
 @pytest.mark.parametrize("changes,words", [

@@ -48,13 +48,20 @@ def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
   )
   z = jnp.einsum(
       "bkqc,bksc->bkqs", q_BxKxGLxC, k_BxKxSxC,
-      preferred_element_type=jnp.float32,
+      preferred_element_type=jnp.float32, precision=precision(q.dtype),
   ).reshape(B, K, G, L, S)  # fmt: skip
   p = jax.nn.softmax(jnp.where(seen_BxLxS[:, None, None], z, -1e30), -1)
   p_BxKxGLxS = p.astype(v_BxSxKxC.dtype).reshape(B, K, G * L, S)
-  y = jnp.einsum("bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC)
+  y = jnp.einsum(
+      "bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC, precision=precision(q.dtype)
+  )
   y = y.reshape(B, K, G, L, C).transpose(0, 3, 1, 2, 4)
   return y.reshape(B, L, H, C)
+
+
+def precision(dtype):
+  """Float32 means float32, also on a TPU."""
+  return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def causal(at_L, S: int, own_BxL=None, segments_BxS=None):

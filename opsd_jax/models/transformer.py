@@ -100,7 +100,7 @@ class Dense(nn.Module):
       weight = weight.astype(c.dtype)
       if not self.decode:
         weight = sharding.gathered(weight, f"{self.name}/{name}")
-      y = jnp.matmul(x, weight, precision=precision(c.dtype))
+      y = jnp.matmul(x, weight, precision=attention.precision(c.dtype))
       if self.decode:
         y = sharding.product(y, f"{self.name}/{name}")
       return y
@@ -115,11 +115,6 @@ class Dense(nn.Module):
           "bias", nn.initializers.zeros, (self.features,), c.param_dtype
       ).astype(c.dtype)
     return y.reshape(*x.shape[:-1], self.features)
-
-
-def precision(dtype):
-  """Float32 means float32, also on a TPU."""
-  return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def is_decode(x_BxLxD, cache) -> bool:
