@@ -73,4 +73,5 @@ def at_scale(c, preset):
   c.optimizer.warmup_steps = 0
   c.optimizer.b2, c.optimizer.clip_norm = 0.999, 0.1
   c.eval.max_new_tokens = 1024
+  c.eval.batch_prompts = 16  # each with a greedy and a sampled reply
   c.eval.every = c.checkpoint.every = 25

@@ -25,6 +25,7 @@ def main():
   from opsd_jax import card, checkpoint, files, prepare, sharding, tokenizer
   from opsd_jax.models import export, sources
 
+  export.check_new(OUT.value)
   workdir = files.open_workdir(WORKDIR.value)
   config = prepare.read_config(workdir)
   rank = config.lora.rank

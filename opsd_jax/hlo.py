@@ -22,7 +22,7 @@ COLLECTIVES = (
 FREE = {  # no traffic of their own
     "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while",
     "conditional", "call", "after-all", "partition-id", "replica-id", "iota",
-    "optimization-barrier",
+    "optimization-barrier", "async-start", "async-update",
 }  # fmt: skip
 
 
@@ -75,12 +75,21 @@ def closing(text: str, start: int) -> int:
   raise ValueError(f"unbalanced: {text[:80]}")
 
 
+def width(dtype: str) -> float:
+  """Bytes of a value."""
+  if dtype.startswith("f8"):
+    return 1
+  if dtype not in WIDTHS:
+    raise ValueError(f"HLO has values of an unknown type {dtype!r}")
+  return WIDTHS[dtype]
+
+
 def arrays(shape: str):
   """(dtype, dimensions, in HBM?) of each array of a shape; S(1) is on chip."""
   for dtype, dims, layout in re.findall(
       r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape
   ):
-    if dtype in WIDTHS:
+    if dtype not in ("token", "opaque"):
       dims = tuple(int(d) for d in dims.split(",") if d)
       yield dtype, dims, not re.search(r"S\([1-9]\d*\)", layout)
 
@@ -88,7 +97,7 @@ def arrays(shape: str):
 def size(shape: str, hbm_only: bool = True) -> float:
   """Bytes of a shape."""
   return sum(
-      WIDTHS[dtype] * math.prod(dims)
+      width(dtype) * math.prod(dims)
       for dtype, dims, hbm in arrays(shape)
       if hbm or not hbm_only
   )
@@ -105,6 +114,8 @@ class Traffic(NamedTuple):
 def traffic(text: str) -> Traffic:
   """All that one run of the program moves, loops counted as they turn."""
   program = parse(text)
+  found = re.search(r"num_partitions=(\d+)", text)
+  devices = int(found[1]) if found else 1
 
   @functools.cache
   def of(name: str) -> Traffic:
@@ -112,23 +123,26 @@ def traffic(text: str) -> Traffic:
     counts = collections.Counter()
     table = {i.name: i for i in program[name]}
     for i in program[name]:
-      kind = next((k for k in COLLECTIVES if i.opcode in (k, k + "-start")), None)
-      if kind:
-        volumes[kind] += volume(kind, i, table)
+      kind = i.opcode.removesuffix("-start")
+      if kind in COLLECTIVES:
+        volumes[kind] += volume(kind, i, table, devices)
         counts[kind] += 1
       if i.opcode not in FREE and not i.opcode.endswith("-done"):
         memory += moved(i, table, program)
       turns = trip_count(i, program) if i.opcode == "while" else 1
-      for inner in called(i):
-        if inner not in program:
-          continue
-        below = of(inner)
+      inside = [of(n) for n in called(i) if n in program]
+      if i.opcode == "conditional":  # one of them runs: the dearest
+        inside = [max(inside, key=lambda t: t.memory)]
+      for below in inside:
         # What a fusion moves is its operands and results, counted above.
-        if i.opcode in ("while", "conditional", "call"):
+        if i.opcode in ("while", "conditional", "call", "async-start"):
           memory += turns * below.memory
         for k, v in below.collectives.items():
           # A fused all-reduce whose result is sliced is a reduce-scatter.
-          is_half = i.opcode == "fusion" and k == "all-reduce"
+          is_half = (
+              i.opcode == "fusion" and k == "all-reduce"
+              and any(x.opcode == "dynamic-slice" for x in program[called(i)[0]])
+          )  # fmt: skip
           to = "reduce-scatter" if is_half else k
           volumes[to] += turns * v / (2 if is_half else 1)
           counts[to] += turns * below.counts[k]
@@ -139,9 +153,13 @@ def traffic(text: str) -> Traffic:
 
 def called(i: Instruction) -> list[str]:
   """The computations that an instruction runs, a reducer's scalar one apart."""
-  if i.opcode in COLLECTIVES or i.opcode.startswith(("reduce", "sort", "scatter")):
+  reducers = ("reduce", "select-and-scatter", "sort", "scatter")
+  if i.opcode.removesuffix("-start") in (*COLLECTIVES, *reducers):
     return []
-  names = re.findall(r"(?:calls|body|to_apply)=%?([\w.-]+)", i.attributes)
+  names = re.findall(
+      r"(?:calls|body|to_apply|true_computation|false_computation)"
+      r"=%?([\w.-]+)", i.attributes,
+  )  # fmt: skip
   branches = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
   if branches:
     names += [n.strip().lstrip("%") for n in branches[1].split(",")]
@@ -163,9 +181,9 @@ def trip_count(i: Instruction, program) -> int:
   return max(bounds, default=1)
 
 
-def volume(kind: str, i: Instruction, table) -> float:
+def volume(kind: str, i: Instruction, table, devices: int) -> float:
   """Bytes that a chip sends in a ring: Thakur, Rabenseifner and Gropp 2005."""
-  group = group_size(i.attributes)
+  group = group_size(i.attributes) or devices
   ins = sum(size(table[o].shape, False) for o in i.operands if o in table)
   whole = {
       "all-gather": ins * group, "all-reduce": 2 * ins, "reduce-scatter": ins,
@@ -177,7 +195,8 @@ def volume(kind: str, i: Instruction, table) -> float:
 
 
 def group_size(attributes: str) -> int:
-  """Members of a replica group, in any of XLA's ways to write them."""
+  """Members of a replica group, in any of XLA's ways to write them; 0 where
+  it says nothing, which means all devices."""
   groups = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
   if groups:
     return len(groups[1].split(","))
@@ -188,12 +207,14 @@ def group_size(attributes: str) -> int:
   if mesh:
     sizes = dict(re.findall(r"'([^']+)'=(\d+)", mesh[1]))
     return math.prod(int(sizes[a]) for a in re.findall(r"'([^']+)'", mesh[2]))
-  return 1
+  return 0
 
 
 def moved(i: Instruction, table, program) -> float:
   """Bytes that an instruction reads from and writes to HBM."""
   shapes = [table[o].shape for o in i.operands if o in table]
+  if i.opcode.endswith("-start"):  # its result names its operands again
+    return size(i.shape)
   if i.opcode == "dynamic-slice":
     return 2 * size(i.shape)
   if i.opcode == "dynamic-update-slice":
@@ -239,13 +260,17 @@ def touched(p: Instruction, body, program) -> tuple[float, bool]:
   return bytes_used, updates
 
 
-def most_tokens(text: str, vocabulary: int, not_tokens) -> int:
-  """The most rows of a buffer with an axis of `vocabulary`: how many tokens'
-  logits exist at once. `not_tokens`: sizes beside it that are a weight's."""
+def most_tokens(text: str, vocabulary: int, widths) -> int:
+  """The most rows of a buffer whose last axes are a vocabulary: how many
+  tokens' logits exist at once. A matrix of as many rows as one of `widths` is
+  taken for an unembedding, turned round."""
   most = 0
   for i in (i for body in parse(text).values() for i in body):
     for _, dims, _ in arrays(i.shape):
-      if vocabulary in dims:
-        rows = math.prod(dims) // vocabulary
-        most = max(most, 0 if rows in not_tokens else rows)
+      for k in range(len(dims)):
+        rows = math.prod(dims[:k])
+        if math.prod(dims[k:]) == vocabulary and not (
+            k == 1 and rows in widths
+        ):
+          most = max(most, rows)
   return most

@@ -11,10 +11,12 @@ a roofline of published peaks, an estimate:
 one after the other, as if nothing overlapped. Useful are, for N parameters of
 the layers, 6N a token of a student's row (4N where only an adapter trains) and
 2N of a teacher's; the same with V x D for the unembedding at response tokens;
-and causal attention, 2 L^2 H C a row and layer forward, twice that backward.
-Executed adds what is computed again: `executed_flops`.
+and causal attention, 2 L^2 H C a row and layer forward, twice that backward. An
+adapter's own few are left out. The interconnect counts with all its links,
+which chips at the border of a small slice do not have. Executed adds what is computed again: `executed_flops`.
 """
 
+import importlib.util
 import math
 import os
 import pathlib
@@ -52,7 +54,7 @@ CHIPS = {
 def check(topology: str) -> tuple[str, str]:
   """("v5p", "2x2x4") of "v5p:2x2x4"; ValueError with what is known."""
   kind, _, shape = topology.partition(":")
-  pattern = r"\d+" if kind == "cpu" else r"\d+x\d+(x\d+)?"
+  pattern = r"[1-9]\d*" if kind == "cpu" else r"\d+x\d+(x\d+)?"
   if kind not in (*CHIPS, "cpu") or not re.fullmatch(pattern, shape):
     raise ValueError(
         f"topology is {topology!r}, expected cpu:<devices> or"
@@ -76,6 +78,10 @@ def devices_of(topology: str):
     if len(jax.devices()) < int(shape):
       raise ValueError(f"{topology}: jax has {len(jax.devices())} CPU devices")
     return jax.devices()[: int(shape)]
+  if not importlib.util.find_spec("libtpu"):
+    raise ValueError(
+        f"{topology} cannot be compiled for here: pip install libtpu"
+    )
   from jax.experimental import topologies
 
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask about
@@ -84,10 +90,10 @@ def devices_of(topology: str):
     return topologies.get_topology_desc(
         platform="tpu", topology_name=topology
     ).devices
-  except Exception as e:  # of a missing library, of an unknown shape
+  except Exception as e:  # of an unknown shape
     raise ValueError(
-        f"{topology} cannot be compiled for here: {str(e).splitlines()[0]}; it"
-        " needs `pip install libtpu` and a shape that the chip comes in"
+        f"{topology} is no shape that the chip comes in:"
+        f" {str(e).splitlines()[0]}"
     ) from e
 
 
@@ -138,7 +144,8 @@ def sizes(config) -> families.ModelConfig:
   how = prepare.how_to_run(config)
   if config.model.source in families.KNOWN:
     return families.from_hf(families.KNOWN[config.model.source], **how)
-  return sources.read_config(sources.resolve(config.model.source), **how)
+  path = sources.resolve(config.model.source, only_config=True)
+  return sources.read_config(path, **how)
 
 
 def batch_of(config, mesh, rows: int, objective) -> Batch:
@@ -190,7 +197,8 @@ def train_program(s: Setup):
   layout = jax.tree.map(lambda x: x.sharding, s.state)
   with jax.set_mesh(s.mesh):
     return jax.jit(
-        s.train_step, donate_argnums=0, out_shardings=(layout, None, None, None)
+        s.train_step, donate_argnums=0,
+        out_shardings=(layout, None, None, None),
     ).lower(s.state, s.batch, s.base)
 
 
@@ -204,7 +212,8 @@ def decode_program(config, s: Setup):
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B * n))
   knobs = sample.Knobs(*(
-      of((B * n,), d) for d in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
+      of((B * n,), dtype)
+      for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
   ))
   with jax.set_mesh(s.mesh):
     return sample._generate.lower(
@@ -312,25 +321,28 @@ def make(config, topology: str) -> dict:
       "hbm": chip and chip.hbm, "resident": resident,
   }  # fmt: skip
   if chip and sum(resident.values()) > chip.hbm:
-    return account | {"fits": False, "advice": advice(config, s, account)}
-  try:
-    account["train"] = of_train(config, s, chip)
-    account["decode"] = of_decode(config, s, chip, resident)
-  except DoesNotFit as e:
-    account["compiler"] = str(e).splitlines()[0]
-    return account | {"fits": False, "advice": advice(config, s, account)}
-  need = max(account[p]["bytes"] for p in ("train", "decode"))
-  fits = chip is None or need <= chip.hbm
-  return account | {
-      "fits": fits, "advice": "" if fits else advice(config, s, account)
-  }
+    return account | {
+        "fits": False, "advice": advice(config, s, account, "train")
+    }
+  phases = {"train": lambda: of_train(config, s, chip)}
+  if config.rollout.source == "on_policy":
+    phases["decode"] = lambda: of_decode(config, s, chip, resident)
+  for name, account_of in phases.items():
+    try:
+      account[name] = account_of()
+    except DoesNotFit as e:
+      account["compiler"] = str(e).splitlines()[0]
+    if name not in account or (chip and account[name]["bytes"] > chip.hbm):
+      return account | {
+          "fits": False, "advice": advice(config, s, account, name)
+      }
+  return account | {"fits": True, "advice": ""}
 
 
 def of_train(config, s: Setup, chip) -> dict:
   program = compiled(train_program(s))
   m = program.memory
-  whole = {s.model_config.width, s.model_config.vocab_size}
-  split = {s.model_config.width // s.mesh.shape[a] for a in ("fsdp", "tensor")}
+  width = s.model_config.width
   account = {
       "compile_seconds": program.seconds,
       "batch": bytes_a_chip(s.batch),
@@ -338,7 +350,8 @@ def of_train(config, s: Setup, chip) -> dict:
       "bytes": m.argument_size_in_bytes + m.temp_size_in_bytes
       + m.output_size_in_bytes - m.alias_size_in_bytes,
       "tokens_with_logits_at_once": hlo.most_tokens(
-          program.text, vocabulary_a_chip(s), whole | split
+          program.text, vocabulary_a_chip(s),
+          {width, width // s.mesh.shape["fsdp"]},
       ),
   }  # fmt: skip
   useful = useful_flops(config, s) / s.mesh.size
@@ -399,8 +412,8 @@ def roofline(program: Compiled, useful, executed, chip) -> dict:
   }  # fmt: skip
 
 
-def advice(config, s: Setup, account: dict) -> str:
-  """Which knob to turn, the cheapest first."""
+def advice(config, s: Setup, account: dict, phase: str) -> str:
+  """Which knob to turn, the cheapest first, where a phase does not fit."""
   hbm, resident = account["hbm"], sum(account["resident"].values())
   shards = sharding.row_shards(s.mesh)
   if resident > 0.8 * hbm:
@@ -411,16 +424,19 @@ def advice(config, s: Setup, account: dict) -> str:
         f" {hbm / 1e9:.0f} GB a chip: split them over more chips (about"
         f" {chips}){lighter}"
     )
-  decode = account.get("decode", {}).get("bytes", 0)
-  if "train" in account and decode > hbm:
-    return "sampling needs the room: lower rollout.batch_prompts"
+  if phase == "decode":
+    return (
+        "sampling needs the room: lower rollout.batch_prompts, it is"
+        f" {config.rollout.batch_prompts}"
+    )
   if config.model.remat != "full":
     return "keep less for the backward pass: model.remat=full"
-  if s.batch.y_BxT.shape[0] // shards > config.batch.micro_batches:
-    return (
-        "take fewer rows at a time: batch.micro_batches="
-        f"{2 * config.batch.micro_batches}"
-    )
+  more = [
+      n for n in sharding.divisors(s.batch.y_BxT.shape[0] // shards)
+      if n > config.batch.micro_batches
+  ]  # fmt: skip
+  if more:
+    return f"take fewer rows at a time: batch.micro_batches={more[0]}"
   return (
       f"one row a chip is too much: shorten it (batch.max_row is"
       f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"

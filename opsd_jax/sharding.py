@@ -25,7 +25,7 @@ ROWS = ("data", "fsdp")  # the axes that split a batch
 RULES = (
     (r"(embed|lm_head)/embedding$", P("tensor", "fsdp")),  # V x D
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", P("fsdp", "tensor")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_a$", P("fsdp")),
+    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_a$", P("fsdp", None)),
     (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_b$", P(None, "tensor")),
     (r"(o_proj|down_proj)/kernel$", P("tensor", "fsdp")),
     (r"(o_proj|down_proj)/lora_a$", P("tensor", None)),

@@ -211,12 +211,13 @@ def train_and_evaluate(config, workdir) -> dict:
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
-        judge.judge_base(run.params)
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
+        judge.judge_base(lora.join(run.params, state.params))
         learn(config, run, state, layout, writer, judge, manager)
     finally:
       manager.close()  # what is being saved is saved
+      writer.flush()
   seconds = time.time() - began
   return processes.from_first(
       lambda: report.finish(config, run, writer, workdir, seconds)

@@ -502,7 +502,7 @@ def test_transformers_reads_an_exported_run(workdir, tmp_path):
 @pytest.mark.parametrize("arguments,words", [
     (["--workdir=nowhere"], "holds no run"),
     (["--adapter"], "trained all weights"), (["--dtype=int8"], "float32"),
-    (["--out=."], "new or empty"), (["--outt=x"], "outt"),
+    (["--out=."], "new or empty"), (["--out=gs://b/x"], "object store"), (["--outt=x"], "outt"),
 ])  # fmt: skip
 def test_a_mistake_is_one_line(arguments, words, workdir, tmp_path):
   done = run_export(workdir, tmp_path / "out", *arguments)

@@ -66,11 +66,60 @@ def test_by_hand():
 
 @pytest.mark.parametrize("words,size", [
     ("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[4,2]<=[8]", 2),
-    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4), ("", 1),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4), ("", 0),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
 ])  # fmt: skip
 def test_group_sizes(words, size):
   assert hlo.group_size(words) == size
+
+
+DETAILS = """HloModule details, num_partitions=8
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  ROOT %sum = f32[] add(f32[] %a, f32[] %b)
+}
+
+%much (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  ROOT %y = f32[100]{0} all-reduce(%p), replica_groups={}, to_apply=%add
+}
+
+%little (p: f32[100]) -> f32[100] {
+  %p = f32[100]{0} parameter(0)
+  ROOT %y = f32[100]{0} bitcast(%p)
+}
+
+%half (p: f32[100]) -> f32[50] {
+  %p = f32[100]{0} parameter(0)
+  %zero = s32[] constant(0)
+  %all = f32[100]{0} all-reduce(%p), replica_groups={{0,1}}, to_apply=%add
+  ROOT %mine = f32[50]{0} dynamic-slice(%all, %zero), dynamic_slice_sizes={50}
+}
+
+ENTRY %main (x: f32[100], which: pred[]) -> f32[100] {
+  %x = f32[100]{0} parameter(0)
+  %which = pred[] parameter(1)
+  %there = (f32[100]{0:S(1)}, f32[100]{0}, u32[]) copy-start(%x)
+  %mine = f32[50]{0} fusion(%x), kind=kCustom, calls=%half
+  ROOT %y = f32[100]{0} conditional(%which, %x, %x), true_computation=%much, false_computation=%little
+}
+"""
+
+
+def test_details_by_hand():
+  """A copy on to the chip is read once; of two branches the dearer counts; a
+  fused all-reduce that is sliced is a reduce-scatter; {} is all devices."""
+  moved = hlo.traffic(DETAILS)
+  assert moved.memory == (400 + 4) + (400 + 200) + 800
+  assert moved.collectives == {
+      "reduce-scatter": 0.5 * 400, "all-reduce": 2 * 7 / 8 * 400
+  }
+
+
+def test_an_unknown_type_is_refused():
+  assert hlo.size("f8e4m3fn[3,5]") == 15
+  with pytest.raises(ValueError, match="x77"):
+    hlo.size("x77[3]")
 
 
 def compiled(f, *args):

@@ -13,7 +13,7 @@ from opsd_jax import plan, prepare, report
 from opsd_jax.models import families
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
-    "model_type": "qwen3", "vocab_size": 2048, "hidden_size": 256,
+    "model_type": "qwen3", "vocab_size": 2080, "hidden_size": 256,
     "intermediate_size": 512, "num_hidden_layers": 2,
     "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
     "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
@@ -45,7 +45,7 @@ def test_parameters_are_as_published():
 def test_useful_flops_by_hand(config):
   setup = plan.set_up(config, jax.devices()[:8])
   layer = 256 * (512 + 512 + 2 * 256) + 3 * 256 * 512
-  N, head = 2 * layer, 2048 * 256
+  N, head = 2 * layer, 2080 * 256
   attention = 2 * 2 * 512**2 * 512  # layers, L^2, heads x channels
   student = 6 * (N * 512 + head * 128) + 3 * attention
   teacher = 2 * (N * 512 + head * 128) + attention
@@ -101,18 +101,33 @@ def test_what_cannot_fit_is_refused_with_the_knob():
   assert "does not fit" in report.plan(account)
 
 
-@pytest.mark.parametrize("changes,words", [
-    ({"train": {"bytes": 1e12}, "decode": {"bytes": 40e9}}, "batch_prompts"),
-    ({}, "micro_batches=2"),
-])  # fmt: skip
-def test_advice(config, changes, words):
-  setup = plan.set_up(config, jax.devices()[:4])
-  account = {"hbm": 32e9, "resident": {"parameters": 1}} | changes
-  assert words in plan.advice(config, setup, account)
-  config.model.remat = "none"
-  setup = plan.set_up(config, jax.devices()[:4])
-  if not changes:
-    assert "model.remat=full" in plan.advice(config, setup, account)
+def test_advice(config):
+  account = {"hbm": 32e9, "resident": {"parameters": 1}}
+
+  def words(phase, devices=4, **changes):
+    config.update_from_flattened_dict(changes)
+    setup = plan.set_up(config, jax.devices()[:devices])
+    return plan.advice(config, setup, account, phase)
+
+  assert "batch_prompts" in words("decode")
+  assert "micro_batches=2" in words("train")
+  assert "mesh.tensor=2" in words("train", devices=8)  # a row a device
+  assert "micro_batches=3" in words("train", **{"rollout.prompts": 12})
+  assert "model.remat=full" in words("train", **{"model.remat": "none"})
+
+
+@pytest.mark.parametrize("phase", ["of_train", "of_decode"])
+def test_a_program_that_does_not_compile_is_named(config, phase, monkeypatch):
+  def fails(*_):
+    raise plan.DoesNotFit("RESOURCE_EXHAUSTED: 20G of 16G")
+
+  monkeypatch.setattr(plan, "devices_of", lambda _: jax.devices()[:4])
+  monkeypatch.setattr(plan, "of_train", lambda *_: {"bytes": 1})
+  monkeypatch.setattr(plan, phase, fails)
+  account = plan.make(config, "v5e:2x2")
+  assert not account["fits"] and "RESOURCE" in account["compiler"]
+  knob = {"of_train": "micro_batches", "of_decode": "batch_prompts"}[phase]
+  assert knob in account["advice"]
 
 
 def test_a_plan_for_tpus_that_are_not_there(config):

@@ -211,19 +211,27 @@ def write_json(path, content: dict) -> None:
   path.write_text(json.dumps(content, indent=2) + "\n")
 
 
-@contextlib.contextmanager
-def new_directory(directory):
-  """A directory that appears, whole, at the end, or not at all.
-
-  Raises ValueError where there is one that is not empty.
-  """
-  directory, first = pathlib.Path(directory), jax.process_index() == 0
-  if first and directory.exists() and (
+def check_new(directory) -> pathlib.Path:
+  """Raises ValueError unless it is a local directory that is new or empty."""
+  if "://" in str(directory):
+    raise ValueError(
+        f"{directory} is in an object store: give a local directory and copy it"
+    )
+  directory = pathlib.Path(directory)
+  if directory.exists() and (
       not directory.is_dir() or any(directory.iterdir())
   ):  # fmt: skip
     raise ValueError(
         f"{directory} exists: give a directory that is new or empty"
     )
+  return directory
+
+
+@contextlib.contextmanager
+def new_directory(directory):
+  """A directory that appears, whole, at the end, or not at all; `check_new`."""
+  first = jax.process_index() == 0
+  directory = check_new(directory) if first else pathlib.Path(directory)
   unfinished = directory.absolute().with_name(f"{directory.name}.unfinished")
   if first:
     shutil.rmtree(unfinished, ignore_errors=True)  # of a killed export

