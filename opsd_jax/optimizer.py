@@ -104,7 +104,7 @@ def with_master(tx) -> optax.GradientTransformation:
     updates, inner = tx.update(grads, state.inner, state.weights)
     weights = optax.apply_updates(state.weights, updates)
     # What `apply_updates` adds, in float32, before it rounds.
-    moves = jax.tree.map(lambda w, p: w - p.astype(jnp.float32), weights, params)
+    moves = jax.tree.map(jnp.subtract, weights, float32(params))
     return moves, Master(weights, inner)
 
   return optax.GradientTransformation(init, update)

@@ -68,7 +68,8 @@ def compare(
   clean = lambda h: in_order(jnp.where(mask_BxT[..., None] > 0, h, 0))
   hts = tuple(clean(h) for _, h, _ in teachers)
   heads = tuple(
-      (weight, ready(W, h)) for (weight, _, W), h in zip(teachers, hts, strict=True)
+      (weight, ready(W, h))
+      for (weight, _, W), h in zip(teachers, hts, strict=True)
   )
   rest = (hts, in_order(y_BxT), in_order(mask_BxT))
   values = in_chunks(stats, clean(h_BxTxD), W_VxD, rest, heads)

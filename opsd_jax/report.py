@@ -155,7 +155,8 @@ def plan(account: dict) -> str:
   for phase, name in (("train", "a train step"), ("decode", "a rollout")):
     if phase in account:
       lines += plan_of(account[phase], name)
-  lines.append("fits" if account["fits"] else f"does not fit: {account['advice']}")
+  verdict = "fits" if account["fits"] else f"does not fit: {account['advice']}"
+  lines.append(verdict)
   return "\n".join(lines)
 
 

@@ -42,8 +42,8 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
   """(state, batch, base) -> (state, loss, gradient norm, PerToken).
 
   `base` holds the weights that do not train, beside the state's adapter; where
-  all train there is none. A step whose loss, gradient or update is not finite changes nothing but the
-  count, and says so by a gradient norm that is NaN.
+  all train there is none. A step whose loss, gradient or update is not finite
+  changes nothing but the count, and says so by a gradient norm that is NaN.
   """
 
   def loss_fn(params, base, members, batch, denominator):

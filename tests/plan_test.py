@@ -144,11 +144,6 @@ def test_a_plan_for_tpus_that_are_not_there(config):
   assert train["mfu"] == pytest.approx(
       train["useful_flops"] / chip.flops / parts
   )
-  # Weights are gathered for the student's two passes and the teacher's one,
-  # in bfloat16, and not once more.
-  N, head = plan.weights(plan.set_up(config, plan.devices_of("v5e:2x2"))[1])
-  gathered = train["collective_bytes"]["all-gather"]
-  assert gathered <= 1.3 * 0.75 * 2 * (3 * N + 2 * head)
 
 
 @pytest.mark.parametrize("topology,words", [
