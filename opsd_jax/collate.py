@@ -25,9 +25,9 @@ def collate(
   Lengths are rounded up to multiples of `bucket` (rows) and `window_bucket`
   (response windows), which bounds the number of compiled shapes; rows up to a
   multiple of `batch_multiple` with rows that are all padding. `widths`, unless
-  None, are the `lengths` that batches of several processes agreed on. What is padding
-  is decided by length, never by token id. Without a teacher its view is one
-  column of padding.
+  None, are the `lengths` that batches of several processes agreed on. What is
+  padding is decided by length, never by token id. Without a teacher its view is
+  one column of padding.
   """
   absent = -len(rows) % batch_multiple
   rows = [*rows, *[Row((pad_id,), (), (), None)] * absent]
