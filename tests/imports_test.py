@@ -15,7 +15,7 @@ MAY_IMPORT = {
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
-    "optimizer": {"pick"}, "models": {"models", "sharding", "pick"},
+    "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
     "sample": {"models", "sharding", "processes"},
     "rollout": {"sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},

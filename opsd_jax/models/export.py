@@ -16,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.experimental import multihost_utils
 
+from opsd_jax import files
 from opsd_jax.models import families, hf, safetensors_file
 
 
@@ -213,7 +214,7 @@ def write_json(path, content: dict) -> None:
 
 def check_new(directory) -> pathlib.Path:
   """Raises ValueError unless it is a local directory that is new or empty."""
-  if "://" in str(directory):
+  if files.is_remote(directory):
     raise ValueError(
         f"{directory} is in an object store: give a local directory and copy it"
     )

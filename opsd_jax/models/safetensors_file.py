@@ -13,6 +13,8 @@ import ml_dtypes
 import numpy as np
 from etils import epath
 
+from opsd_jax.files import is_remote
+
 DTYPES = {
     "F64": np.dtype(np.float64), "F32": np.dtype(np.float32),
     "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
@@ -143,10 +145,6 @@ class Reader:
     if f is not None:
       f.close()
     self._open = (None, None)
-
-
-def is_remote(path) -> bool:
-  return "://" in str(path)
 
 
 def write(path, shapes: dict, dtype, read) -> None:

