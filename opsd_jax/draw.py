@@ -1,0 +1,208 @@
+"""One token a row: from logits to an id and its log-probs, without a sort.
+
+A token is drawn by inverse CDF: one uniform number a row and token, looked up
+in the running sum of exp(z) over the vocabulary, first over blocks of it, then
+inside one block. The number has 23 bits, so that is how finely probabilities
+are told apart. Filters find their thresholds by halving the floats.
+"""
+
+import zlib
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+ROLES = {"rollout": 0, "evaluate": 1, "generate": 2}
+BLOCK = 256  # entries of the vocabulary that are summed first
+
+
+class Knobs(NamedTuple):
+  """How to sample; scalars, or one value a sample index (n of them).
+
+  temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. Applied in
+  this order: temperature, top-k, top-p on what top-k left, min-p relative to
+  the likeliest token. Candidates that tie with the last one kept are kept.
+  """
+
+  temperature: float | tuple = 1.0
+  top_k: int | tuple = 0
+  top_p: float | tuple = 1.0
+  min_p: float | tuple = 0.0
+
+
+def check(knobs: Knobs) -> Knobs:
+  """The knobs, or a ValueError that names the bad one."""
+  for name, low, high in (
+      ("temperature", 0, np.inf), ("top_k", 0, np.inf),
+      ("top_p", 0, 1), ("min_p", 0, 1),
+  ):  # fmt: skip
+    value = np.asarray(getattr(knobs, name), np.float64)
+    bad = ~((value >= low) & (value <= high)) | (name == "top_p") & (value == 0)
+    if bad.any():
+      interval = f"{'(' if name == 'top_p' else '['}{low}, {high}]"
+      raise ValueError(f"{name} is {getattr(knobs, name)}, expected {interval}")
+  return knobs
+
+
+def row_keys(seed: int, step: int, role: str, example_ids, n: int) -> jax.Array:
+  """One key a row: fold_in(seed, step, role, example, sample index)."""
+  base = jax.random.fold_in(jax.random.key(seed), step)
+  base = jax.random.fold_in(base, ROLES[role])
+  hashes = np.array([zlib.crc32(i.encode()) for i in example_ids], np.uint32)
+  fold = jax.vmap(jax.random.fold_in)
+  keys = fold(jnp.broadcast_to(base, len(hashes) * n), np.repeat(hashes, n))
+  return fold(keys, np.tile(np.arange(n, dtype=np.uint32), len(hashes)))
+
+
+# ----------------------------------------------------------------- filters
+
+
+def flipped(x_R):
+  """Between the bits of floats, as int32, and integers in the same order."""
+  return jnp.where(x_R < 0, x_R ^ 0x7FFFFFFF, x_R)
+
+
+def largest(enough, top_R):
+  """The largest float t of each row for which `enough(t_R)` is true.
+
+  `enough` is true of -inf, and of nothing above top_R; in between it changes
+  once. 32 halvings, all rows at a time.
+  """
+  real = lambda i_R: jax.lax.bitcast_convert_type(flipped(i_R), jnp.float32)
+  order = lambda t_R: flipped(jax.lax.bitcast_convert_type(t_R, jnp.int32))
+
+  def halve(_, bounds):
+    low_R, high_R = bounds
+    middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)  # cannot overflow
+    is_R = enough(real(middle_R))
+    return jnp.where(is_R, middle_R, low_R), jnp.where(is_R, high_R, middle_R)
+
+  bounds = order(jnp.full_like(top_R, -jnp.inf)), order(top_R) + 1
+  return real(jax.lax.fori_loop(0, 32, halve, bounds)[0])
+
+
+def lowest_kept(z_RxV, top_R, knobs: Knobs):
+  """The smallest tempered logit of each row that the filters keep.
+
+  top_R are the largest ones. A filter that no row wants costs nothing.
+  """
+  off_R = jnp.full_like(top_R, -jnp.inf)
+
+  def kth():
+    k_R = jnp.minimum(knobs.top_k, z_RxV.shape[1])
+    count = lambda t_R: (z_RxV >= t_R[:, None]).sum(-1)
+    low_R = largest(lambda t_R: count(t_R) >= k_R, top_R)
+    return jnp.where(k_R > 0, low_R, off_R)
+
+  low_R = jax.lax.cond((knobs.top_k > 0).any(), kth, lambda: off_R)
+
+  def nucleus():
+    e_RxV = jnp.exp(z_RxV - top_R[:, None])
+    e_RxV = jnp.where(z_RxV >= low_R[:, None], e_RxV, 0)
+    wanted_R = knobs.top_p * e_RxV.sum(-1)
+    mass = lambda t_R: jnp.where(z_RxV >= t_R[:, None], e_RxV, 0).sum(-1)
+    last_R = largest(lambda t_R: mass(t_R) >= wanted_R, top_R)
+    return jnp.where(knobs.top_p < 1, last_R, off_R)
+
+  last_R = jax.lax.cond((knobs.top_p < 1).any(), nucleus, lambda: off_R)
+  return jnp.maximum(
+      jnp.maximum(low_R, last_R), top_R + jnp.log(knobs.min_p)
+  )
+
+
+def filtered(z_RxV, top_R, knobs: Knobs):
+  """The tempered logits, -inf where filtered out."""
+  low_R = lowest_kept(z_RxV, top_R, knobs)
+  return jnp.where(z_RxV >= low_R[:, None], z_RxV, -jnp.inf)
+
+
+# -------------------------------------------------------------------- draw
+
+
+def in_blocks(z_RxV):
+  """z_RxNxM, filled up with -inf."""
+  R, V = z_RxV.shape
+  fill = -V % BLOCK
+  if fill:
+    z_RxV = jnp.pad(z_RxV, ((0, 0), (0, fill)), constant_values=-jnp.inf)
+  return z_RxV.reshape(R, -1, BLOCK)
+
+
+def at(x_RxV, i_R):
+  return jnp.take_along_axis(x_RxV, i_R[:, None], 1)[:, 0]
+
+
+def locate(mass_RxN, target_R):
+  """(index of the entry in which the running sum passes target, sum before it).
+
+  Never an entry without mass, whatever was rounded.
+  """
+  after_RxN = jnp.cumsum(mass_RxN, -1)
+  i_N, N = jnp.arange(mass_RxN.shape[1]), mass_RxN.shape[1]
+  passed_RxN = (after_RxN > target_R[:, None]) & (mass_RxN > 0)
+  first_R = jnp.where(passed_RxN, i_N, N).min(-1)
+  last_R = jnp.where(mass_RxN > 0, i_N, 0).max(-1)
+  i_R = jnp.minimum(first_R, last_R)
+  return i_R, at(after_RxN - mass_RxN, i_R)
+
+
+def block_sums(z_RxV, top_R):
+  """Sums of exp(z - top) over each block, s_RxN."""
+  return jnp.exp(in_blocks(z_RxV) - top_R[:, None, None]).sum(-1)
+
+
+def pick(z_RxV, top_R, s_RxN, u_R):
+  """The token of each row at which the distribution's integral passes u.
+
+  z are its logits up to a constant, top_R the largest, s_RxN their block sums.
+  """
+  target_R = u_R * s_RxN.sum(-1)
+  n_R, before_R = locate(s_RxN, target_R)
+  z_RxM = jnp.take_along_axis(in_blocks(z_RxV), n_R[:, None, None], 1)[:, 0]
+  m_R, _ = locate(jnp.exp(z_RxM - top_R[:, None]), target_R - before_R)
+  return n_R * BLOCK + m_R
+
+
+def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
+  """Token t of every row -> (ids_R, logp_R, sampled_R).
+
+  Every knob is an array of R. logp is the model's own at temperature 1,
+  `sampled` that of the distribution really sampled: 0 where greedy. What no
+  row asks for is not computed.
+  """
+  V, top_R = logits_RxV.shape[1], logits_RxV.max(-1)
+  s_RxN = block_sums(logits_RxV, top_R)
+  zero_R = top_R + jnp.log(s_RxN.sum(-1))  # a logit of probability 1
+  fold = jax.vmap(jax.random.fold_in)
+  u_R = jax.vmap(jax.random.uniform)(fold(keys_R, t_R))
+  greedy_R = knobs.temperature == 0
+  temperature_R = jnp.where(greedy_R, 1.0, knobs.temperature)
+
+  def likeliest():
+    is_top = logits_RxV == top_R[:, None]
+    return jnp.where(is_top, jnp.arange(V), V - 1).min(-1).astype(jnp.int32)
+
+  def nothing():
+    return jnp.zeros(len(top_R), jnp.int32), jnp.zeros_like(top_R)
+
+  def plain():
+    y_R = pick(logits_RxV, top_R, s_RxN, u_R)
+    return y_R, at(logits_RxV, y_R) - zero_R
+
+  def tempered(keep=lambda z_RxV, top_R, _: z_RxV):
+    high_R = top_R / temperature_R
+    z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, knobs)
+    s_RxN = block_sums(z_RxV, high_R)
+    y_R = pick(z_RxV, high_R, s_RxN, u_R)
+    return y_R, at(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
+
+  kept_R = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
+  needs_R = jnp.where(kept_R, 1 + (temperature_R != 1), 3)
+  y_R, sampled_R = jax.lax.switch(
+      jnp.where(greedy_R, 0, needs_R).max(),
+      (nothing, plain, tempered, lambda: tempered(filtered)),
+  )
+  first_R = jax.lax.cond(greedy_R.any(), likeliest, lambda: y_R)
+  y_R = jnp.where(greedy_R, first_R, y_R)
+  return y_R, at(logits_RxV, y_R) - zero_R, jnp.where(greedy_R, 0.0, sampled_R)

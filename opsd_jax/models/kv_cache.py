@@ -1,0 +1,107 @@
+"""Keys and values of the tokens so far, laid out as decode reads them.
+
+(k_BxKxCxS, v_BxKxSxC) of each layer, stacked where layers are scanned. A
+token's slot is its position. Rows are moved only within their row shard.
+"""
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec as P
+
+from opsd_jax import sharding
+
+
+def init(config, batch: int, slots: int):
+  """Zeros."""
+  N, K, C = config.num_layers, config.num_kv_heads, config.head_dim
+  more = (N,) if config.scan_layers else ()
+  zeros = lambda *shape: jnp.zeros((*more, batch, K, *shape), config.dtype)
+  kv = lambda: (zeros(C, slots), zeros(slots, C))
+  return laid_out(
+      kv() if config.scan_layers else tuple(kv() for _ in range(N))
+  )
+
+
+def layout(x) -> str:
+  """The name of a cache array's layout."""
+  return "cache" if x.ndim == 4 else "stacked_cache"
+
+
+def sharding_of(x, mesh):
+  """How an array of a cache lies on a mesh."""
+  spec = sharding.fitted(sharding.ACTIVATIONS[layout(x)], x.shape, mesh)
+  return jax.sharding.NamedSharding(mesh, spec)
+
+
+def laid_out(cache):
+  """The cache, its rows and heads split over the mesh in context."""
+  return jax.tree.map(lambda x: sharding.constrain(x, layout(x)), cache)
+
+
+def write(cache, new, start_B):
+  """k_BxLxKxC and v_BxLxKxC into slots start..start+L-1 of one layer's cache.
+
+  In place under donation. Several tokens start at slot 0.
+  """
+  (k, v), put = cache, jax.lax.dynamic_update_slice
+  k_BxKxCxL = new[0].transpose(0, 2, 3, 1).astype(k.dtype)
+  v_BxKxLxC = new[1].transpose(0, 2, 1, 3).astype(v.dtype)
+  if k_BxKxCxL.shape[-1] > 1:
+    return put(k, k_BxKxCxL, (0,) * 4), put(v, v_BxKxLxC, (0,) * 4)
+  put_k = jax.vmap(lambda old, x, at: put(old, x, (0, 0, at)))
+  put_v = jax.vmap(lambda old, x, at: put(old, x, (0, at, 0)))
+  return put_k(k, k_BxKxCxL, start_B), put_v(v, v_BxKxLxC, start_B)
+
+
+def insert(cache, fresh, from_M, to_M):
+  """Rows from_M of `fresh` into the first slots of rows to_M of the cache.
+
+  Indices count within a row shard; a `to` past its last row is left out.
+  """
+
+  def in_shard(cache, fresh, from_M, to_M):
+    def rows(old, new):
+      a, b = new.shape[-2:]
+      put = lambda old, new: old.at[to_M, :, :a, :b].set(
+          new[from_M], mode="drop"
+      )
+      return (put if old.ndim == 4 else jax.vmap(put))(old, new)
+
+    return jax.tree.map(rows, cache, fresh)
+
+  return over_shards(in_shard, cache, fresh, from_M, to_M)
+
+
+def resize(cache, from_R, slots: int):
+  """Rows from_R of each row shard, with so many slots a row."""
+
+  def in_shard(cache, from_R):
+    def fit(x, axis):
+      x = jnp.take(x, from_R, axis=x.ndim - 4, mode="clip")
+      if slots <= x.shape[axis]:
+        return jax.lax.slice_in_dim(x, 0, slots, axis=axis)
+      wider = [(0, 0)] * x.ndim
+      wider[axis] = (0, slots - x.shape[axis])
+      return jnp.pad(x, wider)
+
+    return jax.tree.map(
+        lambda kv: (fit(kv[0], kv[0].ndim - 1), fit(kv[1], kv[1].ndim - 2)),
+        cache, is_leaf=lambda x: not isinstance(x[0], tuple),
+    )  # fmt: skip
+
+  return over_shards(in_shard, cache, from_R)
+
+
+def over_shards(f, cache, *others):
+  """f(cache, *others), on every device with its own rows of each; a cache."""
+  mesh = jax.sharding.get_abstract_mesh()
+  if mesh.empty:
+    return f(cache, *others)
+
+  def spec(x):
+    return P(sharding.ROWS) if x.ndim < 4 else sharding_of(x, mesh).spec
+
+  specs = jax.tree.map(spec, (cache, *others))
+  return jax.shard_map(
+      f, in_specs=specs, out_specs=specs[0], check_vma=False
+  )(cache, *others)  # fmt: skip

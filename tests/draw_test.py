@@ -1,0 +1,189 @@
+"""Draws against their distributions, thresholds against a sort."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsd_jax import draw
+from opsd_jax.draw import Knobs
+
+drawn = jax.jit(draw.draw)
+
+
+def each(rows: int, knobs: Knobs) -> Knobs:
+  """The same knobs for every row, or one of each a row."""
+  types = jnp.float32, jnp.int32, jnp.float32, jnp.float32
+  return Knobs(*(
+      jnp.broadcast_to(jnp.asarray(x, t), rows)
+      for x, t in zip(knobs, types, strict=True)
+  ))
+
+
+def reference(p, top_k, top_p, min_p):
+  """The filters on one distribution, by sorting and looping (no ties)."""
+  order = np.argsort(-p)
+  keep = order[: top_k or len(p)]
+  q = p[keep] / p[keep].sum()
+  nucleus, mass = [], 0.0
+  for i, v in zip(keep, q, strict=True):
+    if mass >= top_p:
+      break
+    nucleus.append(i)
+    mass += v
+  nucleus = [i for i in nucleus if p[i] >= min_p * p.max()]
+  out = np.zeros_like(p)
+  out[nucleus] = p[nucleus] / p[nucleus].sum()
+  return out
+
+
+KNOBS = [
+    Knobs(1.0), Knobs(0.7), Knobs(1.5), Knobs(1.0, top_k=5),
+    Knobs(1.0, top_p=0.6), Knobs(1.0, min_p=0.15), Knobs(1.3, 6, 0.8, 0.05),
+    Knobs(1.0, top_k=1), Knobs(1.0, top_k=10_000), Knobs(1.0, top_p=1e-6),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("V", [12, 700])  # a block, and three
+def test_frequencies_match_the_softmax(knobs, V):
+  rows = 20_000
+  z_V = np.random.default_rng(3).normal(size=V) * (1.5 if V == 12 else 3)
+  p_V = np.exp(z_V / knobs.temperature)
+  p_V = reference(p_V / p_V.sum(), *knobs[1:])
+  logits = jnp.broadcast_to(jnp.asarray(z_V, jnp.float32), (rows, V))
+  keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
+  t_R = jnp.zeros(rows, jnp.int32)
+  y_R, logp_R, sampled_R = drawn(logits, keys, t_R, each(rows, knobs))
+  counts = np.bincount(y_R, minlength=V)
+  assert (counts[p_V == 0] == 0).all()
+  # What is expected less than ten times counts as one outcome.
+  rare = (p_V > 0) & (rows * p_V < 10)
+  seen = np.append(counts[p_V * rows >= 10], counts[rare].sum())
+  wanted = rows * np.append(p_V[p_V * rows >= 10], p_V[rare].sum())
+  seen, wanted = seen[wanted > 0], wanted[wanted > 0]
+  chi2 = ((seen - wanted) ** 2 / wanted).sum()
+  # 99.99% quantile of chi-square is below df + 4 sqrt(2 df) + 12.
+  df = len(wanted) - 1
+  assert chi2 <= df + 4 * np.sqrt(2 * df) + 12
+  np.testing.assert_allclose(sampled_R, np.log(p_V[y_R]), atol=1e-4)
+  np.testing.assert_allclose(
+      logp_R, jax.nn.log_softmax(z_V.astype(np.float32))[y_R], atol=1e-5
+  )
+
+
+def test_draws_of_different_tokens_and_rows_differ():
+  logits = jnp.zeros((64, 1000))
+  keys = draw.row_keys(0, 0, "rollout", ["a"], 64)
+  at = lambda t_R: drawn(logits, keys, t_R, each(64, Knobs()))[0]
+  first, second = at(jnp.zeros(64, jnp.int32)), at(jnp.ones(64, jnp.int32))
+  assert len(set(np.asarray(first))) > 50 and (first != second).sum() > 50
+  mixed = at(jnp.arange(64) % 2)
+  np.testing.assert_array_equal(mixed, np.where(np.arange(64) % 2, second, first))
+
+
+def test_rows_of_all_kinds_side_by_side_are_what_they_are_alone():
+  z = 3 * jax.random.normal(jax.random.key(0), (5, 300))
+  keys = draw.row_keys(0, 0, "rollout", ["a"], 5)
+  kinds = [Knobs(0.0), Knobs(1.0), Knobs(0.5), Knobs(1.0, 3), Knobs(2.0, 0, 0.4)]
+  t_R = jnp.zeros(5, jnp.int32)
+  together = drawn(z, keys, t_R, each(5, Knobs(*zip(*kinds, strict=True))))
+  for r, knobs in enumerate(kinds):
+    alone = drawn(z[r : r + 1], keys[r : r + 1], t_R[:1], each(1, knobs))
+    assert alone[0][0] == together[0][r]
+    np.testing.assert_allclose(alone[1:], [x[r : r + 1] for x in together[1:]])
+  assert together[0][0] == z[0].argmax() and together[2][0] == 0
+
+
+def test_greedy_is_the_first_of_equal_logits():
+  z = jnp.array([[0.0, 2.0, 1.0, 2.0], [3.0, 3.0, 3.0, 3.0]])
+  keys = draw.row_keys(0, 0, "rollout", ["a"], 2)
+  y_R, logp_R, _ = drawn(z, keys, jnp.zeros(2, jnp.int32), each(2, Knobs(0.0)))
+  assert y_R.tolist() == [1, 0]
+  np.testing.assert_allclose(logp_R[1], np.log(0.25), rtol=1e-6)
+
+
+locate = jax.jit(draw.locate)
+one_minus = float(np.nextafter(np.float32(1), np.float32(0)))
+
+
+@given(
+    st.lists(
+        st.sampled_from([0.0, 0.0, 1e-38, 1e-7, 0.1, 1.0, 3e7]),
+        min_size=16, max_size=16,
+    ).filter(any),
+    st.sampled_from([0.0, 1e-9, 0.3, 0.999999, one_minus]),
+)  # fmt: skip
+def test_nothing_without_mass_is_ever_picked(mass, u):
+  mass_RxN = jnp.asarray([mass], jnp.float32)
+  i_R, before_R = locate(mass_RxN, u * mass_RxN.sum(-1))
+  assert mass[int(i_R[0])] > 0
+  assert before_R[0] <= mass_RxN.sum() * (1 + 1e-6)
+
+
+def test_the_ends_of_the_interval_are_the_first_and_last_with_mass():
+  z = jnp.full((2, 1000), -jnp.inf).at[:, jnp.array([3, 400, 998])].set(0.0)
+  top_R = jnp.zeros(2)
+  s_RxN = draw.block_sums(z, top_R)
+  y_R = draw.pick(z, top_R, s_RxN, jnp.array([0.0, one_minus]))
+  assert y_R.tolist() == [3, 998]
+
+
+def by_sort(z_V, top_k, top_p, min_p):
+  """(the smallest logit kept, how far the nucleus is from losing or winning
+  a candidate), in float64."""
+  desc_V = np.sort(z_V)[::-1]
+  kth = desc_V[min(top_k, len(z_V)) - 1] if top_k else -np.inf
+  with np.errstate(divide="ignore"):
+    floor = desc_V[0] + np.log(min_p)
+  p_V = np.where(desc_V >= kth, np.exp((desc_V - desc_V[0]).astype(float)), 0)
+  mass_V = np.cumsum(p_V) / p_V.sum()
+  before_V = np.append(0, mass_V[:-1])
+  last = desc_V[(before_V < top_p).sum() - 1] if top_p < 1 else -np.inf
+  return max(kth, last, floor), np.abs(mass_V - top_p).min()
+
+
+filtered = jax.jit(
+    lambda z_RxV, knobs: draw.filtered(z_RxV, z_RxV.max(-1), knobs)
+)
+LOGITS = st.one_of(
+    st.floats(-30, 30, width=32, allow_subnormal=False),
+    # Nothing below 1.2e-38: XLA takes it for 0, a sort does not.
+    st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, 2.0, 2e-38]),
+)
+
+
+@given(
+    st.lists(LOGITS, min_size=20, max_size=20).filter(lambda z: max(z) > -30),
+    st.integers(0, 25),
+    st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0]),
+    st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
+)
+def test_filters_keep_what_a_sort_keeps(z, top_k, top_p, min_p):
+  z_V = np.array(z, np.float32)
+  low, margin = by_sort(z_V, top_k, top_p, min_p)
+  if top_p < 1 and margin < 1e-6:
+    return  # rounding decides
+  got = filtered(jnp.asarray(z_V[None]), each(1, Knobs(1.0, top_k, top_p, min_p)))
+  kept = np.isfinite(got[0])
+  near = np.abs(z_V - low) < 1e-5 * (min_p > 0)  # log of min_p is rounded
+  expected = np.isfinite(z_V) & (z_V >= low)
+  np.testing.assert_array_equal(kept | near, expected | near)
+  assert (np.asarray(got[0])[kept] == z_V[kept]).all()
+
+
+def test_ties_at_the_threshold_are_kept():
+  z = jnp.array([[2.0, 1.0, 1.0, 0.0]] * 3)
+  knobs = Knobs(1.0, (2, 0, 2), (1.0, 0.6, 0.9), 0.0)
+  kept = jnp.isfinite(filtered(z, each(3, knobs)))
+  assert kept.tolist() == [[True, True, True, False]] * 3
+
+
+@pytest.mark.parametrize(
+    "bad", [Knobs(-1.0), Knobs(top_p=0.0), Knobs(top_p=1.1), Knobs(min_p=2.0)]
+)
+def test_bad_knobs_are_refused(bad):
+  with pytest.raises(ValueError, match="expected"):
+    draw.check(bad)
