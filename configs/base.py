@@ -83,15 +83,22 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.rollout.top_k = 0  # 0: off
   c.rollout.top_p = 1.0  # 1: off
   c.rollout.min_p = 0.0  # 0: off
-  c.rollout.batch_prompts = 64  # decoded at once, at most
+  c.rollout.slots = 64  # responses decoded at once, at most
+  c.rollout.decode_steps = 32  # tokens between two looks for ended ones
+  c.rollout.stop = ()  # texts; a response ends with the token that completes one
 
   c.batch = ConfigDict()
-  c.batch.micro_batches = 1  # gradient accumulation; divides the rows
-  c.batch.bucket = 8  # tokens; rows are padded to a multiple of it
-  c.batch.window_bucket = 8  # tokens; so are response windows
-  c.batch.prompt_bucket = 32  # tokens; so are the sampler's prompts
-  # tokens a training row has at most, prompt and response together; longer
-  # ones are dropped and counted. 0: the model's positions
+  c.batch.micro_batches = 1  # gradient accumulation; divides the responses
+  # tokens, about, of a training row that several responses are packed into, and
+  # responses to one prompt read it once; 0: every response in a row of its own
+  c.batch.row_tokens = 256
+  c.batch.bucket = 32  # tokens; rows are padded to a multiple of it
+  c.batch.response_bucket = 128  # so are the response tokens of a device
+  # tokens; the sampler's prompts are padded to a multiple of it, and its caches
+  # have 1, 2, 4, ... times as many positions
+  c.batch.prompt_bucket = 16
+  # tokens a prompt and its response have at most; longer ones are dropped and
+  # counted. 0: the model's positions
   c.batch.max_row = 0
 
   c.divergence = ConfigDict()
@@ -117,7 +124,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.loss = ConfigDict()
   c.loss.temperature = 1.0  # of both sides' logits
-  c.loss.denominator = "tokens"  # tokens, rows; over the global batch
+  c.loss.denominator = "tokens"  # tokens, responses; of the global batch
   c.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
 
   c.optimizer = ConfigDict()  # AdamW
@@ -138,7 +145,9 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.eval.temperature = 1.0  # of the sampled replies; the others are greedy
   c.eval.samples = 1  # sampled replies a problem
   c.eval.max_new_tokens = 16
-  c.eval.batch_prompts = 64
+  c.eval.slots = 64  # as rollout.slots
+  c.eval.decode_steps = 32
+  c.eval.stop = ()  # of replies to the task; not of those drift is taken from
   c.eval.drift_prompts = 64  # unrelated prompts, of the 64 shipped
   c.eval.drift_tokens = 32  # length of the base's replies to them
 
@@ -150,6 +159,10 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.log.samples = 2  # rollouts shown with their per-token divergence
   c.log.samples_every = 10  # steps
   c.log.tensorboard = True
+
+  c.profile = ConfigDict()  # a trace in <workdir>/profile, for TensorBoard
+  c.profile.start = 2  # the first step of it, counted from 0
+  c.profile.steps = 0  # how many; 0: off
 
   # compiled programs are kept here between runs; "" switches it off
   c.compile_cache = "~/.cache/opsd_jax/xla"

@@ -23,8 +23,7 @@ def get_config(arg=None):
   c.rollout.max_new_tokens = 160
   c.eval.max_new_tokens = 160
   c.eval.every = 10
-  c.batch.bucket = 32
-  c.batch.window_bucket = 32
+  c.batch.row_tokens = 768
   if arg == "tiny":
     base.shrink(c)
   return c

@@ -62,16 +62,17 @@ def at_scale(c, preset):
   if preset.startswith("qwen3"):
     c.context.student_args.enable_thinking = False
     c.context.teacher_args.enable_thinking = True
-  c.rollout.prompts = c.rollout.batch_prompts = 32
+  c.rollout.prompts = c.rollout.slots = 32
   c.rollout.max_new_tokens = 1024
   c.rollout.temperature = c.loss.temperature = 1.1
   c.rollout.top_p, c.rollout.top_k = 0.95, 20
   c.batch.max_row = 3072
-  c.batch.bucket = c.batch.window_bucket = c.batch.prompt_bucket = 512
+  c.batch.row_tokens = 3072
+  c.batch.bucket = c.batch.response_bucket = c.batch.prompt_bucket = 512
   c.loss.chunk = 512
   c.optimizer.learning_rate, c.optimizer.decay = 5e-6, "constant"
   c.optimizer.warmup_steps = 0
   c.optimizer.b2, c.optimizer.clip_norm = 0.999, 0.1
   c.eval.max_new_tokens = 1024
-  c.eval.batch_prompts = 16  # each with a greedy and a sampled reply
+  c.eval.slots = 32
   c.eval.every = c.checkpoint.every = 25

@@ -4,16 +4,16 @@ import collections
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import collate, divergence, pertoken, rollout, tokenizer
+from opsd_jax.draw import Knobs
 from opsd_jax.models import sources, transformer
-from opsd_jax.sample import Knobs
 from opsd_jax.structs import Completion
 
-BATCH_PROMPTS = 32  # rows decoded or scored at once
-BUCKET = 32  # tokens; lengths are padded to a multiple, bounding compilations
+ROWS = 32  # decoded or scored at once
+STEPS = 32  # tokens decoded between two looks for ended rows
+BUCKET = 32  # tokens; lengths are padded to multiples, bounding compilations
 
 
 class Model(NamedTuple):
@@ -74,7 +74,7 @@ def generate(
       model.config, model.params, model.tokenizer,
       ids, names, seed=seed, step=0, role="generate",
       knobs=Knobs(temperature, top_k, top_p, min_p), n=n,
-      max_new_tokens=max_new_tokens, batch_prompts=BATCH_PROMPTS,
+      max_new_tokens=max_new_tokens, slots=ROWS, decode_steps=STEPS,
       prompt_bucket=BUCKET,
   )  # fmt: skip
 
@@ -102,16 +102,14 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
       )
     rows.append(collate.Row(ids, (), reply, None))
   scores = []
-  for i in range(0, len(rows), BATCH_PROMPTS):
-    part = rows[i : i + BATCH_PROMPTS]
+  for i in range(0, len(rows), ROWS):
+    part = rows[i : i + ROWS]
     batch = collate.collate(
         part, pad_id=model.tokenizer.pad_id, bucket=BUCKET,
-        window_bucket=BUCKET, batch_multiple=len(part),
+        response_bucket=BUCKET,
     )  # fmt: skip
-    logp_BxT = np.asarray(_logp(model.config, model.params, batch))
-    scores += [
-        logp_BxT[b, : len(row.response_ids)] for b, row in enumerate(part)
-    ]
+    logp_BxT = _logp(model.config, model.params, batch)
+    scores += collate.of_responses(logp_BxT, batch.token, len(part))
   return scores
 
 
@@ -119,8 +117,7 @@ def _logp(config, params, batch):
   h_BxTxD = transformer.states(config, params, batch.student)
   return pertoken.compare(
       divergence.make("nll"), h_BxTxD, transformer.unembedding(params), (),
-      jnp.asarray(batch.y_BxT), jnp.asarray(batch.mask_BxT), temperature=1.0,
-      chunk=64,
+      batch.token.y_BxT, batch.token.mask_BxT, temperature=1.0, chunk=64,
   ).logp_BxT  # fmt: skip
 
 

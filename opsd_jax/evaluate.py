@@ -14,9 +14,16 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import collate, divergence, pertoken, processes, rollout
+from opsd_jax import (
+  collate,
+  divergence,
+  pertoken,
+  processes,
+  rollout,
+  sharding,
+)
+from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
-from opsd_jax.sample import Knobs
 
 
 def wilson(successes: float, n: int, z: float = 1.959964):
@@ -88,13 +95,14 @@ def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
   h_BxTxD = transformer.states(config, params, batch.student)
   tok = pertoken.compare(
       divergence.make("forward_kl"), h_BxTxD, transformer.unembedding(params),
-      ((1.0, base_h_BxTxD, base_W_VxD),), batch.y_BxT, batch.mask_BxT,
+      ((1.0, base_h_BxTxD, base_W_VxD),), batch.token.y_BxT,
+      batch.token.mask_BxT,
       temperature=1.0, chunk=chunk,
   )  # fmt: skip
-  return tok.div_BxT.sum() / batch.mask_BxT.sum()
+  return tok.div_BxT.sum() / batch.token.mask_BxT.sum()
 
 
-def drift_from(config, params, rows, *, pad_id, bucket, chunk, batch_multiple):
+def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
   """Remembers `params` (the base) on its own replies -> params -> drift.
 
   Drift is the mean over reply tokens of KL(base || model), nats, over the full
@@ -103,8 +111,7 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, batch_multiple):
   tokens and a copy of its unembedding, not the base.
   """
   batch = collate.collate(
-      rows, pad_id=pad_id, bucket=bucket, window_bucket=bucket,
-      batch_multiple=batch_multiple,
+      rows, pad_id=pad_id, bucket=bucket, response_bucket=bucket, parts=parts,
   )  # fmt: skip
   base_h_BxTxD = _states(config, params, batch.student)
   base_W_VxD = jnp.copy(transformer.unembedding(params))
@@ -131,17 +138,17 @@ class Judge:
 
   def __init__(
       self, run, writer, samples_dir, *, seed, prompt_bucket, bucket, chunk,
-      every, temperature, samples, max_new_tokens, batch_prompts,
+      every, temperature, samples, max_new_tokens, slots, decode_steps, stop,
       drift_prompts, drift_tokens,
   ):  # fmt: skip
     """`run` is a prepare.Run; the keywords are config.eval's and buckets."""
     self.writer, self.samples_dir = writer, samples_dir
     self.run = run._replace(params=None)  # what is judged comes with each call
     self.samples, self.temperature = samples, temperature
-    self.max_new_tokens = max_new_tokens
+    self.max_new_tokens, self.stop = max_new_tokens, stop
     self.complete = functools.partial(
         rollout.complete, run.model_config, tokenizer=run.tokenizer, seed=seed,
-        step=0, role="evaluate", batch_prompts=batch_prompts,
+        step=0, role="evaluate", slots=slots, decode_steps=decode_steps,
         prompt_bucket=prompt_bucket,
     )  # fmt: skip
     prompts = unrelated_prompts(drift_prompts)
@@ -162,7 +169,7 @@ class Judge:
             for p, reply in zip(ids, replies, strict=True)
         ],
         pad_id=run.tokenizer.pad_id, bucket=bucket, chunk=chunk,
-        batch_multiple=run.mesh.shape["data"] * run.mesh.shape["fsdp"],
+        parts=sharding.row_shards(run.mesh),
     )  # fmt: skip
 
   def accuracy(self, params, side: str, samples: int):
@@ -172,7 +179,7 @@ class Judge:
         [p.example for p in self.run.eval], self.run.verify,
         lambda params, prompts, ids, **how: self.complete(
             params=params, prompts=prompts, ids=ids,
-            max_new_tokens=self.max_new_tokens, **how,
+            max_new_tokens=self.max_new_tokens, stop=self.stop, **how,
         ),
         temperature=self.temperature, samples=samples,
     )  # fmt: skip

@@ -19,17 +19,15 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
   shifted alignment or a wrong template. `sampler/logp_gap` is the largest
   difference between what sampler and trainer say of a token.
   """
-  real = batch.mask_BxT > 0
-  mean = lambda x: float(x[real].mean()) if real.any() else 0.0
-  first = real[:, 0]
+  real = batch.token.mask_BxT > 0
+  first = real & (batch.token.index_BxT == 0)
+  mean = lambda x, of=real: float(x[of].mean()) if of.any() else 0.0
   loss, grad_norm = float(loss), float(grad_norm)
   row = {
       "loss": loss, "grad_norm": grad_norm,
       "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
       "divergence": mean(tok.div_BxT),
-      "divergence/first_token": (
-          float(tok.div_BxT[:, 0][first].mean()) if first.any() else 0.0
-      ),
+      "divergence/first_token": mean(tok.div_BxT, first),
       "divergence/clipped": mean(tok.clipped_BxT),
       "student/nll": -mean(tok.logp_BxT),
       "student/entropy": mean(tok.entropy_BxT),
@@ -37,16 +35,16 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
       "truncated": float(
           np.mean([r.completion.truncated for r in rollouts])
       ),
-      "empty": int((real.sum(1) == 0).sum()),
+      "empty": sum(not r.completion.ids for r in rollouts),
   }  # fmt: skip
-  if batch.teacher.ids_BxL.shape[1] > 1:  # else there is none
+  if batch.teacher.ids_RxL.shape[1] > 1:  # else there is none
     row |= {
         "teacher/nll": -mean(tok.teacher_logp_BxT),
         "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
         "teacher/entropy": mean(tok.teacher_entropy_BxT),
     }
   if all(r.completion.logp is not None for r in rollouts):
-    gap = np.abs(tok.raw_logp_BxT - batch.sampler_logp_BxT)
+    gap = np.abs(tok.raw_logp_BxT - batch.token.sampler_logp_BxT)
     row["sampler/logp_gap"] = float((gap * real).max())
   return row
 

@@ -12,24 +12,25 @@ from opsd_jax.pick import pick
 
 class Objective(NamedTuple):
   divergence: Callable  # as divergence.make returns
-  token_weight: Callable  # (tok, batch) -> w_BxT
+  token_weight: Callable  # (tok, token) -> w
   teacher: teacher.Teacher
-  denominator: Callable  # whole batch -> scalar
+  denominator: Callable  # the whole batch's tokens -> scalar
   temperature: float
   chunk: int
 
 
-def tokens(batch):
+def tokens(token):
   """Response tokens of the whole batch, at least 1."""
-  return jnp.maximum(batch.mask_BxT.sum(), 1)
+  return jnp.maximum(token.mask_BxT.sum(), 1)
 
 
-def rows(batch):
-  """Rows of the whole batch with a response token, at least 1."""
-  return jnp.maximum((batch.mask_BxT.sum(1) > 0).sum(), 1)
+def responses(token):
+  """Responses of the whole batch with a token, at least 1."""
+  first_BxT = (token.index_BxT == 0) * token.mask_BxT
+  return jnp.maximum(first_BxT.sum(), 1)
 
 
-DENOMINATORS = {"tokens": tokens, "rows": rows}
+DENOMINATORS = {"tokens": tokens, "responses": responses}
 
 
 def accepted(function, fields: dict) -> dict[str, Any]:

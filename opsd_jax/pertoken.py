@@ -1,9 +1,12 @@
-"""Hidden states -> per-token statistics, without [B,T,V] ever existing.
+"""Hidden states -> per-token statistics and a loss; [B,T,V] never exists.
 
-Tokens are taken in chunks; a chunk's logits are made, compared and dropped, in
-the backward pass again, so memory is chunk x V however long the rows. Chunks go
-over tokens, not vocabulary, which keeps a divergence a plain function of the
-last axis.
+Tokens are taken in chunks; a chunk's logits are made, compared and dropped, so
+memory is chunk x V however long the rows. Chunks go over tokens, not
+vocabulary, which keeps a divergence a plain function of the last axis.
+
+The gradient is made in the same sweep as the loss, while a chunk's logits are
+there: nothing is computed a second time. That needs a loss that is a sum over
+tokens, each a function of its own statistics.
 """
 
 import functools
@@ -18,6 +21,7 @@ from opsd_jax.structs import PerToken
 sg = jax.lax.stop_gradient
 
 
+@jax.named_scope("loss")
 def compare(
     divergence,
     h_BxTxD,
@@ -29,41 +33,64 @@ def compare(
     temperature: float,
     chunk: int,
 ) -> PerToken:
-  """Statistics of every response token under student and teacher.
+  """Statistics of every response token; no gradient, see `loss`.
 
   Args:
     divergence: as `divergence.make` returns.
-    h_BxTxD, W_VxD: the student's states and unembedding; they get gradients.
+    h_BxTxD, W_VxD: the student's states and unembedding.
     teachers: (weight, states, unembedding) of each; the teacher's logits are
       the weighted sum of theirs, a log-space mixture. Empty: no teacher, its
-      statistics are 0 (with `nll`). Nothing flows back into them.
+      statistics are 0 (with `nll`).
     y_BxT, mask_BxT: response tokens; outside the mask all outputs are exactly
       0 and so are gradients, whatever is there.
     temperature: divides both sides' logits.
     chunk: tokens at one time, of each device that splits the rows.
   """
-  B, T = y_BxT.shape
-  G = sharding.groups(B)  # devices that split the rows
-  n = -(-B * T // (G * chunk))
-  N = -(-B * T // (G * n))  # n chunks a device, as even as can be
+  nothing = lambda tok, own: jnp.zeros_like(tok.div_BxT)
+  _, tok = loss(
+      nothing, divergence, sg(h_BxTxD), sg(W_VxD), teachers, y_BxT, mask_BxT,
+      (), temperature=temperature, chunk=chunk,
+  )  # fmt: skip
+  return tok
 
-  def in_order(x):
-    """B x T x ... -> n x GN x ...: every chunk takes N tokens of each device's
-    rows."""
-    x = x.reshape(G, B * T // G, *x.shape[2:])
-    x = jnp.pad(x, [(0, 0), (0, N * n - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
-    x = x.reshape(G, N, n, *x.shape[2:])
-    x = jnp.moveaxis(x, 2, 0).reshape(n, G * N, *x.shape[3:])
-    return sharding.constrain(x, "chunks")
 
-  def stats(z_NxV, rest, heads):
-    hts, y_N, mask_N = rest
+def loss(
+    token_loss,
+    divergence,
+    h_BxTxD,
+    W_VxD,
+    teachers,
+    y_BxT,
+    mask_BxT,
+    own,
+    *,
+    temperature: float,
+    chunk: int,
+):
+  """(sum over response tokens of token_loss(tok, own), PerToken).
+
+  The sum has a gradient to h_BxTxD and W_VxD alone, through `div` and `logp`
+  of a token's statistics; PerToken has none.
+
+  Args:
+    token_loss: (PerToken, own) of some tokens -> their losses; every token by
+      itself. w * tok.div is a weighted divergence.
+    own: a tree of [B, T] arrays, what token_loss is told of each token beside
+      its statistics, such as its weight; constants.
+    The rest is as in `compare`.
+  """
+  in_order, back = chunks(*y_BxT.shape, chunk)
+
+  def of_chunk(z_NxV, rest, heads):
+    hts, y_N, mask_N, own = rest
     zt_NxV = sum(
         weight * logits(h, W)
         for (weight, W), h in zip(heads, hts, strict=True)
     ) if teachers else None  # fmt: skip
     values = of_logits(divergence, z_NxV, zt_NxV, y_N, temperature)
-    return PerToken(*(jnp.where(mask_N > 0, v, 0.0) for v in values))
+    tok = PerToken(*(jnp.where(mask_N > 0, v, 0.0) for v in values))
+    losses_N = jnp.where(mask_N > 0, token_loss(tok, own), 0.0)
+    return losses_N.sum(), sg(tok)
 
   clean = lambda h: in_order(jnp.where(mask_BxT[..., None] > 0, h, 0))
   hts = tuple(clean(h) for _, h, _ in teachers)
@@ -71,14 +98,33 @@ def compare(
       (weight, ready(W, h))
       for (weight, _, W), h in zip(teachers, hts, strict=True)
   )
-  rest = (hts, in_order(y_BxT), in_order(mask_BxT))
-  values = in_chunks(stats, clean(h_BxTxD), W_VxD, rest, heads)
+  rest = hts, *jax.tree.map(in_order, (y_BxT, mask_BxT, own))
+  total, tok = summed(of_chunk, clean(h_BxTxD), W_VxD, rest, heads)
+  return total, jax.tree.map(back, tok)
+
+
+def chunks(B: int, T: int, size: int):
+  """(B x T x ... -> n x N x ..., and back): tokens in n chunks.
+
+  Every chunk takes up to `size` tokens of each device's rows, as even as can
+  be.
+  """
+  G = sharding.groups(B)  # devices that split the rows
+  n = -(-B * T // (G * size))
+  N = -(-B * T // (G * n))  # tokens of a device in a chunk
+
+  def in_order(x):
+    x = x.reshape(G, B * T // G, *x.shape[2:])
+    x = jnp.pad(x, [(0, 0), (0, N * n - x.shape[1])] + [(0, 0)] * (x.ndim - 2))
+    x = x.reshape(G, N, n, *x.shape[2:])
+    x = jnp.moveaxis(x, 2, 0).reshape(n, G * N, *x.shape[3:])
+    return sharding.constrain(x, "chunks")
 
   def back(x):
     x = jnp.moveaxis(x.reshape(n, G, N), 0, 2).reshape(G, N * n)
     return x[:, : B * T // G].reshape(B, T)
 
-  return jax.tree.map(back, values)
+  return in_order, back
 
 
 def ready(W_VxD, h):
@@ -87,25 +133,22 @@ def ready(W_VxD, h):
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
-def in_chunks(stats, h_nxNxD, W_VxD, rest, heads):
-  """stats(logits of a chunk, its rest, teachers' heads), chunk after chunk.
-
-  With a gradient to h and W alone. It is written out for W's sake: autodiff
-  makes a chunk's whole V x D share of it beside the sum, in W's dtype, and adds
-  it up over all devices, for every chunk. Here each device has a float32 sum
-  of its own that grows in place; they are added up once, at the end.
-  """
+def summed(of_chunk, h_nxNxD, W_VxD, rest, heads):
+  """(sum of of_chunk(logits, rest, heads)'s losses, its statistics)."""
   W = ready(W_VxD, h_nxNxD)
-  one = lambda chunk: stats(logits(chunk[0], W), chunk[1], heads)
-  return jax.lax.map(one, (h_nxNxD, rest))
+  one = lambda chunk: of_chunk(logits(chunk[0], W), chunk[1], heads)
+  losses_n, tok = jax.lax.map(one, (h_nxNxD, rest))
+  return losses_n.sum(), tok
 
 
-def in_chunks_forward(stats, *args):
-  return in_chunks(stats, *args), args
+def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
+  """The same, and the gradient of the sum to h and W.
 
-
-def in_chunks_backward(stats, args, cotangents):
-  h_nxNxD, W_VxD, rest, heads = args
+  Written out for W's sake: autodiff makes a chunk's whole V x D share of it
+  beside the sum, in W's dtype, and adds it up over all devices, for every
+  chunk. Here each device has a float32 sum of its own that grows in place; they
+  are added up once, at the end.
+  """
   (V, D), W = W_VxD.shape, ready(W_VxD, h_nxNxD)
   G = sharding.groups(h_nxNxD.shape[1])
   S = sharding.vocabulary_shards(V)
@@ -114,25 +157,31 @@ def in_chunks_backward(stats, args, cotangents):
   whole = lambda x: sharding.constrain(x, "head_gradient")
 
   def one(dW_GxSxKxMxD, chunk):
-    h_NxD, rest, cotangent = chunk
-    z_NxV, pull_h = jax.vjp(lambda h: logits(h, W), h_NxD)
-    _, pull_z = jax.vjp(lambda z: stats(z, rest, heads), z_NxV)
-    (dz_NxV,) = pull_z(cotangent)
+    h_NxD, rest = chunk
+    z_NxV, to_h = jax.vjp(lambda h: logits(h, W), h_NxD)
+    value = jax.value_and_grad(of_chunk, has_aux=True)
+    (loss, tok), dz_NxV = value(z_NxV, rest, heads)
     dz_GxNxSxKxM = dz_NxV.reshape(G, -1, S, K, M)
     h_GxNxD = h_NxD.reshape(G, -1, D)
     add = lambda k, dW: whole(dW.at[:, :, k].add(jnp.einsum(
         "gnsm,gnd->gsmd", dz_GxNxSxKxM[..., k, :], h_GxNxD,
         preferred_element_type=jnp.float32, precision=precision(h_NxD),
     )))  # fmt: skip
-    return jax.lax.fori_loop(0, K, add, dW_GxSxKxMxD), *pull_h(dz_NxV)
+    dW = jax.lax.fori_loop(0, K, add, dW_GxSxKxMxD)
+    return dW, (loss, tok, *to_h(dz_NxV))
 
   zero = whole(jnp.zeros((G, S, K, M, D), jnp.float32))
-  dW, dh_nxNxD = jax.lax.scan(one, zero, (h_nxNxD, rest, cotangents))
-  dW_VxD = sharding.sum_of_shards(dW).astype(W_VxD.dtype)
-  return dh_nxNxD, dW_VxD, None, None
+  dW, (losses_n, tok, dh_nxNxD) = jax.lax.scan(one, zero, (h_nxNxD, rest))
+  return (losses_n.sum(), tok), (dh_nxNxD, sharding.sum_of_shards(dW), W_VxD)
 
 
-in_chunks.defvjp(in_chunks_forward, in_chunks_backward)
+def summed_backward(of_chunk, gradient, cotangents):
+  (dh_nxNxD, dW_VxD, W_VxD), (scale, _) = gradient, cotangents
+  dh_nxNxD = (scale * dh_nxNxD).astype(dh_nxNxD.dtype)
+  return dh_nxNxD, (scale * dW_VxD).astype(W_VxD.dtype), None, None
+
+
+summed.defvjp(summed_forward, summed_backward)
 
 
 def precision(x):

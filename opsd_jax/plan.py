@@ -30,8 +30,16 @@ import jax.numpy as jnp
 
 from opsd_jax import hlo, optimizer, prepare, sample, sharding, train
 from opsd_jax import objective as objectives
-from opsd_jax.models import families, lora, sources, transformer
-from opsd_jax.structs import Batch, View
+from opsd_jax.draw import Knobs
+from opsd_jax.models import (
+  attention,
+  families,
+  kv_cache,
+  lora,
+  sources,
+  transformer,
+)
+from opsd_jax.structs import Batch, Token, View
 
 
 class Chip(NamedTuple):
@@ -116,7 +124,7 @@ def set_up(config, devices) -> Setup:
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   rows = prepare.rows_per_step(config)
   sharding.check_rows(mesh, rows, config.batch.micro_batches)
-  c = prepare.fit_to(sizes(config), mesh)
+  c = prepare.fit_to(sizes(config), mesh, config.batch.row_tokens > 0)
   objective, tx = objectives.from_config(config), optimizer.from_config(config)
   laid_out = lambda tree: jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
@@ -135,7 +143,7 @@ def set_up(config, devices) -> Setup:
   return Setup(
       mesh, c, objective, laid_out(state),
       laid_out(params) if config.lora.rank else {},
-      batch_of(config, mesh, rows, objective), step,
+      batch_of(config, c, mesh, rows, objective), step,
   )  # fmt: skip
 
 
@@ -148,22 +156,31 @@ def sizes(config) -> families.ModelConfig:
   return sources.read_config(path, **how)
 
 
-def batch_of(config, mesh, rows: int, objective) -> Batch:
-  """The largest batch: every row as long as it may be, every window full."""
+def batch_of(config, c, mesh, rows: int, objective) -> Batch:
+  """The largest batch: a row for every response, each as long as it may be."""
   if not config.batch.max_row:
     raise ValueError(
         "a plan needs the longest row: set --config.batch.max_row=<tokens>"
     )
-  L, T = config.batch.max_row, config.rollout.max_new_tokens
+  L, parts = config.batch.max_row, sharding.row_shards(mesh)
+  parts *= config.batch.micro_batches
+  T = rows * config.rollout.max_new_tokens // parts
   split = sharding.rows_sharding(mesh)
   ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
   floats = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
   told = bool(objective.teacher.members((), ()))
-  view = lambda L: View(ints(rows, L), ints(rows, T))
-  return Batch(
-      view(L), view(L if told else 1), ints(rows, T), floats(rows, T),
-      floats(rows, T),
-  )  # fmt: skip
+  packed = config.batch.row_tokens > 0
+
+  where = packed * (2 + attention.shares(c.attention))
+  view = lambda R, L, where: View(
+      ints(R, L), ints(parts, T), *[ints(R, L)] * where
+  )
+
+  token = Token(
+      ints(parts, T), floats(parts, T), *[ints(parts, T)] * 3, floats(parts, T)
+  )
+  teacher = view(rows, L, where) if told else view(parts, 1, 0)
+  return Batch(view(rows, L, where), teacher, token)
 
 
 class Compiled(NamedTuple):
@@ -202,25 +219,67 @@ def train_program(s: Setup):
     ).lower(s.state, s.batch, s.base)
 
 
-def decode_program(config, s: Setup):
-  """The sampler's program for one full batch of the longest prompts."""
-  n, window = config.rollout.samples, config.rollout.max_new_tokens
-  shards = sharding.row_shards(s.mesh)
-  B = min(config.rollout.batch_prompts, config.rollout.prompts)
-  B = -(-B // shards) * shards
-  split = sharding.rows_sharding(s.mesh)
+class Sampling(NamedTuple):
+  """The sampler at its fullest: every slot taken, prompts as long as may be."""
+
+  slots: int
+  prompts: int  # prefilled together
+  calls: int  # of prefill, until every slot is taken
+  length: int  # of a prompt
+  positions: int  # of a slot's cache
+
+
+def sampling(config, s: Setup) -> Sampling:
+  shards, n = sharding.row_shards(s.mesh), config.rollout.samples
+  room = config.batch.max_row - config.rollout.max_new_tokens
+  sizes = sample.doubles(
+      config.batch.prompt_bucket, s.model_config.max_positions
+  )
+  board, waiting = sample.set_up(
+      s.model_config, config.rollout.prompts, n,
+      *sample.shares(config.rollout.slots, shards), shards, sizes[0],
+  )  # fmt: skip
+  filled = -(-board.width // len(waiting[0]))  # prompts of a shard
+  together = sample.together(filled)
+  positions = sample.least(sizes, config.batch.max_row)
+  return Sampling(
+      board.width * shards, together * shards, -(-filled // together),
+      min(-(-room // sizes[0]) * sizes[0], positions), positions,
+  )  # fmt: skip
+
+
+def sampler_programs(config, s: Setup):
+  """(prefill, decode), lowered: the largest that a rollout runs."""
+  size, split = sampling(config, s), sharding.rows_sharding(s.mesh)
   of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), B * n))
-  knobs = sample.Knobs(*(
-      of((B * n,), dtype)
-      for dtype in (jnp.float32, jnp.int32, jnp.float32, jnp.float32)
-  ))
+  ints = lambda *shape: of(shape, jnp.int32)
+  floats, R = lambda *shape: of(shape, jnp.float32), size.slots
+  knobs = Knobs(floats(R), ints(R), floats(R), floats(R))
+  slots = sample.Slots(
+      ints(R), ints(R), ints(R), ints(R), of((R,), jnp.bool),
+      of((R, 2), jnp.uint32), knobs,
+  )  # fmt: skip
+  params = lora.join(s.base, s.state.params)
+  cache = jax.eval_shape(
+      lambda: kv_cache.init(s.model_config, R, size.positions)
+  )
+  cache = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+          x.shape, x.dtype, sharding=kv_cache.sharding_of(x, s.mesh)
+      ),
+      cache,
+  )
+  scalars = (2,), ()
+  eos_E, enough = (jax.ShapeDtypeStruct(n, jnp.int32) for n in scalars)
   with jax.set_mesh(s.mesh):
-    return sample._generate.lower(
-        s.model_config, lora.join(s.base, s.state.params),
-        of((B, config.batch.max_row - window), jnp.int32), of((B,), jnp.int32),
-        of((B,), jnp.bool), of(keys.shape, keys.dtype), knobs,
-        jax.ShapeDtypeStruct((2,), jnp.int32), n=n, window=window,
+    return (
+        sample.prefill.lower(
+            s.model_config, params, ints(size.prompts, size.length)
+        ),
+        sample.decode.lower(
+            s.model_config, params, cache, slots, eos_E, enough,
+            steps=config.rollout.decode_steps,
+        ),
     )  # fmt: skip
 
 
@@ -242,12 +301,12 @@ def attention_flops(c, L: int) -> float:
 def useful_flops(config, s: Setup) -> float:
   """Of a step; see the head of this file."""
   (N, head), c = weights(s.model_config), s.model_config
-  B, L = s.batch.student.ids_BxL.shape
-  T, back = s.batch.y_BxT.shape[1], 4 if config.lora.rank else 6
+  R, L = s.batch.student.ids_RxL.shape
+  T, back = config.rollout.max_new_tokens, 4 if config.lora.rank else 6
   student = back * (N * L + head * T) + 3 * attention_flops(c, L)
-  L = s.batch.teacher.ids_BxL.shape[1]
+  L = s.batch.teacher.ids_RxL.shape[1]
   teacher = 2 * (N * L + head * T) + attention_flops(c, L)
-  return B * (student + members(s) * teacher)
+  return R * (student + members(s) * teacher)
 
 
 def members(s: Setup) -> int:
@@ -257,34 +316,37 @@ def members(s: Setup) -> int:
 def executed_flops(config, s: Setup) -> float:
   """Useful ones, and what is computed again.
 
-  remat: the student's layers ("full"), its attention ("dots"). The loss makes
-  both sides' logits again in its backward pass. Splash makes the scores again
-  in each of its two backward kernels (7 products where 4 are useful); the other
-  backends compute the masked half too, "chunked" each chunk twice.
+  remat: the student's layers ("full"), its attention ("dots"). Splash makes the
+  scores again in each of its two backward kernels (7 products where 4 are
+  useful); the other backends compute the masked half too, "chunked" each chunk
+  twice.
   """
-  (N, head), c = weights(s.model_config), s.model_config
-  B, L = s.batch.student.ids_BxL.shape
-  T, told = s.batch.y_BxT.shape[1], s.batch.teacher.ids_BxL.shape[1]
+  (N, _), c = weights(s.model_config), s.model_config
+  R, L = s.batch.student.ids_RxL.shape
+  told = s.batch.teacher.ids_RxL.shape[1]
   # In useful forward passes of attention.
   forward, backward = {
       "splash": (1, 3.5), "cudnn": (1, 2.5), "xla": (2, 4), "chunked": (2, 6)
   }[c.attention]
   passes = forward + backward + (forward if c.remat != "none" else 0)
-  again = 2 * head * T * (1 + members(s)) + (2 * N * L) * (c.remat == "full")
+  again = (2 * N * L) * (c.remat == "full")
   again += (passes - 3) * attention_flops(c, L)
   again += members(s) * (forward - 1) * attention_flops(c, told)
-  return useful_flops(config, s) + B * again
+  return useful_flops(config, s) + R * again
 
 
-def decode_flops(config, s: Setup, B: int) -> float:
-  """Prefill of the prompts, then every token of every sample."""
+def prefill_flops(s: Setup, size: Sampling) -> float:
+  """Of one call: no logits."""
+  (N, _), c = weights(s.model_config), s.model_config
+  return size.prompts * (2 * N * size.length + attention_flops(c, size.length))
+
+
+def decode_flops(config, s: Setup, size: Sampling) -> float:
+  """Of one call: as many tokens as it may decode, in every slot."""
   (N, head), c = weights(s.model_config), s.model_config
-  T, n = config.rollout.max_new_tokens, config.rollout.samples
-  P = config.batch.max_row - T
-  over_cache = 4.0 * c.num_layers * c.num_heads * c.head_dim * (P + T) * T
-  return B * (2 * N * P + attention_flops(c, P)) + B * n * (
-      2 * (N + head) * T + over_cache
-  )
+  over_cache = 4.0 * c.num_layers * c.num_heads * c.head_dim * size.positions
+  tokens = size.slots * config.rollout.decode_steps
+  return tokens * (2 * (N + head) + over_cache)
 
 
 # ------------------------------------------------------------- the account
@@ -315,7 +377,7 @@ def make(config, topology: str) -> dict:
       "model": config.model.source, "topology": topology,
       "chips": len(devices), "mesh": dict(s.mesh.shape),
       "attention": s.model_config.attention, "remat": s.model_config.remat,
-      "lora_rank": config.lora.rank, "rows": s.batch.y_BxT.shape[0],
+      "lora_rank": config.lora.rank, "rows": len(s.batch.student.ids_RxL),
       "row_tokens": config.batch.max_row,
       "new_tokens": config.rollout.max_new_tokens,
       "hbm": chip and chip.hbm, "resident": resident,
@@ -366,29 +428,62 @@ def vocabulary_a_chip(s: Setup) -> int:
 
 
 def of_decode(config, s: Setup, chip, resident: dict) -> dict:
-  """The optimiser and the teacher stay where they are while the student
-  answers."""
-  lowered = decode_program(config, s)
-  program = compiled(lowered)
-  m, c = program.memory, s.model_config
-  B = lowered.in_avals[0][1].shape[0]
-  n = config.rollout.samples
-  shape = (B * n, config.batch.max_row, c.num_kv_heads, c.head_dim)
+  """A rollout in which every slot is filled once and every row is longest.
+
+  The optimiser and the teacher stay where they are while the student answers.
+  """
+  size, c = sampling(config, s), s.model_config
+  first, then = map(compiled, sampler_programs(config, s))
+  # How often each is called; traffic and time are those of all calls.
+  calls = -(-config.rollout.max_new_tokens // config.rollout.decode_steps)
+  flops = prefill_flops(s, size), decode_flops(config, s, size)
+  parts = [
+      times(roofline(program, f / s.mesh.size, f / s.mesh.size, chip), k)
+      for program, f, k in zip(
+          (first, then), flops, (size.calls, calls), strict=True
+      )
+  ]
+  cache = (
+      2 * c.num_layers * size.slots * size.positions * c.num_kv_heads
+      * c.head_dim * jnp.dtype(c.dtype).itemsize // s.mesh.size
+  )  # fmt: skip
+  in_all = lambda m: (
+      m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
+      - m.alias_size_in_bytes
+  )
+  # The cache of all slots lies beside what prefill makes.
+  largest = max(in_all(first.memory) + cache, in_all(then.memory))
   account = {
-      "compile_seconds": program.seconds,
-      "rows": B * n,
-      "cache": 2 * c.num_layers * math.prod(shape)
-      * jnp.dtype(c.dtype).itemsize // s.mesh.size,
-      "temporaries": m.temp_size_in_bytes,
-      "bytes": m.argument_size_in_bytes + m.temp_size_in_bytes
-      + m.output_size_in_bytes + resident["optimizer"] + resident["teacher"],
-  }  # fmt: skip
-  flops = decode_flops(config, s, B) / s.mesh.size
-  account |= roofline(program, flops, flops, chip)
+      "compile_seconds": first.seconds + then.seconds,
+      "rows": size.slots, "prefill_prompts": size.prompts,
+      "cache": cache,
+      "temporaries": max(
+          m.temp_size_in_bytes for m in (first.memory, then.memory)
+      ),
+      "bytes": largest + resident["optimizer"] + resident["teacher"],
+  } | plus(*parts)  # fmt: skip
   if chip:
-    tokens = B * n * config.rollout.max_new_tokens
+    tokens = size.slots * config.rollout.max_new_tokens
     account["tokens_per_second"] = tokens / account["seconds"]
+    account["mfu"] = account["useful_flops"] / (
+        chip.flops * account["seconds"]
+    )
   return account
+
+
+def times(account, k: int):
+  """All numbers of a roofline, k times."""
+  return jax.tree.map(lambda x: k * x, account)
+
+
+def plus(a: dict, b: dict) -> dict:
+  """Two rooflines one after the other."""
+  return {
+      name: plus(a.get(name, {}), b.get(name, {}))
+      if isinstance(a.get(name, b.get(name)), dict)
+      else a.get(name, 0) + b.get(name, 0)
+      for name in {**a, **b}
+  }
 
 
 def roofline(program: Compiled, useful, executed, chip) -> dict:
@@ -426,13 +521,13 @@ def advice(config, s: Setup, account: dict, phase: str) -> str:
     )
   if phase == "decode":
     return (
-        "sampling needs the room: lower rollout.batch_prompts, it is"
-        f" {config.rollout.batch_prompts}"
+        "sampling needs the room: lower rollout.slots, it is"
+        f" {config.rollout.slots}"
     )
   if config.model.remat != "full":
     return "keep less for the backward pass: model.remat=full"
   more = [
-      n for n in sharding.divisors(s.batch.y_BxT.shape[0] // shards)
+      n for n in sharding.divisors(len(s.batch.student.ids_RxL) // shards)
       if n > config.batch.micro_batches
   ]  # fmt: skip
   if more:

@@ -21,22 +21,24 @@ from opsd_jax import (
   tokenizer,
 )
 from opsd_jax import objective as objectives
+from opsd_jax.draw import Knobs, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
-from opsd_jax.sample import Knobs, check
 from opsd_jax.structs import Problem
 
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
-OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "compile_cache")
+OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
+                 "compile_cache")  # fmt: skip
 
 DTYPES = ("float32", "bfloat16", "float16")
 
 COUNTS = (  # fields that must be at least 1
     "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens",
-    "rollout.batch_prompts", "batch.micro_batches", "batch.bucket",
-    "batch.window_bucket", "batch.prompt_bucket", "loss.chunk", "eval.every",
-    "eval.batch_prompts", "eval.max_new_tokens", "eval.drift_prompts",
+    "rollout.slots", "rollout.decode_steps", "batch.micro_batches",
+    "batch.bucket", "batch.response_bucket", "batch.prompt_bucket",
+    "loss.chunk", "eval.every", "eval.slots", "eval.decode_steps",
+    "eval.max_new_tokens", "eval.drift_prompts",
     "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
     "log.samples_every", "task.eval_count", "task.train_count",
     "optimizer.max_bad_steps",
@@ -71,6 +73,8 @@ def validate(config) -> None:
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
   check(Knobs(temperature=config.eval.temperature))
+  rollout.check_stop("rollout.stop", config.rollout.stop)
+  rollout.check_stop("eval.stop", config.eval.stop)
   evaluate.unrelated_prompts(config.eval.drift_prompts)
   for name, known in (
       ("remat", transformer.REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES),
@@ -91,7 +95,8 @@ def validate(config) -> None:
   if config.rollout.source == "dataset" and config.rollout.samples != 1:
     raise ValueError("rollout.source=dataset has one response a problem: set"
                      f" rollout.samples=1, it is {config.rollout.samples}")
-  for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row"):
+  for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row",
+               "batch.row_tokens", "profile.start", "profile.steps"):  # fmt: skip
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
@@ -124,7 +129,9 @@ def prepare(config) -> Run:
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
-  model_config = fit_to(sources.read_config(path, **how), mesh)
+  model_config = fit_to(
+      sources.read_config(path, **how), mesh, config.batch.row_tokens > 0
+  )
   _, params = sources.load_model_weights(
       path, functools.partial(sharding.tree_shardings, mesh=mesh),
       **how | {"attention": model_config.attention},
@@ -173,8 +180,10 @@ def how_to_run(config) -> dict:
   }
 
 
-def fit_to(model_config, mesh):
+def fit_to(model_config, mesh, packed: bool):
   """The model as these devices run it: `auto` attention becomes a name.
+
+  `packed`: training rows hold several sequences.
 
   Raises ValueError where the mesh cannot split it, or its attention cannot run.
   """
@@ -183,7 +192,7 @@ def fit_to(model_config, mesh):
   device = mesh.devices.flat[0]
   backend = attention.resolve(
       c.attention, platform=device.platform, dtype=c.dtype,
-      head_dim=c.head_dim,
+      head_dim=c.head_dim, packed=packed,
       capability=getattr(device, "compute_capability", "8.0"),
   )  # fmt: skip
   return dataclasses.replace(c, attention=backend)
@@ -287,11 +296,20 @@ def read_config(workdir) -> ConfigDict:
   except ValueError as e:
     raise ValueError(f"{path} is not readable: {e}") from e
   try:
-    config = ConfigDict(there).lock()
+    config = ConfigDict(with_tuples(there)).lock()
     validate(config)
   except (AttributeError, KeyError, TypeError) as e:
     raise ValueError(f"{path} is of another version: {e}") from e
   return config
+
+
+def with_tuples(tree: dict) -> dict:
+  """What JSON has made lists of, as a config holds it."""
+  of = lambda x: tuple(x) if isinstance(x, list) else x
+  return {
+      name: with_tuples(x) if isinstance(x, dict) else of(x)
+      for name, x in tree.items()
+  }
 
 
 def flat(tree: dict, at: str = "") -> dict:

@@ -29,17 +29,17 @@ def text(run, ids) -> str:
   return run.tokenizer.decode(ids, False)
 
 
-def show_samples(run, directory, step: int, rollouts, tok) -> None:
+def show_samples(run, directory, step: int, rollouts, divs) -> None:
   """Rollouts with their per-token divergence, to a file and the terminal."""
   rows = []
-  for b, (problem, completion) in enumerate(rollouts):
+  for (problem, completion), div in zip(rollouts, divs, strict=True):
     rows.append({
         "step": step,
         "prompt": text(run, problem.student_ids),
         "teacher_prompt": text(run, problem.teacher_ids),
         "completion": completion.text,
         "tokens": [text(run, [i]) for i in completion.ids],
-        "kl": tok.div_BxT[b, : len(completion.ids)].tolist(),
+        "kl": div.tolist(),
     })
     print(metrics.coloured(rows[-1]["tokens"], rows[-1]["kl"]), flush=True)
   directory.mkdir(parents=True, exist_ok=True)

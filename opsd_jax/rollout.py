@@ -1,6 +1,7 @@
 """Where responses come from: a host loop around sample.py, or the dataset."""
 
-from opsd_jax.sample import Knobs, row_keys, sample
+from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.sample import sample
 from opsd_jax.structs import Completion, Rollout
 
 
@@ -16,15 +17,23 @@ def complete(
     role: str,
     knobs: Knobs,
     n: int,
-    max_new_tokens: int,
-    batch_prompts: int,
+    max_new_tokens,
+    slots: int,
+    decode_steps: int,
     prompt_bucket: int,
+    stop=(),
 ) -> list[list[Completion]]:
-  """n completions of each prompt (token ids); `ids` name the prompts' draws."""
+  """n completions of each prompt (token ids); `ids` name the prompts' draws.
+
+  max_new_tokens: one number, or one a completion. A completion ends with the
+  first token whose text completes one of the `stop` strings: it was sampled, so
+  it is kept, and with it the string.
+  """
   samples = sample(
       model_config, params, prompts, row_keys(seed, step, role, ids, n), knobs,
       n=n, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
-      batch_prompts=batch_prompts, bucket=prompt_bucket,
+      slots=slots, bucket=prompt_bucket, steps=decode_steps,
+      stopped=stopper(tokenizer, stop),
   )  # fmt: skip
   rows = []
   for r, size in enumerate(samples.len_R):
@@ -38,6 +47,42 @@ def complete(
         )
     )  # fmt: skip
   return [rows[i : i + n] for i in range(0, len(rows), n)]
+
+
+def check_stop(name: str, strings) -> None:
+  """Raises ValueError unless these are texts to stop at."""
+  is_text = lambda x: isinstance(x, str) and x
+  if isinstance(strings, str) or not all(map(is_text, strings)):
+    raise ValueError(
+        f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
+        ' such as ("</answer>",)'
+    )
+
+
+def stopper(tokenizer, strings):
+  """(ids, seen) -> how many ids make the first of the strings appear, or None.
+
+  The first `seen` ids are known to make none. Only the end of what was seen is
+  read again: as many tokens as hold more whole characters than the strings.
+  """
+  check_stop("stop", strings)
+  longest = max(map(len, strings), default=0)
+  has = lambda ids: any(s in tokenizer.decode(ids) for s in strings)
+
+  def stopped(ids, seen):
+    if not strings:
+      return None
+    start, more = seen, longest
+    # A character that lost some of its tokens reads as U+FFFD.
+    whole = lambda: tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
+    while start and len(whole()) <= longest:
+      start, more = max(seen - more, 0), 2 * more
+    if not has(ids[start:]):
+      return None
+    ends = range(seen + 1, len(ids) + 1)
+    return next((k for k in ends if has(ids[start:k]) and has(ids[:k])), None)
+
+  return stopped
 
 
 def on_policy(model_config, tokenizer, **how):

@@ -41,8 +41,9 @@ ACTIVATIONS = {
     # every device of fsdp sees all rows and multiplies with its part of them.
     "tokens": P("data"),
     "token_logits": P("data", "tensor"),  # B x V
-    "heads": P(ROWS, None, "tensor"),  # B x L x H x C, and the KV cache
-    "stacked_cache": P(None, ROWS, None, "tensor"),  # N x B x S x K x C
+    "heads": P(ROWS, None, "tensor"),  # B x L x H x C
+    "cache": P(ROWS, "tensor"),  # B x K x ...
+    "stacked_cache": P(None, ROWS, "tensor"),  # N x B x K x ...
     "mlp": P(ROWS, None, "tensor"),  # B x L x F
     "chunks": P(None, ROWS),  # n x N x ...: tokens of the loss, in chunks
     "logits": P(ROWS, "tensor"),  # N x V

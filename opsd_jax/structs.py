@@ -1,11 +1,12 @@
 """The nouns of this codebase, and the letters of its axes.
 
-  B  rows of a batch (one response each)      V  vocabulary
+  R  rows of tokens                           V  vocabulary
   L  tokens of a padded row                   D  model width
-  T  response tokens (the window compared)    F  MLP width
-  N  layers                                   H  query heads
-  S  slots of the KV cache                    K  key/value heads
-                                              C  channels of a head
+  B  parts of a batch: what a device takes    F  MLP width
+     at a time; in a model, rows              H  query heads
+  T  response tokens of a part                K  key/value heads
+  N  layers                                   C  channels of a head
+  S  slots of the KV cache
 
 An array is named with its axes, `logp_BxTxV`; scalars and trees carry no
 suffix. What crosses into a compiled function is a NamedTuple and therefore a
@@ -63,14 +64,34 @@ class Rollout(NamedTuple):
 
 
 class View(NamedTuple):
-  """A response as one side reads it: right-padded rows, prompt then response.
+  """The responses of a batch as one side reads them, in rows of token ids.
 
-  `at_BxT[b, t]` is the index in row b of the state that predicts response token
-  t, so two views of one response are aligned whatever their prompts.
+  A row holds one or more sequences, a prompt and what answers it. A token sees
+  the tokens before it in its row that are of its own segment or of the segment
+  its own grew from, `parent` (a prompt that several responses share). Without
+  segments a row is one sequence.
+
+  `at_BxT` is where the state that predicts each response token stands among the
+  tokens of its part's rows, so two views of one response are aligned whatever
+  their prompts and wherever they stand.
   """
 
-  ids_BxL: Any  # int32
+  ids_RxL: Any  # int32
   at_BxT: Any  # int32, 0 where there is no token
+  pos_RxL: Any = None  # int32, place in the sequence; None: place in the row
+  segment_RxL: Any = None  # int32, from 1; 0 is padding
+  parent_RxL: Any = None  # int32; its own where nothing is shared
+
+
+class Token(NamedTuple):
+  """The response tokens of each part, one response after the other."""
+
+  y_BxT: Any  # int32, end-of-turn included
+  mask_BxT: Any  # float32, 1 on tokens, 0 on padding
+  index_BxT: Any  # int32, place in its response, from 0
+  length_BxT: Any  # int32, tokens of its response; 0 on padding
+  response_BxT: Any  # int32, which of the process's responses
+  sampler_logp_BxT: Any  # float32, nats at temperature 1; 0 where unknown
 
 
 class Batch(NamedTuple):
@@ -78,17 +99,15 @@ class Batch(NamedTuple):
 
   student: View
   teacher: View
-  y_BxT: Any  # int32 response tokens, the same for both views
-  mask_BxT: Any  # float32, 1 on response tokens, end-of-turn included
-  sampler_logp_BxT: Any  # float32, nats at temperature 1; 0 where unknown
+  token: Token
 
 
 class PerToken(NamedTuple):
   """Statistics of each response token; float32, nats, 0 where masked."""
 
-  div_BxT: Any  # the configured divergence; carries the student's gradient
-  logp_BxT: Any  # student log-prob of y at the loss temperature; with gradient
-  raw_logp_BxT: Any  # the same at temperature 1; no gradient
+  div_BxT: Any  # the configured divergence
+  logp_BxT: Any  # student log-prob of y at the loss temperature
+  raw_logp_BxT: Any  # the same at temperature 1
   teacher_logp_BxT: Any  # teacher log-prob of y at the loss temperature
   entropy_BxT: Any  # student
   teacher_entropy_BxT: Any

@@ -18,6 +18,7 @@ from opsd_jax import (
   collate,
   evaluate,
   files,
+  memory,
   metrics,
   pertoken,
   prepare,
@@ -25,8 +26,9 @@ from opsd_jax import (
   report,
   rollout,
   sharding,
+  watch,
 )
-from opsd_jax.models import lora, transformer
+from opsd_jax.models import attention, lora, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import State
 
@@ -59,18 +61,22 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
           )
           for weight, told in members
       )
-    tok = pertoken.compare(
-        objective.divergence, h_BxTxD, transformer.unembedding(student),
-        teachers, batch.y_BxT, batch.mask_BxT,
-        temperature=objective.temperature, chunk=objective.chunk,
-    )  # fmt: skip
-    w_BxT = batch.mask_BxT * objective.token_weight(sg(tok), batch)
-    loss = (w_BxT * tok.div_BxT).sum() / denominator  # the only reduction
-    return loss, sg(tok)
+
+    def token_loss(tok, token):
+      w = objective.token_weight(sg(tok), token)
+      return w * tok.div_BxT / denominator
+
+    with jax.named_scope("loss"):
+      return pertoken.loss(  # the only reduction: a sum over tokens
+          token_loss, objective.divergence, h_BxTxD,
+          transformer.unembedding(student), teachers, batch.token.y_BxT,
+          batch.token.mask_BxT, batch.token,
+          temperature=objective.temperature, chunk=objective.chunk,
+      )  # fmt: skip
 
   def train_step(state, batch, base=None):
     base = base or {}
-    denominator = objective.denominator(batch)  # before micro-batches are split
+    denominator = objective.denominator(batch.token)  # before micro-batches are split
     members = tuple(
         (weight, lora.join(base, told))
         for weight, told in objective.teacher.members(
@@ -102,16 +108,21 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
 
 
 def accumulate(grad_fn, batch, micro_batches: int):
-  """Sums ((loss, tok), grads) over equal slices of the rows, one at a time.
+  """Sums ((loss, tok), grads) over slices of the batch's parts, one at a time.
 
   The loss is a sum over a denominator of the whole batch, so slices add up;
   they are summed in float32.
   """
   if micro_batches == 1:
     return grad_fn(batch)
-  # Strided slices: each is spread over all devices, as the batch is.
-  split = lambda x: x.reshape(-1, micro_batches, *x.shape[1:]).swapaxes(0, 1)
-  join = lambda x: x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
+  shards = len(batch.token.y_BxT) // micro_batches
+
+  def split(x):  # its parts are those of every device's first slice, ...
+    x = x.reshape(shards, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
+    return x.reshape(micro_batches, -1, *x.shape[3:])
+
+  def join(x):
+    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
   def body(sums, micro):
     (loss, tok), grads = grad_fn(micro)
@@ -135,9 +146,9 @@ def problems_of_step(train, seed: int, step: int, count: int):
 
 
 def collate_rollouts(config, run, rollouts):
-  """The two views of every rollout, aligned and padded (numpy).
+  """The two views of every rollout, aligned and packed (numpy).
 
-  All processes pad to the same lengths.
+  All processes make the same shapes.
   """
   told = config.teacher.name != "none"
   rows = [
@@ -147,14 +158,14 @@ def collate_rollouts(config, run, rollouts):
       )
       for r in rollouts
   ]  # fmt: skip
-  buckets = {
-      "bucket": config.batch.bucket,
-      "window_bucket": config.batch.window_bucket,
-  }
-  widths = processes.maximum(collate.lengths(rows, **buckets))
+  shards = sharding.row_shards(run.mesh) // processes.count()
   return collate.collate(
-      rows, pad_id=run.tokenizer.pad_id, widths=widths, **buckets
-  )
+      rows, pad_id=run.tokenizer.pad_id, bucket=config.batch.bucket,
+      response_bucket=config.batch.response_bucket,
+      row_tokens=config.batch.row_tokens,
+      share=attention.shares(run.model_config.attention),
+      parts=shards * config.batch.micro_batches, agree=processes.maximum,
+  )  # fmt: skip
 
 
 def start_or_resume(run, manager) -> tuple[State, State]:
@@ -183,6 +194,8 @@ def train_and_evaluate(config, workdir) -> dict:
   FloatingPointError after several non-finite steps in a row.
   """
   began = time.time()
+  memory.keep_freed()
+  watch.compiles()  # from here on
   prepare.validate(config)
   workdir = files.open_workdir(workdir)
   processes.from_first(lambda: prepare.refuse_other(config, workdir))
@@ -206,7 +219,8 @@ def train_and_evaluate(config, workdir) -> dict:
         workdir / "checkpoints", keep=config.checkpoint.keep
     )
     try:
-      with processes.ending_with_others():
+      profiler = watch.Profiler(workdir / "profile", **config.profile)
+      with processes.ending_with_others(), profiler:
         state, layout = start_or_resume(run, manager)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
@@ -214,7 +228,7 @@ def train_and_evaluate(config, workdir) -> dict:
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
-        learn(config, run, state, layout, writer, judge, manager)
+        learn(config, run, state, layout, writer, judge, manager, profiler)
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
@@ -224,7 +238,9 @@ def train_and_evaluate(config, workdir) -> dict:
   )
 
 
-def learn(config, run, state, layout, writer, judge, manager) -> None:
+def learn(
+    config, run, state, layout, writer, judge, manager, profiler
+) -> None:
   """The loop: sample with the student, collate two views, step; look, save.
 
   `state` is donated: the caller must not keep it.
@@ -234,8 +250,8 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
       tokenizer=run.tokenizer, seed=config.seed,
       knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
       max_new_tokens=config.rollout.max_new_tokens,
-      batch_prompts=config.rollout.batch_prompts,
-      prompt_bucket=config.batch.prompt_bucket,
+      slots=config.rollout.slots, decode_steps=config.rollout.decode_steps,
+      stop=config.rollout.stop, prompt_bucket=config.batch.prompt_bucket,
   )()  # fmt: skip
   train_step = jax.jit(
       make_train_step(
@@ -247,7 +263,8 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
   start, bad_steps = int(state.step), 0
   bar = metrics.Bar(config.steps, start, "train")
   for step in range(start, config.steps):
-    clock = [time.time()]
+    profiler.at(step)
+    clock, compiled = [time.time()], watch.compiles().count
     problems = problems_of_step(
         run.train, config.seed, step, config.rollout.prompts
     )
@@ -255,8 +272,8 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
     rollouts = respond(student, processes.share(problems), step)
     del student  # the step donates its arrays
     clock.append(time.time())
-    batch = collate_rollouts(config, run, rollouts)
-    on_device = processes.put_rows(batch, run.mesh)
+    own_batch = collate_rollouts(config, run, rollouts)
+    on_device = processes.put_rows(own_batch, run.mesh)
     state, loss, grad_norm, tok = train_step(state, on_device, run.params)
     # A process has sampled and collated its own rows; here it sees all of them.
     all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
@@ -264,6 +281,7 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
     row |= {
         "truncated": processes.mean(row["truncated"]),
         "padding": collate.padding_share(batch),
+        "compiles": watch.compiles().count - compiled,
         "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
     }  # fmt: skip
     step += 1
@@ -277,10 +295,11 @@ def learn(config, run, state, layout, writer, judge, manager) -> None:
           f" at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      tok = processes.own_rows(tok, run.mesh)
+      own = processes.own_rows(tok.div_BxT, run.mesh)
       if processes.is_first():
         shown = rollouts[: config.log.samples]
-        report.show_samples(run, judge.samples_dir, step, shown, tok)
+        divs = collate.of_responses(own, own_batch.token, len(shown))
+        report.show_samples(run, judge.samples_dir, step, shown, divs)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:

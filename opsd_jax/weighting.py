@@ -1,22 +1,23 @@
-"""Token weights: `(tok, batch) -> w_BxT`, how much each token counts.
+"""Token weights: `(tok, token) -> w`, how much each token counts.
 
-A weight looks at its own row alone, so micro-batches do not change it; the
-whole batch enters through config.loss.denominator.
+`tok` are the token's statistics (structs.PerToken, no gradient), `token` what
+the batch says of it (structs.Token). A weight looks at its own token alone, so
+neither chunks nor micro-batches change it; the whole batch enters through
+config.loss.denominator.
 """
 
 import jax.numpy as jnp
 
 
-def uniform(tok, batch):
+def uniform(tok, token):
   """1."""
-  return jnp.ones_like(batch.mask_BxT)
+  return jnp.ones_like(token.mask_BxT)
 
 
-def sequence_mean(tok, batch):
-  """1 / the row's response tokens: with the denominator `rows`, the mean over
-  rows of their token means (arXiv:2601.18734, eq. 6)."""
-  len_B = batch.mask_BxT.sum(1, keepdims=True)
-  return jnp.broadcast_to(1 / jnp.maximum(len_B, 1), batch.mask_BxT.shape)
+def sequence_mean(tok, token):
+  """1 / the tokens of its response: with the denominator `responses`, the mean
+  over responses of their token means (arXiv:2601.18734, eq. 6)."""
+  return 1 / jnp.maximum(token.length_BxT, 1)
 
 
 ALL = {"uniform": uniform, "sequence_mean": sequence_mean}

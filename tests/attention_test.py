@@ -25,13 +25,14 @@ jit = functools.partial(
 ROOT = pathlib.Path(__file__).parents[1]
 
 
-def reference(q, k, v, dy, segments=None):
+def reference(q, k, v, dy, segments=None, parents=None):
   """(y, dq, dk, dv) of one row in float64, head by head; q: [L, H, C]."""
   y, dq, dk, dv = (np.zeros_like(x) for x in (q, q, k, v))
   G = q.shape[1] // k.shape[1]
   seen = np.tri(len(q), dtype=bool)
   if segments is not None:
-    seen &= segments[:, None] == segments[None]
+    own = segments[:, None] == segments[None]
+    seen &= own if parents is None else own | (parents[:, None] == segments)
   for h in range(q.shape[1]):
     qh, kh, vh, dyh = q[:, h], k[:, h // G], v[:, h // G], dy[:, h]
     e = np.where(seen, np.exp(qh @ kh.T / np.sqrt(q.shape[2])), 0)
@@ -61,14 +62,16 @@ def close(got, want, tolerance):
   )
 
 
-def check(f, L, H, K, C, lengths, tolerance, segments=None, dtype="float32"):
-  """f(q, k, v, segments) and its gradients equal the reference on the rows
+def check(
+    f, L, H, K, C, lengths, tolerance, *segments, dtype="float32"
+):  # fmt: skip
+  """f(q, k, v, *segments) and its gradients equal the reference on the rows
   without their padding, which is finite and gets no gradient."""
   *qkv, dy = inputs(L, H, K, C, lengths)
 
   @jit
   def value_and_gradients(q, k, v, dy):
-    y, back = jax.vjp(lambda *x: f(*x, segments), q, k, v)
+    y, back = jax.vjp(lambda *x: f(*x, *segments), q, k, v)
     return y, *back(dy.astype(y.dtype))
 
   got = value_and_gradients(*(jnp.asarray(x, dtype) for x in (*qkv, dy)))
@@ -77,8 +80,8 @@ def check(f, L, H, K, C, lengths, tolerance, segments=None, dtype="float32"):
   assert np.isfinite(np.asarray(got[0], np.float32)).all()
   for b, n in enumerate(lengths):
     row = lambda x, b=b, n=n: x[b, :n].astype(np.float64)
-    of = None if segments is None else np.asarray(segments)[b, :n]
-    want = reference(*map(row, (*qkv, dy)), of)
+    of = (np.asarray(s)[b, :n] for s in segments)
+    want = reference(*map(row, (*qkv, dy)), *of)
     for x, w in zip(got, want, strict=True):
       close(x[b, :n], w, tolerance)
     for x in got[1:]:
@@ -86,8 +89,8 @@ def check(f, L, H, K, C, lengths, tolerance, segments=None, dtype="float32"):
 
 
 def run(backend):
-  return lambda q, k, v, segments=None: attention.attend(
-      q, k, v, backend=backend, segments_BxL=segments
+  return lambda q, k, v, segments=None, parents=None: attention.attend(
+      q, k, v, backend=backend, segments_BxL=segments, parents_BxL=parents
   )
 
 
@@ -126,6 +129,19 @@ def test_segments_see_themselves_only(small_chunks, backend):
 
 
 @pytest.mark.parametrize("backend", ["xla", "chunked"])
+def test_responses_see_the_prompt_they_share(small_chunks, backend):
+  segments = packed([(9, 20, 8), (12, 5, 5, 5, 3), (4, 4, 4, 4)], 37)
+  parents = jnp.where(segments > 3, 4, 1) * (segments > 0)  # two prompts a row
+  check(run(backend), 37, 4, 2, 8, (37, 30, 16), 1e-5, segments, parents)
+
+
+def test_what_cannot_share_a_prompt_says_so():
+  q = jnp.ones((1, 8, 2, 4))
+  with pytest.raises(ValueError, match="'splash' cannot share.*'chunked'"):
+    run("splash")(q, q, q, jnp.ones((1, 8), int), jnp.ones((1, 8), int))
+
+
+@pytest.mark.parametrize("backend", ["xla", "chunked"])
 def test_bfloat16_loses_rounding_only(small_chunks, backend):
   check(run(backend), 37, 4, 2, 16, (37, 20), 5e-2, dtype="bfloat16")
 
@@ -160,7 +176,7 @@ def test_cudnn_arguments(monkeypatch):
   monkeypatch.setattr(attention, "fused", instead)
   check(run("cudnn"), 37, 8, 2, 16, (37, 20), 5e-2, dtype="bfloat16")
   assert asked == ["cudnn"]
-  exact = lambda q, k, v, _: fused(q, k, v, "xla")
+  exact = lambda q, k, v: fused(q, k, v, "xla")
   check(exact, 37, 8, 2, 16, (37, 20), 1e-5)
 
 

@@ -11,9 +11,9 @@ from opsd_jax.collate import Row
 PAD = 9
 
 
-def batch_of(rows, bucket=8, window_bucket=4, **kw):
+def batch_of(rows, bucket=8, response_bucket=4, **kw):
   return collate.collate(
-      rows, pad_id=PAD, bucket=bucket, window_bucket=window_bucket, **kw
+      rows, pad_id=PAD, bucket=bucket, response_bucket=response_bucket, **kw
   )
 
 
@@ -22,55 +22,126 @@ ids = lambda low, high: st.lists(
 ).map(tuple)
 rows = st.lists(
     st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), st.none()), min_size=1,
-    max_size=4,
+    max_size=8,
 )  # fmt: skip
 
 
-@given(rows=rows)
-def test_a_predicting_state_is_followed_by_its_response_token(rows):
-  batch = batch_of(rows)
-  for b, row in enumerate(rows):
+def seen(side, part, parts, at):
+  """What the state at flat index `at` of a part has read, in order."""
+  own = lambda x: np.split(x, parts)[part]
+  L = side.ids_RxL.shape[1]
+  r, i = divmod(at, L)
+  row = own(side.ids_RxL)[r, : i + 1]
+  if side.segment_RxL is None:
+    return row, np.arange(i + 1)
+  segment = own(side.segment_RxL)[r, : i + 1]
+  visible = segment == segment[-1]
+  if side.parent_RxL is not None:
+    visible |= segment == own(side.parent_RxL)[r, i]
+  return row[visible], own(side.pos_RxL)[r, : i + 1][visible]
+
+
+@given(
+    rows=rows, repeat=st.integers(1, 3), row_tokens=st.sampled_from([0, 20, 99]),
+    share=st.booleans(), parts=st.integers(1, 3), bucket=st.sampled_from([1, 8]),
+)  # fmt: skip
+def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
+    rows, repeat, row_tokens, share, parts, bucket
+):
+  """Whatever is packed with it, and whoever shares its prompt."""
+  rows = [row for row in rows for _ in range(repeat)]
+  batch = batch_of(
+      rows, bucket, row_tokens=row_tokens, share=share, parts=parts
+  )
+  found = {i: 0 for i, row in enumerate(rows) if row.response_ids}
+  for part, t in zip(*np.nonzero(batch.token.mask_BxT), strict=True):
+    i = batch.token.response_BxT[part, t]
+    index = batch.token.index_BxT[part, t]
+    assert index == found[i]
+    found[i] += 1
+    assert batch.token.y_BxT[part, t] == rows[i].response_ids[index]
+    assert batch.token.length_BxT[part, t] == len(rows[i].response_ids)
     for side, prompt in (
-        (batch.student, row.student_ids), (batch.teacher, row.teacher_ids)
+        (batch.student, rows[i].student_ids), (batch.teacher, rows[i].teacher_ids)
     ):  # fmt: skip
-      for t, token in enumerate(row.response_ids):
-        at = side.at_BxT[b, t]
-        assert at == len(prompt) - 1 + t
-        assert side.ids_BxL[b, at + 1] == token == batch.y_BxT[b, t]
-      whole = (*prompt, *row.response_ids)
-      assert tuple(side.ids_BxL[b, : len(whole)]) == whole
-      assert (side.ids_BxL[b, len(whole) :] == PAD).all()
+      read, pos = seen(side, part, parts, side.at_BxT[part, t])
+      assert tuple(read) == (*prompt, *rows[i].response_ids[:index])
+      assert pos.tolist() == list(range(len(read)))
+  assert found == {
+      i: len(row.response_ids) for i, row in enumerate(rows) if row.response_ids
+  }
+
+
+def test_responses_to_one_prompt_read_it_once():
+  made = [Row((1, 2), (3, 4, 5), (6, 7, 8), None)] * 4
+  sizes = lambda **kw: [
+      (side.segment_RxL > 0).sum()
+      for side in batch_of(made, row_tokens=64, **kw)[:2]
+  ]
+  assert sizes(share=False) == [4 * (2 + 2), 4 * (3 + 2)]
+  assert sizes(share=True) == [2 + 4 * 2, 3 + 4 * 2]  # the last is not read
+
+
+def test_rows_of_a_part_by_hand():
+  unit = lambda size: collate.Unit((), (), size)
+  of = lambda sizes, row_tokens: collate.rows_for(
+      [unit(s) for s in sizes], row_tokens
+  )
+  assert of([75] * 16, 0) == 16  # a row each
+  assert of([75] * 16, 150) == 8  # two a row
+  assert of([75] * 16, 256) == 4  # 16 are 4 x 4: 3 a row would leave two empty
+  assert of([500, 10, 10, 10], 64) == 4  # one is longer than a row
+  assert collate.pack([5, 9, 3, 3], 2) == ([1, 0, 1, 1], [9, 11])
+
+
+@pytest.mark.parametrize("length,multiple,digits,expected", [
+    (0, 8, 4, 8), (1, 8, 4, 8), (9, 8, 4, 16), (120, 8, 4, 120),
+    (129, 8, 4, 144), (257, 8, 4, 288), (257, 8, 3, 320), (7, 1, 4, 7),
+    (100, 48, 4, 144), (1000, 48, 4, 1056),
+])  # fmt: skip
+def test_lengths_are_rounded_up(length, multiple, digits, expected):
+  assert collate.up(length, multiple, digits) == expected
+
+
+def test_few_shapes_are_compiled():
+  shapes = {collate.up(n, 32) for n in range(1, 4097)}
+  assert len(shapes) == 16 + 3 * 8  # by 32 up to 512, then 8 an octave
+  assert max(collate.up(n, 32) / n for n in range(257, 4097)) < 1.125
 
 
 @given(rows=rows)
 def test_the_mask_is_the_length_whatever_the_tokens(rows):
   # Tokens of 0 to 10 hold PAD as an end-of-turn and inside responses.
-  batch = batch_of(rows)
-  lengths = [len(r.response_ids) for r in rows]
-  expected = np.arange(batch.y_BxT.shape[1]) < np.array(lengths)[:, None]
-  np.testing.assert_array_equal(batch.mask_BxT, expected)
-  assert (batch.y_BxT[~expected] == PAD).all()
+  token = batch_of(rows).token
+  total = sum(len(r.response_ids) for r in rows)
+  expected = np.arange(token.y_BxT.shape[1]) < total
+  np.testing.assert_array_equal(token.mask_BxT[0], expected)
+  assert (token.y_BxT[0, ~expected] == PAD).all()
 
 
-@pytest.mark.parametrize("bucket,window_bucket,L,T", [
-    (1, 1, 8, 3), (8, 4, 8, 4), (6, 3, 12, 3), (64, 16, 64, 16),
-])  # fmt: skip
-def test_lengths_are_rounded_up_to_their_multiples(bucket, window_bucket, L, T):
-  row = Row((1, 2), (1, 2, 3, 4, 5), (6, 7, 8), None)
-  batch = batch_of([row], bucket, window_bucket)
-  assert batch.teacher.ids_BxL.shape == (1, L)
-  assert batch.student.ids_BxL.shape == (1, -(-5 // bucket) * bucket)
-  for x in (
-      batch.y_BxT, batch.mask_BxT, batch.sampler_logp_BxT,
-      batch.student.at_BxT, batch.teacher.at_BxT,
-  ):  # fmt: skip
-    assert x.shape == (1, T)
+def test_processes_agree_on_their_shapes():
+  """The larger of two processes' sizes, in each of two rounds."""
+  short = [Row((1,), (1, 2), (4, 5), None)] * 4
+  long = [Row((1,) * 9, (1,) * 30, (4,) * 9, None)] * 4
+  asked = {"short": [], "long": []}
+
+  def noting(name):
+    return lambda sizes: asked[name].append(list(sizes)) or sizes
+
+  for name, made in (("short", short), ("long", long)):
+    batch_of(made, row_tokens=20, parts=2, agree=noting(name))
+  rounds = iter(zip(*asked.values(), strict=True))
+  both = lambda sizes: [max(x) for x in zip(*next(rounds), strict=True)]
+  batch = batch_of(short, row_tokens=20, parts=2, agree=both)
+  assert batch.student.ids_RxL.shape[0] == 2 * asked["long"][0][1]
+  assert batch.token.y_BxT.shape == (2, asked["long"][0][0])
+  assert batch.teacher.ids_RxL.shape[1] == asked["long"][1][1]
 
 
 def test_an_end_of_turn_that_is_also_the_pad_is_learned():
   batch = batch_of([Row((1,), (1,), (5, PAD), None)])
-  assert batch.mask_BxT.tolist() == [[1, 1, 0, 0]]
-  assert batch.y_BxT[0].tolist() == [5, PAD, PAD, PAD]
+  assert batch.token.mask_BxT.tolist() == [[1, 1, 0, 0]]
+  assert batch.token.y_BxT[0].tolist() == [5, PAD, PAD, PAD]
 
 
 def test_dtypes_and_the_samplers_logp():
@@ -78,28 +149,36 @@ def test_dtypes_and_the_samplers_logp():
       Row((1,), (2,), (3, 4), (-0.5, -1.5)), Row((1,), (2,), (3,), None)
   ])  # fmt: skip
   np.testing.assert_array_equal(
-      batch.sampler_logp_BxT, [[-0.5, -1.5, 0, 0], [0, 0, 0, 0]]
+      batch.token.sampler_logp_BxT, [[-0.5, -1.5, 0, 0]]
   )
-  floats = (batch.mask_BxT, batch.sampler_logp_BxT)
+  floats = (batch.token.mask_BxT, batch.token.sampler_logp_BxT)
   assert {x.dtype for x in floats} == {np.dtype("float32")}
-  whole = (*batch.student, *batch.teacher, batch.y_BxT)
+  token = batch.token._replace(mask_BxT=None, sampler_logp_BxT=None)
+  whole = [x for x in (*batch.student, *batch.teacher, *token) if x is not None]
   assert {x.dtype for x in whole} == {np.dtype("int32")}
 
 
-def test_absent_rows_fill_the_batch_and_count_nothing():
+def test_absent_responses_fill_the_batch_and_count_nothing():
   row = Row((1, 2), (3,), (4, 5), None)
-  batch = batch_of([row] * 3, batch_multiple=4)
-  assert batch.mask_BxT.sum(1).tolist() == [2, 2, 2, 0]
-  assert (batch.student.ids_BxL[3] == PAD).all()
+  batch = batch_of([row] * 3, parts=4)
+  assert batch.token.mask_BxT.sum(1).tolist() == [2, 2, 2, 0]
+  assert (batch.student.ids_RxL[3] == PAD).all()
   assert (batch.student.at_BxT[3] == 0).all()
-  assert len(batch_of([row] * 4, batch_multiple=4).y_BxT) == 4
+  assert len(batch_of([row] * 4, parts=4).token.y_BxT) == 4
 
 
 def test_without_a_teacher_its_view_is_a_column_of_padding():
   batch = batch_of([Row((1, 2), (), (4, 5), None)] * 2)
-  assert batch.teacher.ids_BxL.tolist() == [[PAD], [PAD]]
+  assert batch.teacher.ids_RxL.tolist() == [[PAD]]
   assert (batch.teacher.at_BxT == 0).all()
   assert batch.teacher.at_BxT.shape == batch.student.at_BxT.shape
+
+
+def test_values_come_back_to_their_responses():
+  made = [Row((1,), (1,), (5,) * n, None) for n in (3, 0, 2, 1)]
+  token = batch_of(made, parts=2, row_tokens=9).token
+  of = collate.of_responses(token.index_BxT, token, 4)
+  assert [x.tolist() for x in of] == [[0, 1, 2], [], [0, 1], [0]]
 
 
 @pytest.mark.parametrize("rows", [
@@ -115,11 +194,11 @@ def test_a_response_without_a_prompt_is_refused(rows):
 def test_a_shifted_view_is_refused(side):
   batch = batch_of([Row((1, 2), (1, 2, 3), (4, 5, 6), None)])
   view = getattr(batch, side)
-  collate.check_aligned(view, batch)
+  collate.check_aligned(view, batch.token)
   for shift in (-1, 1):
     shifted = view._replace(at_BxT=view.at_BxT + shift)
     with pytest.raises(AssertionError, match="misaligned"):
-      collate.check_aligned(shifted, batch)
+      collate.check_aligned(shifted, batch.token)
 
 
 @pytest.mark.parametrize("bad", [0, 1], ids=["student", "teacher"])
@@ -138,10 +217,35 @@ def test_collate_checks_both_views(bad, monkeypatch):
 
 def test_padding_share_by_hand():
   # The last token of a row predicts nothing: 2 + 3 - 1 of 8, 5 + 3 - 1 of 8;
-  # an empty response needs 0 of 8 and 0 of 8.
+  # an empty response needs 0 of 8 and 0 of 8 in a row of its own.
   full = Row((1, 2), (1, 2, 3, 4, 5), (6, 7, 8), None)
   empty = Row((1, 2), (1, 2, 3, 4, 5), (), None)
   assert collate.padding_share(batch_of([full])) == 1 - 11 / 16
   assert collate.padding_share(batch_of([full, empty])) == 1 - 11 / 32
   alone = full._replace(teacher_ids=())
   assert collate.padding_share(batch_of([alone])) == 1 - 4 / 8
+  packed = batch_of([full, full], row_tokens=16)
+  assert packed.student.ids_RxL.shape == (1, 8)
+  assert packed.teacher.ids_RxL.shape == (1, 16)
+  assert collate.padding_share(packed) == 1 - 22 / 24
+
+
+@pytest.mark.parametrize("row_tokens,rows,mean,longest,bound", [
+    (256, 16, 10, 16, 0.15),  # the default task's lengths
+    (768, 16, 120, 256, 0.15),  # those of grade-school maths
+    (512, 64, 32, 128, 0.15),
+])  # fmt: skip
+def test_little_is_padding(row_tokens, rows, mean, longest, bound):
+  rng, shares, shapes = np.random.default_rng(0), [], set()
+  for _ in range(20):
+    made = []
+    for _ in range(rows):
+      student = (len(made), 1) * int(30 + rng.integers(10) * mean / 20)
+      size = int(min(longest, rng.geometric(1 / mean)))
+      made.append(Row(student, student + (2,) * mean, (3,) * size, None))
+    batch = batch_of(made, 32, 32, row_tokens=row_tokens, share=True)
+    shares.append(collate.padding_share(batch))
+    shapes.add(tuple(x.shape for x in (batch.student.ids_RxL,
+                                       batch.teacher.ids_RxL)))  # fmt: skip
+  assert np.mean(shares) < bound
+  assert len(shapes) <= 10

@@ -104,7 +104,7 @@ def replies():
 
 
 def drift_from(params, rows=None, **kw):
-  kw = {"pad_id": 0, "bucket": 8, "chunk": 4, "batch_multiple": 1} | kw
+  kw = {"pad_id": 0, "bucket": 8, "chunk": 4, "parts": 1} | kw
   return evaluate.drift_from(MODEL, params, rows or replies(), **kw)
 
 
@@ -151,7 +151,7 @@ def test_drift_equals_a_dense_computation(params):
 def test_padding_and_absent_rows_do_not_change_drift(params):
   other = moved(params, 0.05)
   plain = drift_from(params)(other)
-  padded = drift_from(params, pad_id=9, bucket=32, batch_multiple=8, chunk=64)
+  padded = drift_from(params, pad_id=9, bucket=32, parts=8, chunk=64)
   assert padded(other) == pytest.approx(plain, rel=1e-5)
 
 

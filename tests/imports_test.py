@@ -10,16 +10,17 @@ ROOT = pathlib.Path(__file__).parents[1] / "opsd_jax"
 MATH = {"structs", "pick"}
 MAY_IMPORT = {
     "structs": set(), "pick": set(), "sharding": set(), "files": set(),
+    "memory": set(),
     "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
-    "sample": {"models", "sharding", "processes"},
-    "rollout": {"sample", "context", "collate", "tasks", "structs"},
+    "draw": set(), "sample": {"draw", "models", "sharding", "processes"},
+    "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
-    "card": set(), "hlo": set(),
+    "card": set(), "hlo": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "metrics", "files", "card", "hlo")  # fmt: skip

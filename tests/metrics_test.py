@@ -9,7 +9,14 @@ from etils.epath import backend, gpath
 
 from configs import opsd
 from opsd_jax import files, metrics, prepare, report
-from opsd_jax.structs import Batch, Completion, PerToken, Rollout, View
+from opsd_jax.structs import (
+  Batch,
+  Completion,
+  PerToken,
+  Rollout,
+  Token,
+  View,
+)
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
 # a mask had been forgotten.
@@ -31,11 +38,13 @@ def per_token(**fields):
 
 def batch_of(mask=MASK, sampler=((-1, -2, -3), (-2, 0, 0))):
   told = View(np.zeros((2, 5), np.int32), None)
-  return Batch(None, told, None, mask, np.array(sampler, np.float32))
+  index = np.broadcast_to(np.arange(3), (2, 3))
+  token = Token(None, mask, index, None, None, np.array(sampler, np.float32))
+  return Batch(None, told, token)
 
 
-def rollout(logp=(), truncated=False):
-  return Rollout(None, Completion("", (), logp, truncated, logp))
+def rollout(logp=(), truncated=False, ids=(1,)):
+  return Rollout(None, Completion("", ids, logp, truncated, logp))
 
 
 def test_without_a_teacher_nothing_is_said_of_it():
@@ -80,12 +89,13 @@ def test_what_is_not_finite_is_counted(loss, norm):
 def test_empty_responses_are_counted_and_divide_nothing():
   row = metrics.of_step(
       0.3, 2.0, per_token(), batch_of(np.float32([[0, 0, 0], [1, 0, 0]])),
-      [rollout()] * 2,
+      [rollout(ids=()), rollout()],
   )  # fmt: skip
   assert row["empty"] == 1 and row["response_tokens"] == 1
   assert row["divergence/first_token"] == pytest.approx(0.6)
   row = metrics.of_step(
-      0.0, 0.0, per_token(), batch_of(np.zeros((2, 3))), [rollout()] * 2
+      0.0, 0.0, per_token(), batch_of(np.zeros((2, 3))),
+      [rollout(ids=())] * 2,
   )
   assert row["empty"] == 2 and row["divergence"] == 0
   assert np.isfinite(list(row.values())).all()

@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from opsd_jax import tokenizer
-from opsd_jax.models import families, hf, sources, transformer
-from opsd_jax.sample import Knobs, row_keys, sample
+from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.models import families, hf, kv_cache, sources, transformer
+from opsd_jax.sample import sample
 
 RUN = {
     "dtype": "float32", "param_dtype": "float32", "scan_layers": False,
@@ -171,7 +172,7 @@ def cached_logits(config, params, ids, prefill):
   """Prefill some tokens, then one at a time through the cache."""
   apply = jax.jit(transformer.apply, static_argnums=0)
   start = lambda n: jnp.full(len(ids), n, jnp.int32)
-  cache = transformer.init_cache(config, *ids.shape)
+  cache = kv_cache.init(config, *ids.shape)
   h, cache = apply(config, params, ids[:, :prefill], cache, start(0))
   states = [h]
   for t in range(prefill, ids.shape[1]):
@@ -557,7 +558,7 @@ def test_smollm2_equals_transformers(smollm2, torch):
   out = sample(
       config, params, prompts, row_keys(0, 0, "generate", PROMPTS, 1),
       Knobs(temperature=0.0), max_new_tokens=40, eos_ids=tok.eos_ids,
-      batch_prompts=5, bucket=56,
+      slots=5, bucket=56, steps=16,
   )  # fmt: skip
   replies = [out.ids_RxT[r, : out.len_R[r]].tolist() for r in range(5)]
   ids = np.zeros((5, 96), np.int32)

@@ -79,23 +79,37 @@ def dense(divergence, h, W, teachers, y, mask, *, temperature):
 def both(name, kw, *, temperature=1.3, chunk=4, show=lambda tok: tok):
   """(h, W, ...) -> ((loss, PerToken), gradients), chunked and dense; in the
   loss every token counts its own way."""
-  chunked = functools.partial(
-      pertoken.compare, divergence.make(name, **kw), temperature=temperature,
-      chunk=chunk,
-  )  # fmt: skip
-  whole = functools.partial(
-      dense, divergence.make(name, **kw), temperature=temperature
-  )
+  w_BxT = jnp.cos(jnp.arange(B * T, dtype=jnp.float32)).reshape(B, T) + 2
+  make = divergence.make(name, **kw)
 
-  def gradients(compare):
-    def loss(*args):
-      tok = compare(*args)
-      w = jnp.cos(jnp.arange(B * T, dtype=jnp.float32)).reshape(B, T) + 2
-      return (w * tok.div_BxT).sum(), show(tok)
+  def chunked(*args):
+    total, tok = pertoken.loss(
+        weighted, make, *args, w_BxT, temperature=temperature, chunk=chunk
+    )
+    return total, show(tok)
 
-    return jit(jax.value_and_grad(loss, (0, 1), has_aux=True))
+  def whole(*args):
+    tok = dense(make, *args, temperature=temperature)
+    return (w_BxT * tok.div_BxT).sum(), show(tok)
 
+  gradients = lambda f: jit(jax.value_and_grad(f, (0, 1), has_aux=True))
   return gradients(chunked), gradients(whole)
+
+
+def weighted(tok, w):
+  return w * tok.div_BxT
+
+
+def summed(of_tok, name, h, W, teachers, y, mask, *, temperature, chunk=4):
+  """The sum of a function of each token's statistics."""
+  total, _ = pertoken.loss(
+      lambda tok, _: of_tok(tok), divergence.make(name), h, W, teachers, y,
+      mask, (), temperature=temperature, chunk=chunk,
+  )  # fmt: skip
+  return total
+
+
+DIV = lambda tok: tok.div_BxT
 
 
 def assert_close(got, expected, tolerance=1e-5):
@@ -141,41 +155,57 @@ def test_chunked_equals_dense_on_any_numbers(seed):
   assert_close(*(f(*inputs(seed)) for f in JSD))
 
 
+def test_the_statistics_without_a_loss_are_the_same():
+  h, W, teachers, y, mask = inputs(members=2)
+  make = divergence.make("forward_kl")
+  got = pertoken.compare(
+      make, h, W, teachers, y, mask, temperature=1.3, chunk=4
+  )
+  assert_close(got, dense(make, h, W, teachers, y, mask, temperature=1.3))
+
+
 def test_the_students_logp_carries_a_gradient_too():
   h, W, teachers, y, mask = inputs()
-  of = lambda name, of_tok: jit(jax.grad(lambda h, W: of_tok(pertoken.compare(
-      divergence.make(name), h, W, teachers, y, mask, temperature=1.3, chunk=4
-  )).sum(), (0, 1)))(h, W)  # fmt: skip
+  of = lambda name, of_tok: jit(jax.grad(
+      lambda h, W: summed(of_tok, name, h, W, teachers, y, mask, temperature=1.3),
+      (0, 1),
+  ))(h, W)  # fmt: skip
   assert_close(
-      of("forward_kl", lambda tok: -tok.logp_BxT),
-      of("nll", lambda tok: tok.div_BxT),
+      of("forward_kl", lambda tok: -tok.logp_BxT), of("nll", DIV)
   )
 
 
-def test_nothing_flows_to_the_teacher():
+def test_a_loss_may_scale_and_add_like_any_other():
+  h, W, teachers, y, mask = inputs()
+  of = lambda h, W: summed(
+      DIV, "forward_kl", h, W, teachers, y, mask, temperature=1.3
+  )
+  once = jit(jax.grad(of, (0, 1)))(h, W)
+  more = jit(jax.grad(lambda h, W: (of(h, W) - 1) ** 2 + of(h, W), (0, 1)))(h, W)
+  scale = 2 * (of(h, W) - 1) + 1
+  assert_close(more, jax.tree.map(lambda x: scale * x, once))
+
+
+def test_nothing_flows_to_the_teacher_or_to_what_a_token_is_told():
   h, W, teachers, y, mask = inputs(members=2)
 
-  def of(weights_and_arrays):
-    h, W, teachers = weights_and_arrays
-    compare = functools.partial(
-        pertoken.compare, divergence.make("forward_kl"), temperature=1.0,
-        chunk=4,
+  def of(h, W, teachers, own):
+    total, tok = pertoken.loss(
+        lambda tok, own: own * sum(tok), divergence.make("forward_kl"), h, W,
+        teachers, y, mask, own, temperature=1.0, chunk=4,
     )  # fmt: skip
-    tok = compare(h, W, teachers, y, mask)
-    # All outputs, those of the teacher too.
-    return sum(x.sum() for x in tok)
+    return total + sum(x.sum() for x in tok)  # all outputs
 
-  dh, dW, dteachers = jit(jax.grad(of))((h, W, teachers))  # weights too
+  dh, dW, *rest = jit(jax.grad(of, (0, 1, 2, 3)))(h, W, teachers, mask)
   assert np.abs(dh).max() > 0 and np.abs(dW).max() > 0
-  assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(dteachers))
+  assert all((np.asarray(g) == 0).all() for g in jax.tree.leaves(rest))
 
 
 def test_the_students_own_weights_as_teacher_get_the_students_gradient_alone():
   h, W, _, y, mask = inputs()
-  of = lambda W, Wt: pertoken.compare(
-      divergence.make("forward_kl"), h, W, ((1.0, h[::-1], Wt),), y, mask,
-      temperature=1.0, chunk=4,
-  ).div_BxT.sum()  # fmt: skip
+  of = lambda W, Wt: summed(
+      DIV, "forward_kl", h, W, ((1.0, h[::-1], Wt),), y, mask, temperature=1.0
+  )
   shared = jit(jax.grad(lambda W: of(W, W)))(W)
   assert_close(shared, jit(jax.grad(of))(W, W))
 
@@ -202,10 +232,9 @@ def test_a_temperature_scales_the_logits_and_the_gradient(name):
   h, W, ((weight, ht, Wt),), y, mask = inputs()
 
   def grad(h, ht, temperature):
-    of = lambda h: pertoken.compare(
-        divergence.make(name), h, W, ((weight, ht, Wt),), y, mask,
-        temperature=temperature, chunk=4,
-    ).div_BxT.sum()  # fmt: skip
+    of = lambda h: summed(
+        DIV, name, h, W, ((weight, ht, Wt),), y, mask, temperature=temperature
+    )
     return jit(jax.value_and_grad(of))(h)
 
   value, gradient = grad(h, ht, 1.7)
@@ -296,10 +325,10 @@ def test_a_bfloat16_unembedding_sums_its_gradient_in_float32():
   # 4096 equal tokens, one a chunk: bfloat16 sums of equal parts stall at 256.
   n = 4096
   h, W = jnp.ones((1, 1, D), jnp.bfloat16), half(inputs()[1])
-  of = lambda W, n: pertoken.compare(
-      divergence.make("nll"), jnp.broadcast_to(h, (1, n, D)), W, (),
+  of = lambda W, n: summed(
+      lambda tok: tok.div_BxT / n, "nll", jnp.broadcast_to(h, (1, n, D)), W, (),
       jnp.zeros((1, n), jnp.int32), jnp.ones((1, n)), temperature=1.0, chunk=1,
-  ).div_BxT.sum() / n  # fmt: skip
+  )  # fmt: skip
   many, one = (
       jnp.float32(jit(jax.grad(of), static_argnums=1)(W, k)) for k in (n, 1)
   )
@@ -309,11 +338,12 @@ def test_a_bfloat16_unembedding_sums_its_gradient_in_float32():
 # -------------------------------------------------------------- memory
 
 
-def peak(compare, name, kw, V=151_936, width=1024, B=8, T=256):
+def peak(mean, name, kw, V=151_936, width=1024, B=8, T=256):
   """XLA's account of one gradient of the loss; nothing is allocated."""
-  of = lambda h, W, ht, Wt, y, mask: loss_mean(
-      compare(divergence.make(name, **kw), h, W, ((1.0, ht, Wt),), y, mask,
-              temperature=1.0), mask)  # fmt: skip
+  of = lambda h, W, ht, Wt, y, mask: mean(
+      divergence.make(name, **kw), h, W, ((1.0, ht, Wt),), y, mask,
+      temperature=1.0,
+  )  # fmt: skip
   shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
   states, head = shape(B, T, width), shape(V, width)
   program = jax.jit(jax.grad(of, (0, 1))).lower(
@@ -322,7 +352,18 @@ def peak(compare, name, kw, V=151_936, width=1024, B=8, T=256):
   return program.compile().memory_analysis()
 
 
-def loss_mean(tok, mask):
+def chunked_mean(divergence, h, W, teachers, y, mask, *, temperature):
+  chunk = base.get_config().loss.chunk
+  total, _ = pertoken.loss(
+      weighted, divergence, h, W, teachers, y, mask, mask / mask.sum(),
+      temperature=temperature, chunk=chunk,
+  )  # fmt: skip
+  return total
+
+
+def dense_mean(divergence, *args, temperature):
+  mask = args[-1]
+  tok = dense(divergence, *args, temperature=temperature)
   return (mask * tok.div_BxT).sum() / mask.sum()
 
 
@@ -336,9 +377,7 @@ def test_peak_memory_is_at_most_a_tenth_of_the_dense_version(name, kw):
   and in neither's temporary memory: the sum over chunks grows in the output
   itself. Autodiff's sum would need a second V x D, for one chunk's share of it.
   """
-  chunk = base.get_config().loss.chunk
-  chunked = peak(functools.partial(pertoken.compare, chunk=chunk), name, kw)
-  whole = peak(dense, name, kw)
+  chunked, whole = peak(chunked_mean, name, kw), peak(dense_mean, name, kw)
   head = 151_936 * 1024 * 4
   assert chunked.output_size_in_bytes == whole.output_size_in_bytes >= head
   print(

@@ -27,7 +27,7 @@ def config(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(SMALL))
   c = opsd.get_config("qwen3_8b")
   c.model.source = str(tmp_path)
-  c.rollout.prompts = c.rollout.batch_prompts = 8
+  c.rollout.prompts = c.rollout.slots = 8
   c.batch.max_row, c.rollout.max_new_tokens = 512, 128
   c.loss.chunk = 32
   return c
@@ -109,7 +109,7 @@ def test_advice(config):
     setup = plan.set_up(config, jax.devices()[:devices])
     return plan.advice(config, setup, account, phase)
 
-  assert "batch_prompts" in words("decode")
+  assert "rollout.slots" in words("decode")
   assert "micro_batches=2" in words("train")
   assert "mesh.tensor=2" in words("train", devices=8)  # a row a device
   assert "micro_batches=3" in words("train", **{"rollout.prompts": 12})
@@ -126,7 +126,7 @@ def test_a_program_that_does_not_compile_is_named(config, phase, monkeypatch):
   monkeypatch.setattr(plan, phase, fails)
   account = plan.make(config, "v5e:2x2")
   assert not account["fits"] and "RESOURCE" in account["compiler"]
-  knob = {"of_train": "micro_batches", "of_decode": "batch_prompts"}[phase]
+  knob = {"of_train": "micro_batches", "of_decode": "rollout.slots"}[phase]
   assert knob in account["advice"]
 
 

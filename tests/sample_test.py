@@ -1,24 +1,36 @@
-"""The sampler against the full forward pass and against its distributions."""
+"""The sampler against the full forward pass, in every way of batching."""
+
+import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from opsd_jax import sample
+from opsd_jax import draw, sample
+from opsd_jax.draw import Knobs
 from opsd_jax.models import families, transformer
-from opsd_jax.sample import Knobs
 
 EOS = 7
 
 
-@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scan"])
-def model(request):
-  config = families.tiny(scan_layers=request.param)
+@functools.cache
+def tiny(scan_layers=False, max_positions=2048):
+  config = dataclasses.replace(
+      families.tiny(scan_layers=scan_layers), max_positions=max_positions
+  )
   params = transformer.init_params(config, jax.random.key(1))
   # Sharper logits than at initialisation, so that sampling has something to do.
   params["embed"]["embedding"] = 4 * params["embed"]["embedding"]
   return config, params
+
+
+@pytest.fixture(scope="module", params=[False, True], ids=["unrolled", "scan"])
+def model(request):
+  return tiny(request.param)
 
 
 def prompts(count, seed=0):
@@ -30,9 +42,9 @@ def prompts(count, seed=0):
 
 def run(model, prompts, knobs, *, n=1, new=12, eos=(EOS,), seed=0, **kw):
   ids = [str(p) for p in prompts]
-  kw = {"batch_prompts": 64, "bucket": 8} | kw
+  kw = {"slots": 64, "bucket": 8, "steps": 64} | kw
   return sample.sample(
-      *model, prompts, sample.row_keys(seed, 0, "rollout", ids, n), knobs, n=n,
+      *model, prompts, draw.row_keys(seed, 0, "rollout", ids, n), knobs, n=n,
       max_new_tokens=new, eos_ids=eos, **kw,
   )  # fmt: skip
 
@@ -83,7 +95,7 @@ def test_a_row_does_not_know_its_batch(model):
     np.testing.assert_allclose(
         alone.logp_RxT, together.logp_RxT[2 * i : 2 * i + 2], atol=1e-4
     )
-  in_threes = run(model, many, Knobs(), n=2, batch_prompts=4, bucket=32)
+  in_threes = run(model, many, Knobs(), n=2, slots=4, bucket=32, steps=5)
   np.testing.assert_array_equal(in_threes.ids_RxT, together.ids_RxT)
 
 
@@ -115,71 +127,171 @@ def test_greedy_and_sampled_rows_side_by_side(model):
 
 def test_changing_knobs_does_not_recompile(model):
   run(model, prompts(2), Knobs())
-  before = sample._generate._cache_size()
+  before = sample.decode._cache_size()
   run(model, prompts(2), Knobs(0.3, 5, 0.5, 0.1), eos=(3,))
-  assert sample._generate._cache_size() == before
+  assert sample.decode._cache_size() == before
 
 
-def reference(p, top_k, top_p, min_p):
-  """The filters on one distribution, by sorting and looping (no ties)."""
-  order = np.argsort(-p)
-  keep = order[: top_k or len(p)]
-  q = p[keep] / p[keep].sum()
-  nucleus, mass = [], 0.0
-  for i, v in zip(keep, q, strict=True):
-    if mass >= top_p:
-      break
-    nucleus.append(i)
-    mass += v
-  nucleus = [i for i in nucleus if p[i] >= min_p * p.max()]
-  out = np.zeros_like(p)
-  out[nucleus] = p[nucleus] / p[nucleus].sum()
-  return out
+# -------------------------------------------------- all ways of batching
+
+POOL, LONGEST = prompts(6), 16
+drawn = jax.jit(draw.draw)
+KINDS = Knobs((1.0, 0.0, 1.3), (0, 0, 20), (1.0, 1.0, 0.9), 0.0)
 
 
-KNOBS = [
-    Knobs(1.0), Knobs(0.7), Knobs(1.5), Knobs(1.0, top_k=5),
-    Knobs(1.0, top_p=0.6), Knobs(1.0, min_p=0.15), Knobs(1.3, 6, 0.8, 0.05),
-    Knobs(1.0, top_k=1), Knobs(1.0, top_k=10_000), Knobs(1.0, top_p=1e-6),
-]  # fmt: skip
+@functools.partial(jax.jit, static_argnums=0)
+def next_logits(config, params, ids_RxL, len_R):
+  """After so many tokens of each row, by one full forward pass."""
+  h_RxLxD, _ = transformer.apply(config, params, ids_RxL)
+  h_RxD = jnp.take_along_axis(h_RxLxD, (len_R - 1)[:, None, None], 1)[:, 0]
+  return h_RxD @ transformer.unembedding(params).T
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
-def test_frequencies_match_the_softmax(knobs):
-  rows, V = 20_000, 12
-  z_V = np.random.default_rng(3).normal(size=V) * 1.5
-  p_V = np.exp(z_V / knobs.temperature)
-  p_V = reference(p_V / p_V.sum(), *knobs[1:])
-  each = Knobs(*(jnp.full(rows, x) for x in knobs))
-  logits = jnp.broadcast_to(jnp.asarray(z_V, jnp.float32), (rows, V))
-  keys = sample.row_keys(0, 0, "rollout", ["a"], rows)
-  y_R, logp_R, sampled_R = sample.draw(logits, keys, 0, each)
-  counts = np.bincount(y_R, minlength=V)
-  assert (counts[p_V == 0] == 0).all()
-  live = p_V > 0
-  chi2 = ((counts[live] - rows * p_V[live]) ** 2 / (rows * p_V[live])).sum()
-  # 99.99% quantile of chi-square is below df + 4 sqrt(2 df) + 12.
-  df = live.sum() - 1
-  assert chi2 <= df + 4 * np.sqrt(2 * df) + 12
-  np.testing.assert_allclose(sampled_R, np.log(p_V[y_R]), atol=1e-4)
-  np.testing.assert_allclose(
-      logp_R, jax.nn.log_softmax(z_V.astype(np.float32))[y_R], atol=1e-5
+@functools.cache
+def plain():
+  """Three samples of every prompt of the pool, LONGEST tokens each: for every
+  token a forward pass over all before it, no cache."""
+  len_R = np.repeat([len(p) for p in POOL], 3)
+  ids_RxL = np.zeros((18, 40), np.int32)
+  for r, size in enumerate(len_R):
+    ids_RxL[r, :size] = POOL[r // 3]
+  keys = draw.row_keys(0, 0, "rollout", map(str, POOL), 3)
+  types = np.float32, np.int32, np.float32, np.float32
+  knobs = Knobs(*(
+      np.tile(np.broadcast_to(np.asarray(x, t), 3), 6)
+      for x, t in zip(KINDS, types, strict=True)
+  ))
+  tokens = []
+  for t in range(LONGEST):
+    logits = next_logits(*tiny(), ids_RxL, len_R + t)
+    t_R = np.full(18, t, np.int32)
+    tokens.append(jax.device_get(drawn(logits, keys, t_R, knobs)))
+    ids_RxL[np.arange(18), len_R + t] = tokens[-1][0]
+  return [np.stack(x, 1) for x in zip(*tokens, strict=True)]
+
+
+def assert_is_plain(out, which, n, budgets, ends):
+  """Rows are the plain sampler's, cut at the first end or at their budget."""
+  for r, budget in enumerate(budgets):
+    ids, *logps = (x[which[r // n] * 3 + r % n] for x in plain())
+    stop = next((t + 1 for t, y in enumerate(ids) if y in ends), LONGEST + 1)
+    size = min(stop, budget)
+    assert out.len_R[r] == size
+    assert out.truncated_R[r] == (stop > budget)
+    np.testing.assert_array_equal(out.ids_RxT[r, :size], ids[:size])
+    for got, logp in zip(out[3:], logps, strict=True):
+      np.testing.assert_allclose(got[r, :size], logp[:size], atol=1e-4)
+    assert not any(x[r, size:].any() for x in (out.ids_RxT, *out[3:]))
+
+
+@settings(max_examples=15)
+@given(st.data())
+def test_every_way_of_batching_is_the_plain_sampler(data):
+  which = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=7))
+  n = data.draw(st.integers(1, 3))
+  rows = len(which) * n
+  budgets = data.draw(
+      st.lists(st.integers(1, LONGEST), min_size=rows, max_size=rows)
   )
+  ends = data.draw(st.lists(
+      st.sampled_from(sorted(set(plain()[0].flat))), min_size=2, max_size=2
+  ))  # fmt: skip
+  slots, bucket, steps = data.draw(st.sampled_from(
+      [(2, 16, 3), (16, 32, 5), (1, 64, LONGEST)]
+  ))  # fmt: skip
+  out = run(
+      tiny(), [POOL[w] for w in which],
+      Knobs(*(x if np.ndim(x) == 0 else x[:n] for x in KINDS)), n=n,
+      new=budgets, eos=ends, slots=slots, bucket=bucket, steps=steps,
+  )  # fmt: skip
+  assert out.ids_RxT.shape == (rows, max(budgets))
+  assert_is_plain(out, which, n, budgets, ends)
 
 
-def test_ties_at_the_threshold_are_kept():
-  z = jnp.array([[2.0, 1.0, 1.0, 0.0]])
-  each = Knobs(jnp.ones(1), jnp.array([2]), jnp.ones(1), jnp.zeros(1))
-  kept = jnp.isfinite(sample.sampling_logp(z, each))[0]
-  assert kept.tolist() == [True, True, True, False]
+def test_long_rows_in_a_growing_cache_are_those_of_one_chunk():
+  model = tiny(max_positions=4096)
+  budgets = [2048, 700, 1, 1500]
+  go = lambda **kw: run(
+      model, prompts(4), Knobs(), new=budgets, eos=(-1,), **kw
+  )
+  plain = go(slots=4, bucket=4096, steps=2048)
+  out = go(slots=3, bucket=512, steps=100)
+  assert out.len_R.tolist() == budgets and out.truncated_R.all()
+  np.testing.assert_array_equal(out.ids_RxT, plain.ids_RxT)
+  np.testing.assert_allclose(out.logp_RxT, plain.logp_RxT, atol=1e-3)
 
 
-@pytest.mark.parametrize(
-    "bad", [Knobs(-1.0), Knobs(top_p=0.0), Knobs(top_p=1.1), Knobs(min_p=2.0)]
-)
-def test_bad_knobs_are_refused(bad):
-  with pytest.raises(ValueError, match="expected"):
-    sample.check(bad)
+def test_the_number_of_programs_is_bounded():
+  """Many batches of many sizes: halves of the slots, doubles of the bucket."""
+  before, rng = sample.decode._cache_size(), np.random.default_rng(0)
+  for count in (1, 9, 40):
+    budgets = rng.integers(1, 60, count).tolist()
+    run(tiny(), prompts(count), Knobs(), new=budgets, slots=16, steps=11)
+  # Slots 16, 8; positions 8, 16, ..., 128: at most one decode of each.
+  assert 3 < sample.decode._cache_size() - before <= 2 * 5
+
+
+@pytest.mark.parametrize("slots,times", [(5, 1), (2, 2)])
+def test_a_prompt_is_prefilled_once_for_its_samples(slots, times, monkeypatch):
+  """Or once for as many as there are slots."""
+  seen, prefill = [], sample.prefill
+
+  def counted(config, params, prompt_BxP):
+    seen.extend(row for row in prompt_BxP.tolist() if any(row))
+    return prefill(config, params, prompt_BxP)
+
+  monkeypatch.setattr(sample, "prefill", counted)
+  run(tiny(), POOL, Knobs(), n=4, slots=slots)
+  assert len(seen) == times * len(POOL)
+  assert len({tuple(row) for row in seen}) == len(POOL)
+
+
+def test_a_row_that_has_ended_makes_room_before_the_longest_is_done(monkeypatch):
+  """Two slots and rows of 1, 1, ..., 1 and 12 tokens: the short ones pass
+  beside the long one, which a batch after the other would wait for."""
+  turns, decode = [], sample.decode
+
+  def counted(*args, **kw):
+    turns.append(int(np.sum(args[3].live_R)))
+    return decode(*args, **kw)
+
+  monkeypatch.setattr(sample, "decode", counted)
+  run(tiny(), POOL, Knobs(), new=[12, 1, 1, 1, 1, 1], eos=(-1,), slots=2)
+  assert turns == [2] * 5
+
+
+def test_a_row_ends_where_it_is_told_to():
+  """`stopped` sees every id of a row once as new; what it cuts is gone."""
+  whole = run(tiny(), POOL, Knobs(), eos=(-1,), steps=12)
+  seen, middle = {}, np.median(whole.ids_RxT[:, 0])
+
+  def stopped(ids, known):
+    assert seen.get(tuple(ids[:known]), 0) == known
+    seen[tuple(ids)] = len(ids)
+    return 7 if known < 7 <= len(ids) and ids[0] > middle else None
+
+  out = run(tiny(), POOL, Knobs(), eos=(-1,), steps=5, slots=3, stopped=stopped)
+  cut = whole.ids_RxT[:, 0] > middle
+  assert 0 < cut.sum() < 6
+  assert out.len_R.tolist() == np.where(cut, 7, 12).tolist()
+  assert out.truncated_R.tolist() == (~cut).tolist()
+  for r, size in enumerate(out.len_R):
+    for got, expected in ((o[r], w[r]) for o, w in zip(
+        (out.ids_RxT, *out[3:]), (whole.ids_RxT, *whole[3:]), strict=True
+    )):  # fmt: skip
+      np.testing.assert_allclose(got[:size], expected[:size], atol=1e-4)
+      assert (got[size:] == 0).all()
+
+
+@pytest.mark.parametrize("budget", [0, [3, 0], [3], [[3, 3]]], ids=str)
+def test_a_budget_that_makes_no_sense_is_refused(budget):
+  with pytest.raises(ValueError, match="above 0 or one for each of 2 rows"):
+    run(tiny(), prompts(2), Knobs(), new=budget)
+
+
+def test_an_empty_prompt_is_refused():
+  with pytest.raises(ValueError, match="empty"):
+    run(tiny(), [[5], []], Knobs())
 
 
 def test_no_room_is_an_error(model):

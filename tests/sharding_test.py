@@ -13,8 +13,9 @@ from jax.experimental import topologies
 
 from configs import opsd
 from opsd_jax import collate, objective, sharding, train
-from opsd_jax.models import families, lora, transformer
-from opsd_jax.sample import Knobs, row_keys, sample
+from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.models import families, kv_cache, lora, transformer
+from opsd_jax.sample import sample
 
 MESHES = [
     (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8)
@@ -37,7 +38,9 @@ def batch():
   rows = [
       collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(8)
   ]
-  return collate.collate(rows, pad_id=0, bucket=8, window_bucket=8)
+  return collate.collate(
+      rows, pad_id=0, bucket=8, response_bucket=8, parts=8
+  )
 
 
 def moved(tree, seed, by=0.05):
@@ -136,8 +139,8 @@ def rollouts(mesh=None):
   prompts = [tuple(range(5, 12 + i)) for i in range(8)]
   go = lambda params: sample(
       model, params, prompts, row_keys(0, 0, "generate", map(str, range(8)), 1),
-      Knobs(temperature=0.0), max_new_tokens=12, eos_ids=(3,), batch_prompts=8,
-      bucket=8,
+      Knobs(temperature=0.0), max_new_tokens=12, eos_ids=(3,), slots=8,
+      bucket=8, steps=5,
   )  # fmt: skip
   if mesh is None:
     return go(params)
@@ -162,7 +165,7 @@ def test_tensor_parallelism_splits_weights_cache_and_logits():
   one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
   assert one < 0.14 * whole
   with jax.set_mesh(mesh):
-    cache = jax.jit(lambda: transformer.init_cache(MODEL, 8, 16))()
+    cache = jax.jit(lambda: kv_cache.init(MODEL, 8, 16))()
   assert cache[0].addressable_shards[0].data.nbytes * 8 == cache[0].nbytes
 
 

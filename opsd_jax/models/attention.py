@@ -9,6 +9,8 @@ softmax in float32, H/K queries to a key, and differ in where they run and in
 what they keep: `xla` an L x L matrix, the others at most a few of its rows.
 """
 
+from typing import NamedTuple
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -16,24 +18,46 @@ from jax.sharding import PartitionSpec as P
 from opsd_jax.pick import pick
 from opsd_jax.sharding import ROWS
 
-CHUNK = 256  # queries at a time of `chunked`; rows up to it are dense
+CHUNK = 512  # queries at a time of `chunked`; rows up to it are dense
 LANES = 128  # of a TPU's vector register: splash's blocks are multiples
 INTERPRET = False  # emulates splash off the TPU, very slowly; tests only
 
 
 def attend(
-    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None
+    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None,
+    parents_BxL=None,
 ):  # fmt: skip
   """y_BxLxHxC; `backend` is a name in `ALL`, see `resolve`.
 
   segments_BxL (int32), for rows packed of several sequences: a query sees its
-  own segment only.
+  own segment and, where parents_BxL is given, the segment named there: a prompt
+  that several responses share. Raises ValueError for a backend that cannot.
   """
-  return pick(ALL, backend)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL)
+  own = segments_BxL
+  if parents_BxL is not None and not shares(backend):
+    raise ValueError(
+        f"attention {backend!r} cannot share a prompt between responses; use"
+        " 'chunked'"
+    )
+  if parents_BxL is not None:
+    own = Seen(segments_BxL, parents_BxL)
+  return pick(ALL, backend)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, own)
+
+
+class Seen(NamedTuple):
+  """Of each token, its segment and the one that it sees beside."""
+
+  segment_BxL: jax.Array
+  parent_BxL: jax.Array
+
+
+def shares(backend: str) -> bool:
+  """Whether responses in a row can read one prompt."""
+  return backend in ("xla", "chunked")
 
 
 def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
-  """y_BxLxHxC over the keys that are seen; also decodes over a cache.
+  """y_BxLxHxC over the keys that are seen.
 
   The H/K queries that share a key are rows of one matrix: two plain batched
   matmuls, nothing repeated.
@@ -59,17 +83,42 @@ def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
   return y.reshape(B, L, H, C)
 
 
+def over_cache(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
+  """y_BxHxC of one query a row, at pos_B, over slots 0..pos of its cache."""
+  B, H, C = q_BxHxC.shape
+  K, S = v_BxKxSxC.shape[1:3]
+  q_BxKxGxC = (q_BxHxC * C**-0.5).reshape(B, K, H // K, C)
+  z_BxKxGxS = jnp.einsum(
+      "bkgc,bkcs->bkgs", q_BxKxGxC, k_BxKxCxS,
+      preferred_element_type=jnp.float32, precision=precision(q_BxHxC.dtype),
+  )  # fmt: skip
+  seen_BxS = jnp.arange(S) <= pos_B[:, None]
+  p = jax.nn.softmax(jnp.where(seen_BxS[:, None, None], z_BxKxGxS, -1e30), -1)
+  y_BxKxGxC = jnp.einsum(
+      "bkgs,bksc->bkgc", p.astype(v_BxKxSxC.dtype), v_BxKxSxC,
+      precision=precision(q_BxHxC.dtype),
+  )  # fmt: skip
+  return y_BxKxGxC.reshape(B, H, C)
+
+
 def precision(dtype):
   """Float32 means float32, also on a TPU."""
   return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
-def causal(at_L, S: int, own_BxL=None, segments_BxS=None):
-  """seen_BxLxS: which of S keys the queries at positions at_L see."""
+def causal(at_L, S: int, own=None, keys=None):
+  """seen_BxLxS: which of S keys the queries at positions at_L see.
+
+  own, keys: the segments (or `Seen`) of the queries and of all keys.
+  """
   seen_BxLxS = (jnp.arange(S) <= at_L[:, None])[None]
-  if segments_BxS is None:
+  if own is None:
     return seen_BxLxS
-  return seen_BxLxS & (own_BxL[..., None] == segments_BxS[:, None])
+  of = lambda a_BxL, b_BxS: a_BxL[..., None] == b_BxS[:, None]
+  if not isinstance(own, Seen):
+    return seen_BxLxS & of(own, keys)
+  segment = keys.segment_BxL
+  return seen_BxLxS & (of(own.segment_BxL, segment) | of(own.parent_BxL, segment))
 
 
 def xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
@@ -102,7 +151,7 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
   y = jax.lax.map(
       jax.checkpoint(of_chunk, prevent_cse=False),  # a loop body: no CSE
       (jnp.arange(n * size).reshape(n, size), chunks(q_BxLxHxC),
-       None if segments_BxL is None else chunks(segments_BxL)),
+       jax.tree.map(chunks, segments_BxL)),
   )  # fmt: skip
   return y.swapaxes(0, 1).reshape(B, n * size, H, C)[:, :L]
 

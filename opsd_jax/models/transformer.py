@@ -6,6 +6,7 @@ are overwritten by decoded tokens before any query may see them.
 """
 
 import functools
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import sharding
-from opsd_jax.models import attention
+from opsd_jax.models import attention, kv_cache
 
 REMAT = {
     "none": None,
@@ -41,22 +42,20 @@ def rope_frequencies(config) -> np.ndarray:
   return (freq / factor).astype(np.float32)
 
 
-def rotate(x_BxLxHxC, pos_BxL, config):
-  """Rotary position embedding; channel c pairs with c + C/2 (half-split)."""
+def turns(pos_BxL, config):
+  """(cos, sin) of each position's angles, [B, L, 1, C / 2]; once for all
+  layers."""
   freq = rope_frequencies(config)
   angle = pos_BxL[..., None, None].astype(jnp.float32) * freq
-  cos, sin = jnp.cos(angle), jnp.sin(angle)
+  return jnp.cos(angle), jnp.sin(angle)
+
+
+def rotate(x_BxLxHxC, turn):
+  """Rotary position embedding; channel c pairs with c + C/2 (half-split)."""
+  cos, sin = turn
   a, b = jnp.split(x_BxLxHxC.astype(jnp.float32), 2, -1)
   x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
   return x.astype(x_BxLxHxC.dtype)
-
-
-def write(cache_BxSxKxC, x_BxLxKxC, start_B):
-  """x into slots start..start+L-1 of each row, in place under donation."""
-  put = lambda cache, x, start: jax.lax.dynamic_update_slice(
-      cache, x.astype(cache.dtype), (start, 0, 0)
-  )
-  return jax.vmap(put)(cache_BxSxKxC, x_BxLxKxC, start_B)
 
 
 class Norm(nn.Module):
@@ -117,6 +116,15 @@ class Dense(nn.Module):
     return y.reshape(*x.shape[:-1], self.features)
 
 
+class Where(NamedTuple):
+  """Where tokens stand: in their sequence, and of which segment they are."""
+
+  pos_BxL: jax.Array
+  segment_BxL: jax.Array | None = None  # None: a row is one sequence
+  parent_BxL: jax.Array | None = None  # the other segment that a token sees
+  turn: tuple | None = None  # as `turns` makes it; the layers' own
+
+
 def is_decode(x_BxLxD, cache) -> bool:
   """One token a row, after others that the cache holds."""
   return cache is not None and x_BxLxD.shape[1] == 1
@@ -126,8 +134,8 @@ class Attention(nn.Module):
   config: object
 
   @nn.compact
-  def __call__(self, x_BxLxD, pos_BxL, cache):
-    c = self.config
+  def __call__(self, x_BxLxD, where, cache):
+    c, pos_BxL = self.config, where.pos_BxL
     decode = is_decode(x_BxLxD, cache)
     heads = lambda n, name: sharding.constrain(
         Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD)
@@ -139,18 +147,16 @@ class Attention(nn.Module):
     v = heads(c.num_kv_heads, "v_proj")
     if c.qk_norm:
       q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
-    q, k = rotate(q, pos_BxL, c), rotate(k, pos_BxL, c)
+    q, k = rotate(q, where.turn), rotate(k, where.turn)
     if cache is not None:
-      cache = tuple(
-          write(old, new, pos_BxL[:, 0])
-          for old, new in zip(cache, (k, v), strict=True)
-      )
+      cache = kv_cache.write(cache, (k, v), pos_BxL[:, 0])
     if decode:  # look at the cache
-      k, v = cache
-      seen_BxLxS = jnp.arange(k.shape[1]) <= pos_BxL[..., None]
-      y = attention.dense(q, k, v, seen_BxLxS)
+      y = attention.over_cache(q[:, 0], *cache, pos_BxL[:, 0])[:, None]
     else:  # a whole row, from its first token: it sees itself
-      y = attention.attend(q, k, v, backend=c.attention)
+      y = attention.attend(
+          q, k, v, backend=c.attention, segments_BxL=where.segment_BxL,
+          parents_BxL=where.parent_BxL,
+      )  # fmt: skip
     y_BxLxHC = sharding.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
     if decode:
       y_BxLxHC = sharding.constrain(y_BxLxHC, "tokens")
@@ -196,13 +202,13 @@ class Block(nn.Module):
   config: object
 
   @nn.compact
-  def __call__(self, x_BxLxD, pos_BxL, cache):
+  def __call__(self, x_BxLxD, where, cache):
     c = self.config
     decode = is_decode(x_BxLxD, cache)
     what = "tokens" if decode else "rows"
     with jax.named_scope("attention"):
       y, cache = Attention(c, name="attn")(
-          Norm(c, name="input_norm")(x_BxLxD), pos_BxL, cache
+          Norm(c, name="input_norm")(x_BxLxD), where, cache
       )
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
@@ -216,13 +222,11 @@ class Transformer(nn.Module):
   config: object
 
   @nn.compact
-  def __call__(self, ids_BxL, cache=None, start_B=None):
+  def __call__(self, ids_BxL, where, cache=None):
     c = self.config
     if not c.tied:
       Embed(c, name="lm_head")(ids_BxL[:, :0])  # for `unembedding`
-    if start_B is None:
-      start_B = jnp.zeros(len(ids_BxL), jnp.int32)
-    pos_BxL = start_B[:, None] + jnp.arange(ids_BxL.shape[1])
+    where = where._replace(turn=turns(where.pos_BxL, c))
     x_BxLxD = Embed(c, name="embed")(ids_BxL)
     what = "tokens" if is_decode(x_BxLxD, cache) else "rows"
     x_BxLxD = sharding.constrain(x_BxLxD, what)
@@ -236,13 +240,13 @@ class Transformer(nn.Module):
           block, variable_axes={"params": 0}, split_rngs={"params": True},
           in_axes=(nn.broadcast, 0), length=c.num_layers,
       )  # fmt: skip
-      x_BxLxD, cache = stack(c, name="layers")(x_BxLxD, pos_BxL, cache)
+      x_BxLxD, cache = stack(c, name="layers")(x_BxLxD, where, cache)
     else:
       caches = cache or (None,) * c.num_layers
       new = []
       for i, layer_cache in enumerate(caches):
         x_BxLxD, layer_cache = block(c, name=f"layers_{i}")(
-            x_BxLxD, pos_BxL, layer_cache
+            x_BxLxD, where, layer_cache
         )
         new.append(layer_cache)
       cache = None if cache is None else tuple(new)
@@ -253,31 +257,30 @@ class Transformer(nn.Module):
 def init_params(config, key: jax.Array):
   """Random weights: normal, 0.02; norms 1."""
   ids_BxL = jnp.zeros((1, 2), jnp.int32)
-  return Transformer(config).init(key, ids_BxL)["params"]
-
-
-def init_cache(config, batch: int, slots: int):
-  """Zeros: (k_BxSxKxC, v_BxSxKxC) of each layer, stacked where scanned."""
-  N, stacked = config.num_layers, config.scan_layers
-  shape = (batch, slots, config.num_kv_heads, config.head_dim)
-  zeros = lambda: sharding.constrain(
-      jnp.zeros((N, *shape) if stacked else shape, config.dtype),
-      "stacked_cache" if stacked else "heads",
-  )
-  kv = lambda: (zeros(), zeros())
-  return kv() if stacked else tuple(kv() for _ in range(N))
+  return Transformer(config).init(key, ids_BxL, Where(ids_BxL))["params"]
 
 
 def apply(config, params, ids_BxL, cache=None, start_B=None):
   """(h_BxLxD, cache). With a cache, row b's tokens stand at start_B[b] + 0..L-1
   and are kept there; several at once must start at 0 (prefill)."""
-  return Transformer(config).apply({"params": params}, ids_BxL, cache, start_B)
+  pos_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
+  if start_B is not None:
+    pos_BxL = pos_BxL + start_B[:, None]
+  return Transformer(config).apply(
+      {"params": params}, ids_BxL, Where(pos_BxL), cache
+  )
 
 
 def states(config, params, view) -> jax.Array:
   """h_BxTxD: the states that predict each response token of a structs.View."""
-  h_BxLxD, _ = apply(config, params, view.ids_BxL)
-  return jnp.take_along_axis(h_BxLxD, view.at_BxT[..., None], 1)
+  where = Where(view.pos_RxL, view.segment_RxL, view.parent_RxL)
+  if view.pos_RxL is None:
+    where = Where(jnp.broadcast_to(
+        jnp.arange(view.ids_RxL.shape[1]), view.ids_RxL.shape
+    ))  # fmt: skip
+  h_RxLxD, _ = Transformer(config).apply({"params": params}, view.ids_RxL, where)
+  h_BxRLxD = h_RxLxD.reshape(len(view.at_BxT), -1, h_RxLxD.shape[-1])
+  return jnp.take_along_axis(h_BxRLxD, view.at_BxT[..., None], 1)
 
 
 def unembedding(params) -> jax.Array:

@@ -1,0 +1,86 @@
+"""Stop strings against a search token by token; completions with them."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsd_jax import api, rollout, tokenizer
+from opsd_jax.draw import Knobs
+from opsd_jax.models import sources
+
+TOK = tokenizer.load(sources.resolve("tiny"))
+TEXT = st.text(st.sampled_from("abc\n é€"), max_size=30)
+
+
+def first_end(ids, strings):
+  """The fewest ids whose text holds one of the strings."""
+  holds = lambda k: any(s in TOK.decode(ids[:k]) for s in strings)
+  return next((k for k in range(1, len(ids) + 1) if holds(k)), None)
+
+
+@given(
+    TEXT,
+    st.lists(st.text(st.sampled_from("abc\n é€"), min_size=1, max_size=4),
+             min_size=1, max_size=3),
+    st.lists(st.integers(1, 9), min_size=1, max_size=5), st.booleans(),
+)  # fmt: skip
+def test_stop_strings_are_found_wherever_chunks_end(text, strings, sizes, control):
+  """A byte a token: strings and characters straddle tokens and chunks. Control
+  tokens have no text, so a string may have them inside."""
+  ids = TOK.encode(text)
+  if control:
+    ids = [y for i in ids for y in (i, TOK.end_of_turn_id)]
+  stopped, seen, got = rollout.stopper(TOK, strings), 0, None
+  while seen < len(ids) and got is None:
+    chunk = sizes[seen % len(sizes)]
+    got = stopped(ids[: seen + chunk], seen)
+    seen += chunk
+  assert got == first_end(ids, strings)
+
+
+def test_long_rows_are_not_read_again():
+  """What is decoded grows with the row, not with its square."""
+  read = []
+
+  class Counting:
+    def decode(self, ids):
+      read.append(len(ids))
+      return TOK.decode(ids)
+
+  stopped, ids = rollout.stopper(Counting(), ("</answer>",)), TOK.encode("a" * 4096)
+  for end in range(32, len(ids) + 1, 32):
+    assert stopped(ids[:end], end - 32) is None
+  assert sum(read) < 5 * len(ids)
+
+
+def completions(stop, steps):
+  model = api.load_model("tiny")
+  prompts = [api.chat_ids(model, p) for p in ("a", "bc", "d")]
+  return rollout.complete(
+      model.config, model.params, model.tokenizer, prompts, ["0", "1", "2"],
+      seed=0, step=0, role="generate", knobs=Knobs(), n=2, max_new_tokens=24,
+      slots=4, decode_steps=steps, prompt_bucket=64, stop=stop,
+  )  # fmt: skip
+
+
+def test_a_completion_ends_with_the_token_that_completes_a_stop_string():
+  whole = [c for group in completions((), 7) for c in group]
+  stop = whole[0].text[6:8], whole[3].text[9:12]
+  cut = [c for group in completions(stop, 7) for c in group]
+  ended = 0
+  for c, w in zip(cut, whole, strict=True):
+    size = first_end(w.ids, stop) or len(w.ids)
+    assert c.ids == w.ids[:size] and len(c.logp) == len(c.sampled_logp) == size
+    assert c.logp == pytest.approx(w.logp[:size], abs=1e-4)
+    if size < len(w.ids):
+      ended += 1
+      assert not c.truncated and c.text.endswith(tuple(stop))
+    else:
+      assert c.truncated == w.truncated
+  assert ended >= 2
+
+
+@pytest.mark.parametrize("bad", ["</answer>", ("a", ""), (3,)])
+def test_stop_strings_that_are_none_are_refused(bad):
+  with pytest.raises(ValueError, match="rollout.stop is .*expected a tuple"):
+    rollout.check_stop("rollout.stop", bad)
