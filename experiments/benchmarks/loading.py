@@ -13,6 +13,9 @@ import pathlib
 import socket
 import subprocess
 import sys
+import tempfile
+
+from experiments.benchmarks import lines
 
 SIZES = {
     "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 1536,
@@ -87,6 +90,16 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
   }), flush=True)  # fmt: skip
 
 
+def load() -> None:
+  """One process of eight devices, then two of four each."""
+  lines.machine()
+  with tempfile.TemporaryDirectory() as directory:
+    write(pathlib.Path(directory))
+    for count in (1, 2):
+      for line in measure(pathlib.Path(directory), count):
+        lines.say("load", **line)
+
+
 def measure(directory: pathlib.Path, count: int) -> list[dict]:
   """What each of `count` processes says."""
   with socket.socket() as s:
@@ -94,8 +107,8 @@ def measure(directory: pathlib.Path, count: int) -> list[dict]:
     port = s.getsockname()[1]
   env = os.environ | {"JAX_PLATFORMS": "cpu"}
   start = lambda i: subprocess.Popen(
-      [sys.executable, "-m", "experiments.loading", str(directory), str(port),
-       str(i), str(count)],
+      [sys.executable, "-m", "experiments.benchmarks.loading", str(directory),
+       str(port), str(i), str(count)],
       stdout=subprocess.PIPE, text=True, env=env,
   )  # fmt: skip
   outputs = [p.communicate()[0] for p in [start(i) for i in range(count)]]

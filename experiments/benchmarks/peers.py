@@ -1,98 +1,44 @@
-"""The sides of a benchmark, ours and TRL's SDFT trainer, each a process.
+"""The sides of `bench step`: ours and TRL's SDFT trainer."""
 
-A worker measures one step when it is told to and sleeps between. Both ends of
-its pipes speak JSON lines.
-"""
-
-import json
 import os
 import pathlib
 import statistics
-import subprocess
-import sys
 import time
-import zlib
+import types
+
+from experiments.benchmarks import shapes
+from experiments.benchmarks.workers import Channel, fingerprint
 
 NEEDS = ("trl", "torch", "accelerate", "datasets")
 
 
-class Worker:
-  """A side's process, as the parent sees it; its other output is stderr."""
-
-  def __init__(self, side: str, settings: dict):
-    self.side = side
-    self.process = subprocess.Popen(
-        [sys.executable, "-m", "experiments.bench", "worker", side],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    self.about = self.ask(**settings)
-
-  def ask(self, **order) -> dict:
-    """Sends an order and waits for its answer."""
-    self.process.stdin.write(json.dumps(order) + "\n")
-    self.process.stdin.flush()
-    line = self.process.stdout.readline()
-    if not line:
-      raise RuntimeError(f"the worker of {self.side} ended early; see above")
-    return json.loads(line)
-
-  def close(self):
-    self.process.stdin.close()
-    self.process.wait(timeout=60)
-
-
-class Channel:
-  """The worker's end. Whatever else prints to stdout goes to stderr."""
-
-  def __init__(self):
-    self.answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)
-    self.told = self.left = time.process_time()
-    self.orders = self.read()
-
-  def read(self):
-    """The parent's orders until it closes the pipe."""
-    for line in sys.stdin:
-      self.told = time.process_time()
-      yield json.loads(line)
-
-  def answer(self, **reply):
-    """Adds the processor time of this order and of the wait before it."""
-    reply["cpu_seconds"] = time.process_time() - self.told
-    reply["idle_cpu_seconds"] = self.told - self.left
-    print(json.dumps(reply), file=self.answers, flush=True)
-    self.left = time.process_time()
-
-
-def fingerprint(rows) -> int:
-  """A number for lists of token ids: both sides must read the same."""
-  return zlib.crc32(json.dumps([list(map(int, row)) for row in rows]).encode())
-
-
-def ours(channel, config, directory) -> None:
-  """A step of train.loop without its files, one an order."""
+def ours(channel: Channel, settings: dict) -> None:
+  """A step of train.learn without its files, one an order."""
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  from opsd_jax import metrics, prepare, rollout, sharding, train
+  from opsd_jax import (
+    memory,
+    metrics,
+    prepare,
+    processes,
+    sharding,
+    train,
+    watch,
+  )
 
+  memory.keep_freed()
+  compiled = watch.compiles()
+  config, shape = shapes.experiment(**settings), shapes.STEP[settings["shape"]]
   prepare.validate(config)
   run = prepare.prepare(config)
-  compiled = []
-
-  def listen(event, seconds, **_):
-    if event.endswith("backend_compile_duration"):
-      compiled.append(seconds)
-
-  jax.monitoring.register_event_duration_secs_listener(listen)
-  respond = rollout.ALL[config.rollout.source](
-      run.model_config, run.tokenizer, seed=config.seed,
-      knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
-      max_new_tokens=config.rollout.max_new_tokens,
-      batch_prompts=config.rollout.batch_prompts,
-      prompt_bucket=config.batch.prompt_bucket,
-  )  # fmt: skip
+  examples = shapes.examples(config, shape, run.tokenizer)
+  room = run.model_config.max_positions - config.rollout.max_new_tokens
+  asked = prepare.ask(
+      config.context, run.tokenizer, examples, room, {}, "training"
+  )
+  respond = responder(config, run, shape)
   new = lambda p: train.init_state(
       jax.tree.map(jnp.copy, p), run.objective, run.tx
   )
@@ -104,24 +50,27 @@ def ours(channel, config, directory) -> None:
   rows, batch = config.rollout.prompts, None
   with jax.set_mesh(run.mesh):
     state = jax.jit(new, out_shardings=layout)(run.params)
-    matmul, x = jax.jit(jnp.matmul), jnp.ones((2048, 2048))
     channel.answer(
         jax=jax.__version__, backend=jax.default_backend(),
         devices=jax.device_count(), dtype=config.model.dtype,
-        matmul_gflops=gflops(lambda: matmul(x, x).block_until_ready()),
     )  # fmt: skip
     for order in channel.orders:
       if order.get("split"):
-        channel.answer(**split(run, state, batch), **shapes(batch))
+        parts = split(run, state, batch)
+        flops = useful_flops(run.model_config, batch)
+        channel.answer(
+            **parts, **sizes(batch), useful_gflops=flops / 1e9,
+            learn_gflops_per_second=flops / parts["learn"] / 1e9,
+        )  # fmt: skip
         break
-      compiled.clear()
+      before = compiled.count, compiled.seconds
       i, clock = order["step"], [time.perf_counter()]
-      problems = run.train[i * rows : (i + 1) * rows]
+      problems = asked[i * rows : (i + 1) * rows]
       rollouts = respond(state.params, problems, i)
       clock.append(time.perf_counter())
       batch = train.collate_rollouts(config, run, rollouts)
-      on_device = jax.device_put(batch, sharding.rows_sharding(run.mesh))
-      state, loss, grad_norm, tok = train_step(state, on_device)
+      on_device = processes.put_rows(batch, run.mesh)
+      state, loss, grad_norm, tok = train_step(state, on_device, {})
       tok = jax.tree.map(np.asarray, tok)
       row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
       clock.append(time.perf_counter())
@@ -131,21 +80,64 @@ def ours(channel, config, directory) -> None:
           response_tokens=row["response_tokens"],
           longest=max(len(r.completion.ids) for r in rollouts),
           prompts=fingerprint(
-              [p.student_ids for p in problems]
-              + [p.teacher_ids for p in problems]
+              [r.problem.student_ids for r in rollouts]
+              + [r.problem.teacher_ids for r in rollouts]
           ),
-          compiles=len(compiled), compile_seconds=sum(compiled),
-          **shapes(batch),
+          compiles=compiled.count - before[0],
+          compile_seconds=compiled.seconds - before[1],
+          **sizes(batch),
       )  # fmt: skip
 
 
-def shapes(batch) -> dict[str, list[int]]:
+def responder(config, run, shape: shapes.Shape):
+  """The rollouts of a step; where the shape has lengths, nothing else ends a
+  response."""
+  import numpy as np
+
+  from opsd_jax import prepare, rollout
+
+  tokenizer, lengths = run.tokenizer, config.rollout.max_new_tokens
+  if shape.lengths:
+    lengths = np.asarray(shape.lengths)
+    tokenizer = types.SimpleNamespace(eos_ids=(), decode=tokenizer.decode)
+  return rollout.ALL[config.rollout.source](
+      run.model_config, tokenizer, seed=config.seed,
+      knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
+      max_new_tokens=lengths, slots=config.rollout.slots,
+      decode_steps=config.rollout.decode_steps,
+      prompt_bucket=config.batch.prompt_bucket,
+  )  # fmt: skip
+
+
+def sizes(batch) -> dict:
   """Rows x tokens that the train step computes."""
+  from opsd_jax import collate
+
   return {
-      "student_shape": list(batch.student.ids_BxL.shape),
-      "teacher_shape": list(batch.teacher.ids_BxL.shape),
-      "response_shape": list(batch.y_BxT.shape),
+      "student_shape": list(batch.student.ids_RxL.shape),
+      "teacher_shape": list(batch.teacher.ids_RxL.shape),
+      "response_shape": list(batch.token.y_BxT.shape),
+      "padding": collate.padding_share(batch),
   }
+
+
+def useful_flops(c, batch) -> float:
+  """Of a train step, padding not counted.
+
+  For N parameters of the layers, 6N a token of the student's and 2N of the
+  teacher's, the same with V x D at response tokens, and 4 H C a layer for every
+  pair of a token and one that it sees, three times that for the student.
+  """
+  from opsd_jax import plan
+
+  N, head = plan.weights(c)
+  pair = 4 * c.num_layers * c.num_heads * c.head_dim
+  total, responses = 0.0, float(batch.token.mask_BxT.sum())
+  for side, passes in ((batch.student, 3), (batch.teacher, 1)):
+    real = side.segment_RxL > 0
+    pairs = (side.pos_RxL + 1)[real].sum()
+    total += passes * (2 * N * real.sum() + pair * pairs + 2 * head * responses)
+  return float(total)
 
 
 def split(run, state, batch, times: int = 5) -> dict[str, float]:
@@ -155,7 +147,7 @@ def split(run, state, batch, times: int = 5) -> dict[str, float]:
 
   from opsd_jax import teacher, train
 
-  def optimizer(state, batch):
+  def optimizer(state, batch, base):
     grads = state.params  # any tree of this shape
     updates, opt = run.tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
@@ -168,7 +160,7 @@ def split(run, state, batch, times: int = 5) -> dict[str, float]:
     function, seconds = jax.jit(function, donate_argnums=0), []
     for _ in range(1 + times):
       began = time.perf_counter()
-      state, *_ = jax.block_until_ready(function(state, batch))
+      state, *_ = jax.block_until_ready(function(state, batch, {}))
       seconds.append(time.perf_counter() - began)
     medians.append(statistics.median(seconds[1:]))  # the first one compiles
   whole, without_teacher, update = medians
@@ -189,7 +181,25 @@ def export(source: str, directory: pathlib.Path) -> None:
   )
 
 
-def sdft(channel: Channel, config, directory: str) -> None:
+class Ends:
+  """A logits processor that ends row r after lengths[r] tokens, no sooner."""
+
+  def __init__(self, lengths, end: int):
+    import torch
+
+    self.lengths, self.end = torch.tensor(lengths), end
+    self.prompt = None  # tokens before the first that it sees
+
+  def __call__(self, ids, scores):
+    self.prompt = self.prompt or ids.shape[1]
+    last = self.lengths == ids.shape[1] - self.prompt + 1
+    scores[:, self.end] = -float("inf")
+    scores[last] = -float("inf")
+    scores[last, self.end] = 0
+    return scores
+
+
+def sdft(channel: Channel, settings: dict) -> None:
   """TRL's SDFT trainer on our config: its own `train()`, one step an order.
 
   A step is everything from the prompts' text to the updated weights. What
@@ -203,16 +213,15 @@ def sdft(channel: Channel, config, directory: str) -> None:
   from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
   from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-  from opsd_jax import context, tasks
+  from opsd_jax import context, tokenizer
 
-  examples = tasks.load(
-      config.task.name, train_count=config.task.train_count,
-      eval_count=config.task.eval_count, seed=config.task.seed,
-      privileged_field=config.task.privileged_field,
-  ).train  # fmt: skip
+  directory, shape = settings["directory"], shapes.STEP[settings["shape"]]
+  config = shapes.experiment(**settings)
+  ours = tokenizer.load(directory)
+  examples = shapes.examples(config, shape, ours)
   template, marker = config.context.template, "{prompt}"
   teacher = context.TEMPLATES[template].teacher(marker, "{privileged_context}")
-  optimizer, rows = config.optimizer, config.rollout.prompts
+  optimizer, samples = config.optimizer, config.rollout.samples
   trainer = SDFTTrainer(
       model=AutoModelForCausalLM.from_pretrained(
           directory, dtype=torch.float32, local_files_only=True
@@ -232,8 +241,9 @@ def sdft(channel: Channel, config, directory: str) -> None:
           gradient_checkpointing=False, report_to="none", disable_tqdm=True,
           logging_strategy="no", save_strategy="no", seed=config.seed,
           dataloader_num_workers=0, shuffle_dataset=False,
-          per_device_train_batch_size=rows, gradient_accumulation_steps=1,
-          num_generations=1, max_steps=len(examples) // rows,
+          per_device_train_batch_size=config.rollout.prompts * samples,
+          gradient_accumulation_steps=1, num_generations=samples,
+          max_steps=len(examples) // config.rollout.prompts,
           max_prompt_length=None,
           max_completion_length=config.rollout.max_new_tokens,
           temperature=config.rollout.temperature, top_p=1.0, top_k=0,
@@ -273,27 +283,20 @@ def sdft(channel: Channel, config, directory: str) -> None:
           longest=int(lengths.max()), prompts=fingerprint(ids),
       )  # fmt: skip
 
+  if shape.lengths:
+    generate = trainer.model.generate
+    trainer.model.generate = lambda *args, **how: generate(
+        *args, logits_processor=[Ends(shape.lengths, ours.end_of_turn_id)],
+        **how,
+    )  # fmt: skip
   trainer.add_callback(OneStepAnOrder())
-  x = torch.ones(2048, 2048)
   channel.answer(
       trl=trl.__version__, torch=torch.__version__,
       transformers=transformers.__version__, threads=torch.get_num_threads(),
       attention=trainer.model.config._attn_implementation,
       optimizer=str(trainer.args.optim.value),
-      matmul_gflops=gflops(lambda: x @ x),
   )  # fmt: skip
   trainer.train()
-
-
-def gflops(matmul, size: int = 2048, times: int = 5) -> float:
-  """The best rate of `times` products of two size x size matrices."""
-  matmul()
-  seconds = []
-  for _ in range(times):
-    began = time.perf_counter()
-    matmul()
-    seconds.append(time.perf_counter() - began)
-  return round(2 * size**3 / min(seconds) / 1e9, 1)
 
 
 SIDES = {"ours": ours, "trl": sdft}

@@ -1,0 +1,127 @@
+"""`bench plot`: measured lines as one picture."""
+
+import json
+
+from experiments.benchmarks.scaling import slope
+
+OURS, PEER, OTHER, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+COLOURS = {"ours": OURS, "chunked": OURS, "tunix": OTHER}  # all others: PEER
+
+
+def read(path) -> list[dict]:
+  """A file's lines, each with what the first one, the machine's, says."""
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      rows.append(json.loads(line))
+    except json.JSONDecodeError as e:
+      raise ValueError(
+          f"{path}:{number}: {e.msg}; expected a JSON object a line, as the"
+          " other commands print"
+      ) from e
+  about = rows[0] if rows else {}
+  return [{"shape": about.get("shape"), "file": path.stem} | r for r in rows]
+
+
+def groups(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
+  """What bars show: {panel: {group: {side: height}}}."""
+  panels = {name: {} for name in TITLES}
+
+  def add(panel, group, side, height):
+    panels[panel].setdefault(group, {})[side] = height
+
+  for r in rows:
+    if r["what"] == "summary" and "steps_per_second" in r:
+      tokens = r["steps_per_second"] * r["mean_response_tokens"]
+      add("steps", r["shape"] or "default", r["side"], tokens)
+    elif r["what"] == "summary":
+      add("sampling", r["shape"], r["side"], r["tokens_per_second"])
+    elif r["what"] == "decode":
+      add("decoding", f"{r['rows']} rows", r["side"], r["tokens_per_second"])
+    elif r["what"] == "divergence":
+      add("divergence", r["name"], r["side"], r["seconds"]["median"])
+      for tokens, size in r["temporary_bytes_of"].items():
+        add("memory", f"{r['name']}\n{tokens} tokens", r["side"], size / 1e9)
+  return {name: found for name, found in panels.items() if found}
+
+
+TITLES = {
+    "steps": ("Whole steps", "response tokens a second"),
+    "sampling": ("Rollouts of uneven lengths", "tokens a second"),
+    "decoding": ("Decoding, all rows alike", "tokens a second"),
+    "divergence": ("Loss and gradient, V = 151,936", "seconds"),
+    "memory": ("Memory of it", "GB beside inputs and outputs"),
+}
+
+
+def bars(axis, found: dict[str, dict[str, float]]) -> None:
+  """A bar a side, side by side in each group, with its height above it."""
+  sides = list(dict.fromkeys(s for group in found.values() for s in group))
+  width = 0.8 / len(sides)
+  for i, side in enumerate(sides):
+    at = [g for g, group in enumerate(found.values()) if side in group]
+    heights = [group[side] for group in found.values() if side in group]
+    drawn = axis.bar(
+        [g + (i - (len(sides) - 1) / 2) * width for g in at], heights, width,
+        label=side, color=COLOURS.get(side, PEER),
+    )  # fmt: skip
+    axis.bar_label(drawn, fmt="%.3g", fontsize=7)
+  axis.set_xticks(range(len(found)), found, fontsize=8)
+  axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
+  axis.legend(frameon=False, fontsize=8)
+
+
+def growth(axis, rows: list[dict]) -> None:
+  """Seconds over size, relative to the smallest of each, with its slope."""
+  colours = dict(rows=OURS, length=PEER, vocabulary=OTHER)
+  for name, colour in colours.items():
+    points = [r for r in rows if r["what"] == "scaling" and r["axis"] == name]
+    if not points:
+      continue
+    sizes = [r["size"] / points[0]["size"] for r in points]
+    seconds = [r["seconds"]["median"] for r in points]
+    axis.plot(
+        sizes, seconds, "o-", color=colour,
+        label=f"{name} from {points[0]['size']:,}: slope"
+        f" {slope(sizes, seconds):.2f}",
+    )  # fmt: skip
+  axis.set(
+      xscale="log", yscale="log", title="Our train step as one size grows",
+      xlabel="times the smallest", ylabel="seconds",
+  )  # fmt: skip
+  axis.set_xticks([1, 2, 4, 8, 16], [1, 2, 4, 8, 16])
+  axis.minorticks_off()
+  axis.legend(frameon=False, fontsize=8)
+
+
+def plot(files, out):
+  """Draws what the files hold and returns the figure."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  rows = [row for path in files for row in read(path)]
+  panels = groups(rows)
+  grows = any(r["what"] == "scaling" for r in rows)
+  count = len(panels) + grows
+  if not count:
+    raise ValueError(
+        f"nothing to draw in {', '.join(map(str, files))}; expected lines of"
+        " step, sample, divergence or scaling"
+    )
+  wide, high = min(3, count), -(-count // 3)
+  figure = plt.figure(figsize=(4.4 * wide, 3.6 * high), layout="constrained")
+  axes = [figure.add_subplot(high, wide, i + 1) for i in range(count)]
+  for axis, (name, found) in zip(axes, panels.items(), strict=False):
+    bars(axis, found)
+    title, unit = TITLES[name]
+    axis.set(title=title, ylabel=unit)
+  if grows:
+    growth(axes[-1], rows)
+  for axis in axes:
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2, axis="y")
+  figure.savefig(out, dpi=120)
+  plt.close(figure)
+  return figure

@@ -1,0 +1,82 @@
+"""A benchmark's lines: JSON objects on stdout, the machine's first."""
+
+import concurrent.futures
+import json
+import os
+import pathlib
+import platform
+import statistics
+import time
+
+SIZE = 2**26  # numbers that the ceilings read and copy: 256 MB of float32
+
+
+def say(what: str, **line) -> None:
+  print(json.dumps({"what": what, **rounded(line)}), flush=True)
+
+
+def rounded(x):
+  """Numbers with a fraction to four places, at any depth of dicts."""
+  if isinstance(x, dict):
+    return {name: rounded(value) for name, value in x.items()}
+  return round(x, 4) if isinstance(x, float) else x
+
+
+def spread(x) -> dict[str, float]:
+  return {"median": statistics.median(x), "min": min(x), "max": max(x)}
+
+
+def seconds_of(*functions, times: int = 5) -> list[dict[str, float]]:
+  """The spread of each function's seconds; they alternate, warmed up once."""
+  taken = [[] for _ in functions]
+  for i in range(1 + times):
+    for function, seconds in zip(functions, taken, strict=True):
+      began = time.perf_counter()
+      function()
+      if i:
+        seconds.append(time.perf_counter() - began)
+  return [spread(seconds) for seconds in taken]
+
+
+def machine(**about) -> dict[str, float]:
+  """Says which machine this is and what it does at most; returns the latter."""
+  most = ceilings()
+  say("machine", cpu=cpu(), cores=os.cpu_count(), load=os.getloadavg()[0],
+      python=platform.python_version(), **most, **about)  # fmt: skip
+  return most
+
+
+def ceilings() -> dict[str, float]:
+  """Rates of this machine's cores together: medians, in 10^9 a second.
+
+  FLOPs of a product of two 2048 x 2048 float32 matrices, bytes read by a sum
+  over 256 MB, bytes read and written by a copy of them.
+  """
+  import jax
+  import jax.numpy as jnp
+  import numpy as np
+
+  matmul, square = jax.jit(jnp.matmul), jnp.ones((2048, 2048))
+  parts = np.ones((os.cpu_count(), SIZE // os.cpu_count()), np.float32)
+  copies = np.zeros_like(parts)
+  with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
+    product, read, copy = seconds_of(
+        lambda: matmul(square, square).block_until_ready(),
+        lambda: list(pool.map(np.sum, parts)),
+        lambda: list(pool.map(np.copyto, copies, parts)),
+        times=7,
+    )
+  rate = lambda amount, seconds: round(amount / seconds["median"] / 1e9, 1)
+  return {
+      "matmul_gflops": rate(2 * 2048**3, product),
+      "read_gbytes": rate(parts.nbytes, read),
+      "copy_gbytes": rate(2 * parts.nbytes, copy),
+  }
+
+
+def cpu() -> str:
+  """The processor's name."""
+  path = pathlib.Path("/proc/cpuinfo")
+  lines = path.read_text().splitlines() if path.exists() else []
+  names = [x.partition(":")[2].strip() for x in lines if "model name" in x]
+  return names[0] if names else platform.processor()

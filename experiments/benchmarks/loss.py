@@ -1,0 +1,92 @@
+"""What the loss over the vocabulary costs; used by `bench divergence`.
+
+Time and memory of its value and gradient, with respect to the student's states
+and unembedding, in our chunks and densely: the logits of all tokens at once,
+autodiff through them.
+"""
+
+import functools
+
+from experiments.benchmarks import lines
+
+VOCABULARY, WIDTH, CHUNK = 151_936, 1024, 64  # Qwen3-0.6B's
+TOKENS = 256  # that are timed
+MANY = 2048  # whose programs are only compiled, for their memory
+NAMES = ("forward_kl", "reverse_kl", "jsd")
+
+
+def divergence_of(name: str):
+  from opsd_jax import divergence
+
+  return divergence.make(name, **({"beta": 0.5} if name == "jsd" else {}))
+
+
+def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
+  """The mean divergence as training computes it."""
+  import jax.numpy as jnp
+
+  from opsd_jax import pertoken
+
+  one = jnp.ones((1, len(y_N)))
+  total, _ = pertoken.loss(
+      lambda tok, w: w * tok.div_BxT, divergence_of(name), h_NxD[None], W_VxD,
+      ((1.0, ht_NxD[None], Wt_VxD),), y_N[None], one, one / len(y_N),
+      temperature=1.0, chunk=CHUNK,
+  )  # fmt: skip
+  return total
+
+
+def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
+  """The same number from the logits of all tokens."""
+  import jax
+
+  logp_NxV = jax.nn.log_softmax(h_NxD @ W_VxD.T)
+  logq_NxV = jax.nn.log_softmax(ht_NxD @ Wt_VxD.T)
+  return divergence_of(name)(logp_NxV, logq_NxV, y_N)[0].mean()
+
+
+def inputs(tokens: int, V: int = VOCABULARY, D: int = WIDTH):
+  """Random states and unembeddings of both sides, and the tokens."""
+  import jax
+
+  keys = jax.random.split(jax.random.key(0), 5)
+  normal = lambda key, *shape: jax.random.normal(key, shape) / D**0.25
+  y_N = jax.random.randint(keys[4], (tokens,), 0, V)
+  return (
+      normal(keys[0], tokens, D), normal(keys[1], V, D),
+      normal(keys[2], tokens, D), normal(keys[3], V, D), y_N,
+  )  # fmt: skip
+
+
+def gradient(function, name: str):
+  import jax
+
+  f = functools.partial(function, name)
+  return jax.jit(jax.value_and_grad(f, argnums=(0, 1)))
+
+
+def divergence() -> None:
+  """A line a divergence: seconds and temporary bytes of both ways."""
+  import jax
+
+  lines.machine(
+      vocabulary=VOCABULARY, width=WIDTH, chunk=CHUNK, dtype="float32"
+  )
+  args = inputs(TOKENS)
+  many = jax.eval_shape(functools.partial(inputs, MANY))
+  for name in NAMES:
+    ours, plain = gradient(chunked, name), gradient(dense, name)
+    run = lambda f: jax.block_until_ready(f(*args))
+    (a, _), (b, _) = run(ours), run(plain)
+    if abs(a - b) > 1e-4 * abs(b):
+      raise RuntimeError(f"{name} is {a} in chunks, {b} densely")
+    seconds = lines.seconds_of(lambda: run(ours), lambda: run(plain))  # noqa: B023
+    for side, f, s in zip(("chunked", "dense"), (ours, plain), seconds,
+                          strict=True):  # fmt: skip
+      temporary = [
+          f.lower(*x).compile().memory_analysis().temp_size_in_bytes
+          for x in (args, many)
+      ]
+      lines.say("divergence", name=name, side=side, tokens=TOKENS, seconds=s,
+                temporary_bytes=temporary[0],
+                temporary_bytes_of={MANY: temporary[1]})  # fmt: skip
