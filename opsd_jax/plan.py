@@ -8,12 +8,9 @@ a roofline of published peaks, an estimate:
   time = executed FLOPs / peak + HBM bytes / bandwidth + collective bytes / ICI
   MFU  = useful FLOPs / (peak x time)
 
-one after the other, as if nothing overlapped. Useful are, for N parameters of
-the layers, 6N a token of a student's row (4N where only an adapter trains) and
-2N of a teacher's; the same with V x D for the unembedding at response tokens;
-and causal attention, 2 L^2 H C a row and layer forward, twice that backward. An
-adapter's own few are left out. The interconnect counts with all its links,
-which chips at the border of a small slice do not have. Executed adds what is computed again: `executed_flops`.
+one after the other, as if nothing overlapped. What is useful and what is
+executed is counted in flops.py. The interconnect counts with all its links,
+which chips at the border of a small slice do not have.
 """
 
 import importlib.util
@@ -28,8 +25,18 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opsd_jax import hlo, optimizer, prepare, sample, sharding, train
+from opsd_jax import (
+  flops,
+  hlo,
+  optimizer,
+  prepare,
+  sample,
+  sharding,
+  train,
+)
 from opsd_jax import objective as objectives
+from opsd_jax import slots as boards
+from opsd_jax.decode import Slots, decode, prefill
 from opsd_jax.draw import Knobs
 from opsd_jax.models import (
   attention,
@@ -232,16 +239,16 @@ class Sampling(NamedTuple):
 def sampling(config, s: Setup) -> Sampling:
   shards, n = sharding.row_shards(s.mesh), config.rollout.samples
   room = config.batch.max_row - config.rollout.max_new_tokens
-  sizes = sample.doubles(
+  sizes = boards.doubles(
       config.batch.prompt_bucket, s.model_config.max_positions
   )
   board, waiting = sample.set_up(
       s.model_config, config.rollout.prompts, n,
-      *sample.shares(config.rollout.slots, shards), shards, sizes[0],
+      *boards.shares(config.rollout.slots, shards), shards, sizes[0],
   )  # fmt: skip
   filled = -(-board.width // len(waiting[0]))  # prompts of a shard
-  together = sample.together(filled)
-  positions = sample.least(sizes, config.batch.max_row)
+  together = boards.together(filled)
+  positions = boards.least(sizes, config.batch.max_row)
   return Sampling(
       board.width * shards, together * shards, -(-filled // together),
       min(-(-room // sizes[0]) * sizes[0], positions), positions,
@@ -255,7 +262,7 @@ def sampler_programs(config, s: Setup):
   ints = lambda *shape: of(shape, jnp.int32)
   floats, R = lambda *shape: of(shape, jnp.float32), size.slots
   knobs = Knobs(floats(R), ints(R), floats(R), floats(R))
-  slots = sample.Slots(
+  slots = Slots(
       ints(R), ints(R), ints(R), ints(R), of((R,), jnp.bool),
       of((R, 2), jnp.uint32), knobs,
   )  # fmt: skip
@@ -273,80 +280,14 @@ def sampler_programs(config, s: Setup):
   eos_E, enough = (jax.ShapeDtypeStruct(n, jnp.int32) for n in scalars)
   with jax.set_mesh(s.mesh):
     return (
-        sample.prefill.lower(
+        prefill.lower(
             s.model_config, params, ints(size.prompts, size.length)
         ),
-        sample.decode.lower(
+        decode.lower(
             s.model_config, params, cache, slots, eos_E, enough,
             steps=config.rollout.decode_steps,
         ),
     )  # fmt: skip
-
-
-# ------------------------------------------------------------------ FLOPs
-
-
-def weights(c) -> tuple[int, int]:
-  """(parameters of the layers' matrices, of the unembedding)."""
-  q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
-  layer = c.width * (2 * q + 2 * kv + 3 * c.mlp_width)
-  return c.num_layers * layer, c.vocab_size * c.width
-
-
-def attention_flops(c, L: int) -> float:
-  """Causal attention of a row, forward: q k and p v, half of L^2 each."""
-  return 2.0 * c.num_layers * L**2 * c.num_heads * c.head_dim
-
-
-def useful_flops(config, s: Setup) -> float:
-  """Of a step; see the head of this file."""
-  (N, head), c = weights(s.model_config), s.model_config
-  R, L = s.batch.student.ids_RxL.shape
-  T, back = config.rollout.max_new_tokens, 4 if config.lora.rank else 6
-  student = back * (N * L + head * T) + 3 * attention_flops(c, L)
-  L = s.batch.teacher.ids_RxL.shape[1]
-  teacher = 2 * (N * L + head * T) + attention_flops(c, L)
-  return R * (student + members(s) * teacher)
-
-
-def members(s: Setup) -> int:
-  return len(s.objective.teacher.members((), ()))
-
-
-def executed_flops(config, s: Setup) -> float:
-  """Useful ones, and what is computed again.
-
-  remat: the student's layers ("full"), its attention ("dots"). Splash makes the
-  scores again in each of its two backward kernels (7 products where 4 are
-  useful); the other backends compute the masked half too, "chunked" each chunk
-  twice.
-  """
-  (N, _), c = weights(s.model_config), s.model_config
-  R, L = s.batch.student.ids_RxL.shape
-  told = s.batch.teacher.ids_RxL.shape[1]
-  # In useful forward passes of attention.
-  forward, backward = {
-      "splash": (1, 3.5), "cudnn": (1, 2.5), "xla": (2, 4), "chunked": (2, 6)
-  }[c.attention]
-  passes = forward + backward + (forward if c.remat != "none" else 0)
-  again = (2 * N * L) * (c.remat == "full")
-  again += (passes - 3) * attention_flops(c, L)
-  again += members(s) * (forward - 1) * attention_flops(c, told)
-  return useful_flops(config, s) + R * again
-
-
-def prefill_flops(s: Setup, size: Sampling) -> float:
-  """Of one call: no logits."""
-  (N, _), c = weights(s.model_config), s.model_config
-  return size.prompts * (2 * N * size.length + attention_flops(c, size.length))
-
-
-def decode_flops(config, s: Setup, size: Sampling) -> float:
-  """Of one call: as many tokens as it may decode, in every slot."""
-  (N, head), c = weights(s.model_config), s.model_config
-  over_cache = 4.0 * c.num_layers * c.num_heads * c.head_dim * size.positions
-  tokens = size.slots * config.rollout.decode_steps
-  return tokens * (2 * (N + head) + over_cache)
 
 
 # ------------------------------------------------------------- the account
@@ -416,9 +357,9 @@ def of_train(config, s: Setup, chip) -> dict:
           {width, width // s.mesh.shape["fsdp"]},
       ),
   }  # fmt: skip
-  useful = useful_flops(config, s) / s.mesh.size
+  useful = flops.useful_flops(config, s) / s.mesh.size
   return account | roofline(
-      program, useful, executed_flops(config, s) / s.mesh.size, chip
+      program, useful, flops.executed_flops(config, s) / s.mesh.size, chip
   )
 
 
@@ -436,11 +377,11 @@ def of_decode(config, s: Setup, chip, resident: dict) -> dict:
   first, then = map(compiled, sampler_programs(config, s))
   # How often each is called; traffic and time are those of all calls.
   calls = -(-config.rollout.max_new_tokens // config.rollout.decode_steps)
-  flops = prefill_flops(s, size), decode_flops(config, s, size)
+  counts = flops.prefill_flops(s, size), flops.decode_flops(config, s, size)
   parts = [
       times(roofline(program, f / s.mesh.size, f / s.mesh.size, chip), k)
       for program, f, k in zip(
-          (first, then), flops, (size.calls, calls), strict=True
+          (first, then), counts, (size.calls, calls), strict=True
       )
   ]
   cache = (

@@ -17,15 +17,17 @@ MAY_IMPORT = {
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
-    "draw": set(), "sample": {"draw", "models", "sharding", "processes"},
+    "draw": set(), "decode": {"draw", "models", "sharding"},
+    "slots": {"decode", "draw", "processes"},
+    "sample": {"decode", "draw", "slots", "sharding", "processes"},
     "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
-    "card": set(), "hlo": set(), "watch": {"files", "processes"},
+    "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics", "files", "card", "hlo")  # fmt: skip
+          "metrics", "files", "card", "hlo", "flops")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "models"}  # fmt: skip
+               "flops", "models"}  # fmt: skip
 
 
 def imports(path):

@@ -9,7 +9,7 @@ import pytest
 
 from configs import opsd
 from experiments import plan as command
-from opsd_jax import plan, prepare, report
+from opsd_jax import flops, plan, prepare, report
 from opsd_jax.models import families
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
@@ -37,7 +37,7 @@ def test_parameters_are_as_published():
   """Qwen3-8B has 8.2 billion parameters, 6.95 outside the embeddings."""
   how = prepare.how_to_run(opsd.get_config("qwen3_8b"))
   c = families.from_hf(families.KNOWN["Qwen/Qwen3-8B"], **how)
-  layers, head = plan.weights(c)
+  layers, head = flops.weights(c)
   assert layers / 1e9 == pytest.approx(6.95, abs=0.005)
   assert (layers + 2 * head) / 1e9 == pytest.approx(8.19, abs=0.005)
 
@@ -49,11 +49,11 @@ def test_useful_flops_by_hand(config):
   attention = 2 * 2 * 512**2 * 512  # layers, L^2, heads x channels
   student = 6 * (N * 512 + head * 128) + 3 * attention
   teacher = 2 * (N * 512 + head * 128) + attention
-  assert plan.useful_flops(config, setup) == 8 * (student + teacher)
+  assert flops.useful_flops(config, setup) == 8 * (student + teacher)
   config.lora.rank = 4
   setup = plan.set_up(config, jax.devices()[:8])
   student = 4 * (N * 512 + head * 128) + 3 * attention
-  assert plan.useful_flops(config, setup) == 8 * (student + teacher)
+  assert flops.useful_flops(config, setup) == 8 * (student + teacher)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -67,9 +67,9 @@ def test_executed_flops_are_what_xla_counts(config, remat):
   setup = plan.set_up(config, jax.devices()[:1])
   counted = plan.train_program(setup).compile().cost_analysis()["flops"]
   # The unembedding's gradient is a loop over 16 blocks, counted once.
-  hidden = 15 / 16 * 2 * plan.weights(setup.model_config)[1] * 8 * 128
+  hidden = 15 / 16 * 2 * flops.weights(setup.model_config)[1] * 8 * 128
   assert counted + hidden == pytest.approx(
-      plan.executed_flops(config, setup), rel=0.1
+      flops.executed_flops(config, setup), rel=0.1
   )
 
 

@@ -128,9 +128,9 @@ def useful_flops(c, batch) -> float:
   teacher's, the same with V x D at response tokens, and 4 H C a layer for every
   pair of a token and one that it sees, three times that for the student.
   """
-  from opsd_jax import plan
+  from opsd_jax import flops
 
-  N, head = plan.weights(c)
+  N, head = flops.weights(c)
   pair = 4 * c.num_layers * c.num_heads * c.head_dim
   total, responses = 0.0, float(batch.token.mask_BxT.sum())
   for side, passes in ((batch.student, 3), (batch.teacher, 1)):
