@@ -243,7 +243,7 @@ def sampling(config, s: Setup) -> Sampling:
       config.batch.prompt_bucket, s.model_config.max_positions
   )
   board, waiting = sample.set_up(
-      s.model_config, config.rollout.prompts, n,
+      s.model_config, [()] * config.rollout.prompts, n,
       *boards.shares(config.rollout.slots, shards), shards, sizes[0],
   )  # fmt: skip
   filled = -(-board.width // len(waiting[0]))  # prompts of a shard

@@ -11,7 +11,7 @@ What a row draws depends on its own key and the token's index alone, not on its
 neighbours, slot, chunks or cache.
 
 Slots and positions are halved or doubled only: of `decode` one program is
-compiled for each (slots, positions), at most log2(slots / 8) + 1 times
+compiled for each (slots, positions), at most log2(slots / 4) + 1 times
 log2(positions / bucket) + 2 of them. Of `prefill` it is one for each (prompts a
 shard: a power of two up to 16; prompt length: a multiple of bucket).
 """
@@ -97,7 +97,7 @@ def sample(
   total = sharding.row_shards(mesh)
   shards = total if alone else total // processes.count()
   board, waiting = set_up(
-      config, len(prompts), n, *shares(slots, total), shards, bucket
+      config, prompts, n, *shares(slots, total), shards, bucket
   )
   share, eos_E = len(waiting[0]), np.asarray(eos_ids, np.int32)
   while True:
@@ -176,16 +176,18 @@ def ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed) -> Rows:
   )  # fmt: skip
 
 
-def set_up(config, prompts: int, n: int, widest: int, fewest, shards, bucket):
+def set_up(config, prompts, n: int, widest: int, fewest, shards, bucket):
   """(Board, waiting): a board of no more slots than the rows need, and the rows
-  that wait, those together that share a prefill.
+  that wait, those together that share a prefill. Prompts of like length are
+  prefilled together.
 
   A shard has `widest` slots at most; below `fewest` none are given up.
   """
   share = min(n, widest)
+  longest_first = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
   waiting = collections.deque(
       list(range(p * n + i, p * n + min(i + share, n)))
-      for p in range(prompts) for i in range(0, n, share)
+      for p in longest_first for i in range(0, n, share)
   )  # fmt: skip
   widths = halves(widest, min(fewest, widest))
   wanted = -(-len(waiting) // shards) * share

@@ -11,7 +11,7 @@ from opsd_jax.decode import Chunk, Slots, resize
 from opsd_jax.draw import Knobs
 
 PREFILL = 16  # prompts of a row shard that are prefilled together, at most
-FEWEST = 8  # slots of all shards below which none are given up
+FEWEST = 4  # slots of all shards below which none are given up
 
 
 class Samples(NamedTuple):

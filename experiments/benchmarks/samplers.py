@@ -38,7 +38,7 @@ def ours(channel: Channel, settings: dict) -> None:
         model.config, model.params, tokenizer, prompts,
         [str(i) for i in range(len(prompts))], seed=0, step=0, role="generate",
         knobs=api.Knobs(), n=n, max_new_tokens=np.asarray(lengths), slots=batch,
-        decode_steps=32, prompt_bucket=32,
+        decode_steps=32, prompt_bucket=16,
     )  # fmt: skip
     return [len(c.ids) for group in completions for c in group]
 
