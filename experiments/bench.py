@@ -29,6 +29,7 @@ medians on the last batch, with every result waited for: `learn` is the train
 step, `optimizer` the update alone, compiled apart; `teacher` is `learn` less a
 train step that is compiled without a teacher, so it holds the teacher's share
 of the vocabulary's work too; `student`, forward and backward, is what is left.
+`learn_alone` is the train step on the same responses, each in a row of its own.
 
 `sample` times rollouts alone, beside transformers' `generate` and Tunix's
 sampler; `divergence` the loss in chunks beside a dense one; `scaling` our train

@@ -47,7 +47,7 @@ def ours(channel: Channel, settings: dict) -> None:
       train.make_train_step(run.model_config, run.objective, run.tx),
       donate_argnums=0, out_shardings=(layout, None, None, None),
   )  # fmt: skip
-  rows, batch = config.rollout.prompts, None
+  rows, batch, rollouts = config.rollout.prompts, None, None
   with jax.set_mesh(run.mesh):
     state = jax.jit(new, out_shardings=layout)(run.params)
     channel.answer(
@@ -56,7 +56,10 @@ def ours(channel: Channel, settings: dict) -> None:
     )  # fmt: skip
     for order in channel.orders:
       if order.get("split"):
-        parts = split(run, state, batch)
+        alone = config.copy_and_resolve_references()
+        alone.batch.row_tokens = 0
+        alone = train.collate_rollouts(alone, run, rollouts)
+        parts = split(run, state, batch, alone)
         flops = useful_flops(run.model_config, batch)
         channel.answer(
             **parts, **sizes(batch), useful_gflops=flops / 1e9,
@@ -140,8 +143,11 @@ def useful_flops(c, batch) -> float:
   return float(total)
 
 
-def split(run, state, batch, times: int = 5) -> dict[str, float]:
-  """Median seconds of the train step and of its parts; the state is used up."""
+def split(run, state, batch, alone, times: int = 5) -> dict[str, float]:
+  """Median seconds of the train step and of its parts; the state is used up.
+
+  `alone` is the batch with a row for every response: `learn_alone`.
+  """
   import jax
   import optax
 
@@ -153,20 +159,24 @@ def split(run, state, batch, times: int = 5) -> dict[str, float]:
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt=opt), optax.tree.norm(grads)
 
-  alone = run.objective._replace(teacher=teacher.none())
+  untold = run.objective._replace(teacher=teacher.none())
   make = lambda o: train.make_train_step(run.model_config, o, run.tx)
   medians = []
-  for function in (make(run.objective), make(alone), optimizer):
+  for function, rows in (
+      (make(run.objective), batch), (make(untold), batch), (optimizer, batch),
+      (make(run.objective), alone),
+  ):  # fmt: skip
     function, seconds = jax.jit(function, donate_argnums=0), []
     for _ in range(1 + times):
       began = time.perf_counter()
-      state, *_ = jax.block_until_ready(function(state, batch, {}))
+      state, *_ = jax.block_until_ready(function(state, rows, {}))
       seconds.append(time.perf_counter() - began)
     medians.append(statistics.median(seconds[1:]))  # the first one compiles
-  whole, without_teacher, update = medians
+  whole, without_teacher, update, plain = medians
   return {
       "learn": whole, "teacher": whole - without_teacher,
       "student": without_teacher - update, "optimizer": update,
+      "learn_alone": plain,
   }  # fmt: skip
 
 
