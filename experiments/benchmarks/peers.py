@@ -44,7 +44,10 @@ def ours(channel: Channel, settings: dict) -> None:
   )
   layout = sharding.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
   train_step = jax.jit(
-      train.make_train_step(run.model_config, run.objective, run.tx),
+      train.make_train_step(
+          run.model_config, run.objective, run.tx,
+          micro_batches=config.batch.micro_batches,
+      ),
       donate_argnums=0, out_shardings=(layout, None, None, None),
   )  # fmt: skip
   rows, batch, rollouts = config.rollout.prompts, None, None
@@ -59,7 +62,9 @@ def ours(channel: Channel, settings: dict) -> None:
         alone = config.copy_and_resolve_references()
         alone.batch.row_tokens = 0
         alone = train.collate_rollouts(alone, run, rollouts)
-        parts = split(run, state, batch, alone)
+        parts = split(
+            run, state, batch, alone, micro_batches=config.batch.micro_batches
+        )
         flops = useful_flops(run.model_config, batch)
         channel.answer(
             **parts, **sizes(batch), useful_gflops=flops / 1e9,
@@ -143,7 +148,9 @@ def useful_flops(c, batch) -> float:
   return float(total)
 
 
-def split(run, state, batch, alone, times: int = 5) -> dict[str, float]:
+def split(
+    run, state, batch, alone, *, micro_batches: int, times: int = 5
+) -> dict[str, float]:
   """Median seconds of the train step and of its parts; the state is used up.
 
   `alone` is the batch with a row for every response: `learn_alone`.
@@ -160,7 +167,9 @@ def split(run, state, batch, alone, times: int = 5) -> dict[str, float]:
     return state._replace(params=params, opt=opt), optax.tree.norm(grads)
 
   untold = run.objective._replace(teacher=teacher.none())
-  make = lambda o: train.make_train_step(run.model_config, o, run.tx)
+  make = lambda o: train.make_train_step(
+      run.model_config, o, run.tx, micro_batches=micro_batches
+  )
   medians = []
   for function, rows in (
       (make(run.objective), batch), (make(untold), batch), (optimizer, batch),
@@ -232,6 +241,8 @@ def sdft(channel: Channel, settings: dict) -> None:
   template, marker = config.context.template, "{prompt}"
   teacher = context.TEMPLATES[template].teacher(marker, "{privileged_context}")
   optimizer, samples = config.optimizer, config.rollout.samples
+  rows = config.rollout.prompts * samples
+  micro_batches = config.batch.micro_batches
   trainer = SDFTTrainer(
       model=AutoModelForCausalLM.from_pretrained(
           directory, dtype=torch.float32, local_files_only=True
@@ -251,8 +262,8 @@ def sdft(channel: Channel, settings: dict) -> None:
           gradient_checkpointing=False, report_to="none", disable_tqdm=True,
           logging_strategy="no", save_strategy="no", seed=config.seed,
           dataloader_num_workers=0, shuffle_dataset=False,
-          per_device_train_batch_size=config.rollout.prompts * samples,
-          gradient_accumulation_steps=1, num_generations=samples,
+          per_device_train_batch_size=rows // micro_batches,
+          gradient_accumulation_steps=micro_batches, num_generations=samples,
           max_steps=len(examples) // config.rollout.prompts,
           max_prompt_length=None,
           max_completion_length=config.rollout.max_new_tokens,
@@ -287,9 +298,10 @@ def sdft(channel: Channel, settings: dict) -> None:
           for row, mask in zip(batch["teacher_input_ids"], real, strict=True)
       ]
       losses = trainer._metrics["train"]["sdft/distillation_loss"]
+      loss = statistics.mean(losses[-micro_batches:])
       channel.answer(
           seconds=seconds, rollout_seconds=self.answered - self.began,
-          divergence=losses[-1], response_tokens=int(lengths.sum()),
+          divergence=loss, response_tokens=int(lengths.sum()),
           longest=int(lengths.max()), prompts=fingerprint(ids),
       )  # fmt: skip
 

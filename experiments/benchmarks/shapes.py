@@ -15,6 +15,7 @@ class Shape(NamedTuple):
   student: int | None = None  # tokens of each prompt; None: as they are
   teacher: int | None = None
   steps: int = 8  # that are timed
+  micro_batches: int = 1  # of the training part, on both sides
 
 
 def response_lengths() -> tuple[int, ...]:
@@ -29,7 +30,9 @@ def response_lengths() -> tuple[int, ...]:
 STEP = {
     "default": Shape(8),  # up to 64 tokens, until the end of turn
     "fixed": Shape(8, lengths=(64,) * 8),
-    "ragged": Shape(64, lengths=response_lengths(), steps=2),
+    "ragged": Shape(
+        64, lengths=response_lengths(), steps=2, micro_batches=4
+    ),
     "samples": Shape(
         2, 8, lengths=(64,) * 16, student=128, teacher=384, steps=3
     ),
@@ -47,12 +50,13 @@ def experiment(source: str, shape: str, steps: int, **_):
   """The config of both sides of a step."""
   from configs import base
 
-  c, (prompts, samples, lengths, *_) = base.get_config(), STEP[shape]
+  c, of = base.get_config(), STEP[shape]
   c.model.source = source
   c.steps = WARM_UP + steps
   c.task.name = "reasoning_gym:chain_sum"
-  c.rollout.prompts, c.rollout.samples = prompts, samples
-  c.rollout.max_new_tokens = max(lengths or [64])
+  c.rollout.prompts, c.rollout.samples = of.prompts, of.samples
+  c.rollout.max_new_tokens = max(of.lengths or [64])
+  c.batch.micro_batches = of.micro_batches
   c.task.train_count = c.rollout.prompts * c.steps
   c.task.eval_count = 1
   c.token_weight.name = "sequence_mean"  # as TRL
