@@ -123,9 +123,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.token_weight.name = "uniform"  # uniform, sequence_mean
 
   c.loss = ConfigDict()
+  c.loss.distill = 1.0  # weight of the divergence from the teacher
   c.loss.temperature = 1.0  # of both sides' logits
-  c.loss.denominator = "tokens"  # tokens, responses; of the global batch
+  # of the global batch: tokens, responses, active_tokens (of responses with an
+  # advantage), budget (responses x rollout.max_new_tokens)
+  c.loss.denominator = "tokens"
   c.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
+
+  c.reinforce = ConfigDict()  # learning from the task's rewards
+  c.reinforce.weight = 0.0  # of the surrogate beside the divergence; 0: off
+  # reward, centred, standardised, leave_one_out, whitened
+  c.reinforce.advantage = "standardised"
+  c.reinforce.surrogate = "ppo"  # plain, ppo, cispo
+  c.reinforce.clip_low = 0.2  # ppo, cispo: the ratio is at least 1 - clip_low
+  c.reinforce.clip_high = 0.2  # and at most 1 + clip_high
+  c.reinforce.updates = 1  # optimiser steps on each batch of rollouts
+  c.reinforce.rounds = 1  # of sampling at most, until all prompts have signal
+  c.reinforce.overlong = 0  # last tokens of the budget that cost reward; 0: off
+  # of a token's weight for having been drawn from another distribution; 0: off
+  c.reinforce.importance_cap = 0.0
+  c.reinforce.kl = "k3"  # k1, k2, k3, ratio_k3; from the teacher
+  c.reinforce.kl_weight = 0.0  # 0: off
 
   c.optimizer = ConfigDict()  # AdamW
   c.optimizer.learning_rate = 2e-4

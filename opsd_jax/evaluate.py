@@ -65,15 +65,16 @@ def accuracy(
       params, processes.share(prompts), [e.id for e in mine],
       knobs=Knobs(temperature=(0.0,) + (temperature,) * samples), n=1 + samples,
   )  # fmt: skip
-  judge = lambda e, c: (
-      c.text, verify(e, c.text).score, bool(c.truncated), len(c.ids)
-  )  # fmt: skip
+  flat = [(e, c) for e, group in zip(mine, completions, strict=True)
+          for c in group]  # fmt: skip
+  verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
+  own = [
+      (c.text, v.score, bool(c.truncated), len(c.ids))
+      for (_, c), v in zip(flat, verdicts, strict=True)
+  ]
+  each = 1 + samples
   judged = processes.gather_shares(
-      [
-          [judge(e, c) for c in group]
-          for e, group in zip(mine, completions, strict=True)
-      ],
-      len(examples),
+      [own[i : i + each] for i in range(0, len(own), each)], len(examples)
   )
   right = np.array([[score >= 1 for _, score, *_ in g] for g in judged])
   metrics = rate("accuracy", right[:, 0])

@@ -41,7 +41,7 @@ COUNTS = (  # fields that must be at least 1
     "eval.max_new_tokens", "eval.drift_prompts",
     "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
     "log.samples_every", "task.eval_count", "task.train_count",
-    "optimizer.max_bad_steps",
+    "optimizer.max_bad_steps", "reinforce.updates", "reinforce.rounds",
 )  # fmt: skip
 
 
@@ -55,7 +55,7 @@ class Run(NamedTuple):
   tokenizer: Any
   train: tuple[Problem, ...]
   eval: tuple[Problem, ...]
-  verify: Any  # (example, text) -> Verdict
+  verify: Any  # (examples, texts) -> Verdicts
   removed_as_overlap: int
   dropped: dict[str, int]  # problems that cannot be asked, by reason
   objective: Any
@@ -96,11 +96,19 @@ def validate(config) -> None:
     raise ValueError("rollout.source=dataset has one response a problem: set"
                      f" rollout.samples=1, it is {config.rollout.samples}")
   for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row",
-               "batch.row_tokens", "profile.start", "profile.steps"):  # fmt: skip
+               "batch.row_tokens", "profile.start", "profile.steps",
+               "reinforce.overlong"):  # fmt: skip
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
       raise ValueError(f"{name} is {value}, expected at least {least}")
+  for name in ("steps", "eval.every", "checkpoint.every"):
+    value = functools.reduce(getattr, name.split("."), config)
+    if value % config.reinforce.updates:
+      raise ValueError(
+          f"{name} is {value}, expected a multiple of reinforce.updates ="
+          f" {config.reinforce.updates}"
+      )
   if (rows := rows_per_step(config)) % config.batch.micro_batches:
     raise ValueError(
         f"{rows} rows a step do not split into batch.micro_batches ="
@@ -167,9 +175,13 @@ def prepare(config) -> Run:
     )
   return Run(
       mesh, model_config, params, trained(config), tok, train, held_out,
-      task.verify, data.removed_as_overlap, dropped,
+      functools.partial(each, task.verify), data.removed_as_overlap, dropped,
       objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
+
+
+def each(verify, examples, texts) -> list:
+  return [verify(e, x) for e, x in zip(examples, texts, strict=True)]
 
 
 def how_to_run(config) -> dict:

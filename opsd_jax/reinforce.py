@@ -32,7 +32,8 @@ def reward(reward_PxN):
 
 def centred(reward_PxN):
   """r - mean of its prompt's responses (Dr. GRPO)."""
-  return reward_PxN - reward_PxN.mean(1, keepdims=True)
+  rest_PxN = reward_PxN - reward_PxN.mean(1, keepdims=True)
+  return np.where(signal(reward_PxN)[:, None], rest_PxN, 0.0)  # exactly 0
 
 
 def standardised(reward_PxN):
@@ -77,16 +78,19 @@ def overlong(length: int, most: int, margin: int) -> float:
 
 
 def old_logp(tok, token):
-  """Log-prob of each token before the first update on this batch: the current
-  one, without gradient, where nothing is noted."""
-  return jnp.where(
-      jnp.isnan(token.old_logp_BxT), sg(tok.logp_BxT), token.old_logp_BxT
-  )
+  """Log-prob of each token at the first update on this batch, which is now
+  where nothing is noted; without gradient."""
+  now_BxT = sg(tok.logp_BxT)
+  if token.old_logp_BxT is None:
+    return now_BxT
+  first = jnp.isnan(token.old_logp_BxT)
+  return jnp.where(first, now_BxT, token.old_logp_BxT)
 
 
 def ratio(tok, token):
-  """pi / pi_old, 1 in the first update; with gradient."""
-  return jnp.exp(tok.logp_BxT - old_logp(tok, token))
+  """pi / pi_old, 1 in the first update; with gradient up to e^20."""
+  log_ratio = tok.logp_BxT - old_logp(tok, token)
+  return jnp.exp(jnp.clip(log_ratio, -20, 20))
 
 
 def plain(tok, token):
@@ -116,10 +120,10 @@ SURROGATES = {"plain": plain, "ppo": ppo, "cispo": cispo}
 
 def importance(tok, token, cap: float):
   """min(pi_old / sampled, cap): the truncated weight of a token that was drawn
-  from another distribution than the loss's, by filters, temperature or rounding
-  (Yao et al. 2025); 1 where what it was drawn from is not known."""
+  from another distribution than the loss's, by filters, another temperature or
+  rounding; without gradient (Yao et al. 2025, "Your efficient RL framework
+  secretly brings you off-policy RL training")."""
   weight = jnp.exp(old_logp(tok, token) - token.sampled_logp_BxT)
-  weight = jnp.where(jnp.isnan(token.sampled_logp_BxT), 1.0, weight)
   return sg(jnp.minimum(weight, cap))
 
 

@@ -15,7 +15,12 @@ MAY_IMPORT = {
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
-    "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
+    "reinforce": MATH,
+    "objective": MATH
+    | {"divergence", "weighting", "reinforce", "teacher", "pertoken"},
+    "experience": {
+        "structs", "collate", "processes", "reinforce", "sharding", "models"
+    },
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
     "draw": set(), "decode": {"draw", "models", "sharding"},
     "slots": {"decode", "draw", "processes"},
