@@ -4,13 +4,11 @@
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
-import functools
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from opsd_jax import (
@@ -26,6 +24,7 @@ from opsd_jax import (
   report,
   rollout,
   sharding,
+  stream,
   watch,
 )
 from opsd_jax.models import attention, lora, transformer
@@ -136,15 +135,6 @@ def accumulate(grad_fn, batch, micro_batches: int):
   return (loss, jax.tree.map(join, tok)), grads
 
 
-def problems_of_step(train, seed: int, step: int, count: int):
-  """Problems [step * count, ...) of an endless pass, reshuffled every epoch."""
-  order = functools.cache(
-      lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(train))
-  )
-  places = range(step * count, (step + 1) * count)
-  return [train[order(i // len(train))[i % len(train)]] for i in places]
-
-
 def collate_rollouts(config, run, rollouts):
   """The two views of every rollout, aligned and packed (numpy).
 
@@ -222,13 +212,19 @@ def train_and_evaluate(config, workdir) -> dict:
       profiler = watch.Profiler(workdir / "profile", **config.profile)
       with processes.ending_with_others(), profiler:
         state, layout = start_or_resume(run, manager)
+        order = stream.endless(run.train, config.seed)
+        if step := int(state.step):
+          place = checkpoint.restore_place(manager, step)
+          stream.restore(order, run.train_digest, place)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
-        learn(config, run, state, layout, writer, judge, manager, profiler)
+        learn(
+            config, run, state, layout, order, writer, judge, manager, profiler
+        )
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
@@ -239,11 +235,12 @@ def train_and_evaluate(config, workdir) -> dict:
 
 
 def learn(
-    config, run, state, layout, writer, judge, manager, profiler
+    config, run, state, layout, order, writer, judge, manager, profiler
 ) -> None:
   """The loop: sample with the student, collate two views, step; look, save.
 
-  `state` is donated: the caller must not keep it.
+  `state` is donated: the caller must not keep it. `order` is a stream of the
+  training problems.
   """
   respond = pick(
       rollout.ALL, config.rollout.source, model_config=run.model_config,
@@ -265,9 +262,7 @@ def learn(
   for step in range(start, config.steps):
     profiler.at(step)
     clock, compiled = [time.time()], watch.compiles().count
-    problems = problems_of_step(
-        run.train, config.seed, step, config.rollout.prompts
-    )
+    problems = stream.draw(order, config.rollout.prompts)
     student = lora.join(run.params, state.params)
     rollouts = respond(student, processes.share(problems), step)
     del student  # the step donates its arrays
@@ -304,5 +299,5 @@ def learn(
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state)
+      checkpoint.save(manager, state, stream.save(order, run.train_digest))
   bar.close()
