@@ -67,6 +67,20 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # what a reasoning-gym problem's solution is: "answer" or a metadata field
   c.task.privileged_field = "answer"
 
+  c.data = ConfigDict()
+  # "task" (the problems that c.task.name makes), "jsonl:path", "hf:org/name",
+  # "tfds:name", "reasoning_gym:<task>,size=n,seed=n"; c.task.name judges replies
+  c.data.train = "task"
+  c.data.eval = "task"  # what training asks too is removed from training
+  # columns: a name, "auto" for what the public files call it, "" for none
+  c.data.problem = "auto"
+  c.data.solution = "auto"
+  c.data.answer = "auto"  # without one: the solution's last \boxed{}
+  c.data.id = "auto"  # without one: from the problem's text
+  c.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
+  c.data.train_limit = 0  # problems from the source's beginning; 0: all
+  c.data.eval_limit = 0
+
   c.context = ConfigDict()
   c.context.template = "short"  # short, paper, upstream, plain
   c.context.privileged = "solution"  # solution, answer, none, other
@@ -196,6 +210,7 @@ def shrink(c: ConfigDict) -> None:
   c.steps = 4
   c.task.train_count = 64
   c.task.eval_count = 8
+  c.data.eval_limit = 8
   c.rollout.prompts = 8
   c.rollout.max_new_tokens = 8
   c.eval.max_new_tokens = 8

@@ -11,12 +11,14 @@ from ml_collections import ConfigDict
 
 from opsd_jax import (
   context,
+  data,
   evaluate,
   files,
   optimizer,
   processes,
   rollout,
   sharding,
+  stream,
   tasks,
   tokenizer,
 )
@@ -57,18 +59,22 @@ class Run(NamedTuple):
   eval: tuple[Problem, ...]
   verify: Any  # (examples, texts) -> Verdicts
   removed_as_overlap: int
-  dropped: dict[str, int]  # problems that cannot be asked, by reason
+  dropped: dict[str, int]  # what cannot be asked, by reason
+  counts: dict[str, int]  # of the problems as they were read
+  train_digest: str  # of what `train` holds
   objective: Any
   tx: Any
 
 
-def validate(config) -> None:
+def validate(config, problems: bool = True) -> None:
   """Raises ValueError for everything that can be known to be wrong before a
-  model is loaded."""
+  model is loaded. `problems`: the sources of problems must be there."""
   objectives.from_config(config)
   optimizer.from_config(config)
   sources.check(config.model.source)
   tasks.open_task(config.task.name, config.task.privileged_field)
+  if problems:
+    data.check_both(config.data.train, config.data.eval, config.task.name)
   context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
@@ -97,7 +103,8 @@ def validate(config) -> None:
                      f" rollout.samples=1, it is {config.rollout.samples}")
   for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row",
                "batch.row_tokens", "profile.start", "profile.steps",
-               "reinforce.overlong"):  # fmt: skip
+               "reinforce.overlong", "data.skip_bad", "data.train_limit",
+               "data.eval_limit"):  # fmt: skip
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
@@ -134,6 +141,7 @@ def prepare(config) -> Run:
         f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
         f" the {processes.count()} processes"
     )
+  task, problems = read_problems(config)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
@@ -150,20 +158,14 @@ def prepare(config) -> Run:
     raise ValueError(
         f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
-  task = tasks.open_task(config.task.name, config.task.privileged_field)
-  data = tasks.load(
-      config.task.name, train_count=config.task.train_count,
-      eval_count=config.task.eval_count, seed=config.task.seed,
-      privileged_field=config.task.privileged_field,
-  )  # fmt: skip
-  positions, dropped = longest_row(config, model_config), {}
+  positions, dropped = longest_row(config, model_config), problems.dropped
   train = ask(
-      config.context, tok, data.train, positions - config.rollout.max_new_tokens,
+      config.context, tok, problems.train, positions - config.rollout.max_new_tokens,
       dropped, "training",
       references=positions if config.rollout.source == "dataset" else 0,
   )  # fmt: skip
   held_out = ask(
-      config.context, tok, data.eval,
+      config.context, tok, problems.eval,
       model_config.max_positions - config.eval.max_new_tokens, dropped,
       "evaluation",
   )  # fmt: skip
@@ -171,13 +173,52 @@ def prepare(config) -> Run:
     raise ValueError(
         f"{len(train)} problems are left to train on, expected at least"
         f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
-        f" evaluate on; dropped: {dropped or 'none'}"
+        f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
+        f" dropped: {dropped or 'none'}"
+    )
+  digest = stream.digest(train)
+  if len(set(processes.gather(digest))) > 1:
+    raise ValueError(
+        "the processes read different training problems: give each the same"
+        f" content of data.train={config.data.train}"
     )
   return Run(
       mesh, model_config, params, trained(config), tok, train, held_out,
-      functools.partial(each, task.verify), data.removed_as_overlap, dropped,
-      objectives.from_config(config), optimizer.from_config(config),
+      functools.partial(each, task.verify), problems.removed_as_overlap, dropped, problems.counts,
+      digest, objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
+
+
+def read_problems(config):
+  """(task, data.Problems); every evaluation answer can be judged.
+
+  How many answers the task finds wrong, read as a reply, is counted.
+  """
+  c, d = config.task, config.data
+  task = tasks.open_task(c.name, c.privileged_field)
+  problems = data.both(
+      d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
+      skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
+      task={
+          "name": c.name, "train_count": c.train_count,
+          "eval_count": c.eval_count, "seed": c.seed,
+          "privileged_field": c.privileged_field,
+      },
+  )  # fmt: skip
+  if d.eval == data.TASK:
+    return task, problems
+  wrong = 0
+  for e in problems.eval:
+    try:
+      wrong += e.answer is not None and task.verify(e, e.answer).score < 1
+    except Exception as error:
+      raise ValueError(
+          f"task.name={c.name} cannot judge problem {e.id} of {d.eval}, whose"
+          f" answer is {e.answer!r} ({type(error).__name__}: {error}): choose"
+          " another task.name"
+      ) from error
+  counts = problems.counts | {"evaluation answers not verified": wrong}
+  return task, problems._replace(counts=counts)
 
 
 def each(verify, examples, texts) -> list:
@@ -309,7 +350,7 @@ def read_config(workdir) -> ConfigDict:
     raise ValueError(f"{path} is not readable: {e}") from e
   try:
     config = ConfigDict(with_tuples(there)).lock()
-    validate(config)
+    validate(config, problems=False)
   except (AttributeError, KeyError, TypeError) as e:
     raise ValueError(f"{path} is of another version: {e}") from e
   return config

@@ -17,7 +17,8 @@ def describe(config, run) -> str:
       f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
       f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
       f" removed as overlap: {run.removed_as_overlap};"
-      f" dropped: {run.dropped or 'none'}",
+      f" dropped: {run.dropped or 'none'};"
+      f" {', '.join(f'{k}: {n}' for k, n in run.counts.items())}",
       "--- the student reads", text(run, run.train[0].student_ids),
       "--- the teacher reads", text(run, run.train[0].teacher_ids), "---",
   ]  # fmt: skip

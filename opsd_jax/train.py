@@ -4,13 +4,11 @@
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
-import functools
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from opsd_jax import (
@@ -27,6 +25,7 @@ from opsd_jax import (
   report,
   rollout,
   sharding,
+  stream,
   watch,
 )
 from opsd_jax.models import lora, transformer
@@ -137,15 +136,6 @@ def accumulate(grad_fn, batch, micro_batches: int):
   return (loss, jax.tree.map(join, tok)), grads
 
 
-def problems_of_step(train, seed: int, step: int, count: int):
-  """Problems [step * count, ...) of an endless pass, reshuffled every epoch."""
-  order = functools.cache(
-      lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(train))
-  )
-  places = range(step * count, (step + 1) * count)
-  return [train[order(i // len(train))[i % len(train)]] for i in places]
-
-
 def start_or_resume(run, manager) -> tuple[State, State]:
   """(state, its layout): the newest checkpoint's, or a new one."""
   new = lambda p: init_state(run.trained(p), run.objective, run.tx)
@@ -200,13 +190,19 @@ def train_and_evaluate(config, workdir) -> dict:
       profiler = watch.Profiler(workdir / "profile", **config.profile)
       with processes.ending_with_others(), profiler:
         state, layout = start_or_resume(run, manager)
+        order = stream.endless(run.train, config.seed)
+        if step := int(state.step):
+          place = checkpoint.restore_place(manager, step)
+          stream.restore(order, run.train_digest, place)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
-        learn(config, run, state, layout, writer, judge, manager, profiler)
+        learn(
+            config, run, state, layout, order, writer, judge, manager, profiler
+        )
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
@@ -217,11 +213,12 @@ def train_and_evaluate(config, workdir) -> dict:
 
 
 def learn(
-    config, run, state, layout, writer, judge, manager, profiler
+    config, run, state, layout, order, writer, judge, manager, profiler
 ) -> None:
   """The loop: a step, then what is looked at and saved.
 
-  `state` is donated: the caller must not keep it.
+  `state` is donated: the caller must not keep it. `order` is a stream of the
+  training problems.
   """
   respond = pick(
       rollout.ALL, config.rollout.source, model_config=run.model_config,
@@ -242,7 +239,10 @@ def learn(
   bar = metrics.Bar(config.steps, start, "train")
   for step in range(start, config.steps, updates):
     profiler.at(step)
-    state, row, seen = step_of(config, run, state, step, respond, train_step)
+    draw = lambda: stream.draw(order, config.rollout.prompts)
+    state, row, seen = step_of(
+        config, run, state, step, draw, respond, train_step
+    )
     step += updates
     writer.write(step, row)
     bar.update(row)
@@ -259,17 +259,14 @@ def learn(
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state)
+      checkpoint.save(manager, state, stream.save(order, run.train_digest))
   bar.close()
 
 
-def step_of(config, run, state, step: int, respond, train_step):
+def step_of(config, run, state, step: int, draw, respond, train_step):
   """Sample with the student, collate two views, learn -> (state, metrics, what
   there is to see: rollouts, their tokens, divergences)."""
   clock, compiled = [time.time()], watch.compiles().count
-  draw = lambda: problems_of_step(
-      run.train, config.seed, step, config.rollout.prompts
-  )
   answer = lambda problems: respond(
       lora.join(run.params, state.params), problems, step
   )

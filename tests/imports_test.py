@@ -14,6 +14,9 @@ MAY_IMPORT = {
     "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
+    "records": {"structs", "tasks"}, "stream": set(),
+    "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
+    "tfds_jsonl": {"records", "structs"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "reinforce": MATH,
     "objective": MATH
@@ -30,7 +33,7 @@ MAY_IMPORT = {
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics", "files", "card", "hlo", "flops")  # fmt: skip
+          "records", "data", "tfds_jsonl", "metrics", "files", "card", "hlo", "flops")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
                "flops", "models"}  # fmt: skip
 
