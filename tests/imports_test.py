@@ -14,6 +14,7 @@ MAY_IMPORT = {
     "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
+    "workers": {"structs", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
@@ -25,7 +26,7 @@ MAY_IMPORT = {
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics", "files", "card", "hlo", "flops")  # fmt: skip
+          "workers", "metrics", "files", "card", "hlo", "flops")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
                "flops", "models"}  # fmt: skip
 
