@@ -17,6 +17,7 @@ MAY_IMPORT = {
     "records": {"structs", "tasks"}, "stream": set(),
     "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
     "tfds_jsonl": {"records", "structs"},
+    "workers": {"structs", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
     "reinforce": MATH,
     "objective": MATH
@@ -33,7 +34,8 @@ MAY_IMPORT = {
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "records", "data", "tfds_jsonl", "metrics", "files", "card", "hlo", "flops")  # fmt: skip
+          "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
+          "hlo", "flops")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
                "flops", "models"}  # fmt: skip
 

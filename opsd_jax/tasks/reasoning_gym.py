@@ -13,7 +13,7 @@ import itertools
 import re
 
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks.reply import last_number
+from opsd_jax.tasks.reply import last_number, stated
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 
@@ -100,9 +100,6 @@ def scorer(options: str):
   return dataset(options, seed=0, size=1).score_answer
 
 
-BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
-
-
 def extract(text: str, answer: str | None) -> str | None:
   """The reply's final answer: what it states, one line of it where the true
   answer is one, else the whole reply; of that the last number where the true
@@ -111,18 +108,7 @@ def extract(text: str, answer: str | None) -> str | None:
   if found is None:
     found = text
   elif answer is not None and "\n" not in answer:
-    found = found.strip().partition("\n")[0].rstrip("*. ")
+    found = found.strip("* \n").partition("\n")[0].rstrip("*. ")
   if answer is not None and re.fullmatch(r"-?\d+(\.\d+)?", answer):
     return last_number(found)
   return found.strip() or None
-
-
-def stated(text: str) -> str | None:
-  """After the last `####`, or in the last \\boxed{}, or after the last "answer
-  is" or "answer:"; None without any."""
-  if "####" in text:
-    return text.rpartition("####")[2]
-  if boxed := BOXED.findall(text):
-    return boxed[-1]
-  _, *after = re.split(r"(?i)answer is:?|answer:", text)
-  return after[-1].lstrip("* \n") if after else None
