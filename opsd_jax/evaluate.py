@@ -5,7 +5,6 @@ Evaluation shares nothing with the loss but the sampler and the task's verify.
 
 import functools
 import json
-import math
 import pathlib
 import time
 from typing import NamedTuple
@@ -24,14 +23,7 @@ from opsd_jax import (
 )
 from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
-
-
-def wilson(successes: float, n: int, z: float = 1.959964):
-  """The Wilson score interval of a rate (Wilson 1927); 95% at the default z."""
-  rate, zz = successes / n, z * z
-  centre = (rate + zz / (2 * n)) / (1 + zz / n)
-  half = z / (1 + zz / n) * math.sqrt(rate * (1 - rate) / n + zz / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)
+from opsd_jax.statistics import wilson
 
 
 def rate(name: str, scores) -> dict[str, float]:

@@ -31,11 +31,15 @@ MAY_IMPORT = {
     "sample": {"decode", "draw", "slots", "sharding", "processes"},
     "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
+    "statistics": set(), "calibration": {"statistics"},
+    "grades": {"statistics", "calibration", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
           "hlo", "flops")  # fmt: skip
+          "metrics", "files", "card", "hlo", "flops", "statistics", "calibration",
+          "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
                "flops", "models"}  # fmt: skip
 
