@@ -81,6 +81,11 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.data.train_limit = 0  # problems from the source's beginning; 0: all
   c.data.eval_limit = 0
 
+  c.verify = ConfigDict()  # replies are judged in processes that may die
+  c.verify.workers = 2  # of them, on each host
+  c.verify.seconds = 1.5  # a reply at most; longer counts as wrong
+  c.verify.memory_mb = 2048  # address space of each, MiB
+
   c.context = ConfigDict()
   c.context.template = "short"  # short, paper, upstream, plain
   c.context.privileged = "solution"  # solution, answer, none, other

@@ -21,6 +21,7 @@ from opsd_jax import (
   stream,
   tasks,
   tokenizer,
+  workers,
 )
 from opsd_jax import objective as objectives
 from opsd_jax.draw import Knobs, check
@@ -31,7 +32,7 @@ from opsd_jax.structs import Problem
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
 OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
-                 "compile_cache")  # fmt: skip
+                 "compile_cache", "verify.workers")  # fmt: skip
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -43,7 +44,8 @@ COUNTS = (  # fields that must be at least 1
     "eval.max_new_tokens", "eval.drift_prompts",
     "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
     "log.samples_every", "task.eval_count", "task.train_count",
-    "optimizer.max_bad_steps", "reinforce.updates", "reinforce.rounds",
+    "optimizer.max_bad_steps", "verify.workers", "verify.memory_mb",
+    "reinforce.updates", "reinforce.rounds",
 )  # fmt: skip
 
 
@@ -141,7 +143,7 @@ def prepare(config) -> Run:
         f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
         f" the {processes.count()} processes"
     )
-  task, problems = read_problems(config)
+  verify, problems = read_problems(config)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
@@ -184,18 +186,18 @@ def prepare(config) -> Run:
     )
   return Run(
       mesh, model_config, params, trained(config), tok, train, held_out,
-      functools.partial(each, task.verify), problems.removed_as_overlap, dropped, problems.counts,
+      verify, problems.removed_as_overlap, dropped, problems.counts,
       digest, objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
 
 
 def read_problems(config):
-  """(task, data.Problems); every evaluation answer can be judged.
+  """(verify, data.Problems); every evaluation answer can be judged.
 
   How many answers the task finds wrong, read as a reply, is counted.
   """
   c, d = config.task, config.data
-  task = tasks.open_task(c.name, c.privileged_field)
+  verify = workers.shared(c.name, c.privileged_field, **config.verify)
   problems = data.both(
       d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
       skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
@@ -206,23 +208,17 @@ def read_problems(config):
       },
   )  # fmt: skip
   if d.eval == data.TASK:
-    return task, problems
-  wrong = 0
-  for e in problems.eval:
-    try:
-      wrong += e.answer is not None and task.verify(e, e.answer).score < 1
-    except Exception as error:
-      raise ValueError(
-          f"task.name={c.name} cannot judge problem {e.id} of {d.eval}, whose"
-          f" answer is {e.answer!r} ({type(error).__name__}: {error}): choose"
-          " another task.name"
-      ) from error
+    return verify, problems
+  answered = [e for e in problems.eval if e.answer is not None]
+  try:
+    verdicts = verify(answered, [e.answer for e in answered])
+  except ValueError as e:
+    raise ValueError(
+        f"task.name={c.name} cannot judge data.eval={d.eval}: {e}"
+    ) from e
+  wrong = sum(v.score < 1 for v in verdicts)
   counts = problems.counts | {"evaluation answers not verified": wrong}
-  return task, problems._replace(counts=counts)
-
-
-def each(verify, examples, texts) -> list:
-  return [verify(e, x) for e, x in zip(examples, texts, strict=True)]
+  return verify, problems._replace(counts=counts)
 
 
 def how_to_run(config) -> dict:

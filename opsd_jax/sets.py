@@ -1,12 +1,11 @@
 """Sets of problems to evaluate on: files by path and name, and tasks."""
 
-import json
-import pathlib
+import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from opsd_jax import tasks
+from opsd_jax import data, tasks, workers
 from opsd_jax.structs import Example
 
 
@@ -53,7 +52,7 @@ def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
   load(source) -> Examples; judge(task) -> verify(examples, texts) -> Verdicts;
   by default those below.
   """
-  load, judge = load or read_jsonl, judge or in_process
+  load, judge = load or of_file, judge or in_pool
   task = spec.task or spec.source
   verify = judge(task)
   if spec.task:
@@ -70,28 +69,14 @@ def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
   return Set(spec.name, examples, verify, about)
 
 
-# The next two stand in for data.load and tasks' pool of workers.
+def of_file(source: str) -> tuple[Example, ...]:
+  """Examples of any source that data.load takes, columns found by their usual
+  names; ValueError at the first bad row."""
+  return data.load(source, data.Columns()).examples
 
 
-def read_jsonl(source: str):
-  """Examples of a .jsonl file with the usual column names."""
-  path = pathlib.Path(source.removeprefix("jsonl:")).expanduser()
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    try:
-      row = json.loads(line)
-      question = row.get("problem") or row["question"]
-      solution, _, answer = str(row["answer"]).rpartition("####")
-    except (ValueError, KeyError, TypeError, AttributeError) as e:
-      raise ValueError(
-          f"{path}:{number}: {type(e).__name__}: {e}; expected an object with"
-          " problem or question, and answer"
-      ) from e
-    name = str(row.get("unique_id", row.get("id", number)))
-    solution = row.get("solution") or solution.strip() or None
-    yield Example(name, question, solution, answer.strip())
-
-
-def in_process(task: str):
-  """verify(examples, texts) -> Verdicts, in this process."""
-  verify = tasks.open_task(task, "answer").verify
-  return lambda examples, texts: list(map(verify, examples, texts))
+def in_pool(task: str):
+  """verify(examples, texts) -> Verdicts, by worker processes."""
+  return workers.shared(
+      task, "answer", workers=os.cpu_count(), seconds=1.5, memory_mb=2048
+  )

@@ -13,6 +13,7 @@ worker whose parent is gone reads the end of its input, and ends.
 """
 
 import collections
+import functools
 import json
 import os
 import pathlib
@@ -233,6 +234,15 @@ class Pool:
 
   def __exit__(self, *exc):
     self.close()
+
+
+@functools.cache
+def shared(task_name, privileged_field, *, workers, seconds, memory_mb) -> Pool:
+  """The pool of these settings, one for all runs of this process."""
+  return Pool(
+      task_name, privileged_field, workers=workers, seconds=seconds,
+      memory_mb=memory_mb,
+  )  # fmt: skip
 
 
 def end_all(workers: list) -> None:

@@ -37,9 +37,7 @@ MAY_IMPORT = {
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
-          "hlo", "flops")  # fmt: skip
-          "metrics", "files", "card", "hlo", "flops", "statistics", "calibration",
-          "grades")  # fmt: skip
+          "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
                "flops", "models"}  # fmt: skip
 
