@@ -25,8 +25,14 @@ CONFIGS = sorted(
 GOLDEN = {
     "opsd": (1.23022e-4, 2.63681e-2), "sft": (5.72937, 3.35351),
     "gsm_symbolic": (8.59641e-5, 1.92141e-2),
-    # A random model is never right: nothing to learn from a reward.
-    "grpo": (0, 0), "dr_grpo": (0, 0), "dapo": (0, 0), "rft": (0, 0),
+    "grpo": (0, 0.189223), "dr_grpo": (-1.52588e-3, 5.22629e-2),
+    "dapo": (0.103054, 0.363587), "rft": (4.34504, 1.84877),
+}  # fmt: skip
+# What a random model is sometimes right on, so that there is a reward.
+GUESSED = {
+    "task.name": "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
+    "max_digits=1",
+    "rollout.prompts": 8, "rollout.max_new_tokens": 16,
 }  # fmt: skip
 
 SUMMARY = {
@@ -93,6 +99,8 @@ def test_unknown_preset_names_the_known_ones(name):
 def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   config = get_config(name, "tiny")
   config.compile_cache = ""
+  if config.reinforce.weight:
+    config.update_from_flattened_dict(GUESSED)
   summary = train.train_and_evaluate(config, tmp_path)
   assert summary == json.loads((tmp_path / "summary.json").read_text())
   assert set(summary) >= SUMMARY
@@ -107,7 +115,7 @@ def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   assert all(r["sampler/logp_gap"] < 1e-4 for r in on_policy)
   first = next(r for r in rows if "loss" in r)
   assert (first["loss"], first["grad_norm"]) == pytest.approx(
-      GOLDEN[name], rel=2e-3  # float32's noise in a divergence of 1e-4 nats
+      GOLDEN[name], rel=2e-3, abs=1e-7  # float32's noise in 1e-4 nats
   )
 
 
