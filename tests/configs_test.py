@@ -83,10 +83,23 @@ def test_presets_are_the_papers(model):
 @pytest.mark.parametrize("arg,words", [
     ("recipe=upstream", "needs a model"), ("qwen3_8b,recipe=mine", "upstream"),
     ("qwen3_8b,qwen3_4b", "one of them"), ("qwen3_80b", "qwen3_8b"),
+    ("control=hint", "none, other, answer"),
 ])  # fmt: skip
 def test_a_bad_preset_names_the_known_ones(arg, words):
   with pytest.raises(ValueError, match=words):
     opsd.get_config(arg)
+
+
+@pytest.mark.parametrize("control", ["none", "other", "answer"])
+@pytest.mark.parametrize("preset", ["", "tiny,", "qwen3_8b,recipe=upstream,"])
+def test_a_control_changes_what_the_teacher_is_told_alone(preset, control):
+  plain = prepare.flat(opsd.get_config(preset.rstrip(",")).to_dict())
+  config = opsd.get_config(f"{preset}control={control}")
+  told = prepare.flat(config.to_dict())
+  prepare.validate(config)
+  assert told.pop("context.privileged") == control
+  assert plain.pop("context.privileged") == "solution"
+  assert told == plain
 
 
 @pytest.mark.parametrize("name", CONFIGS)
