@@ -202,6 +202,7 @@ def read_problems(config):
   wrong = 0
   for e in problems.eval:
     try:
+      task.verify(e, "The answer is 0.")
       wrong += e.answer is not None and task.verify(e, e.answer).score < 1
     except Exception as error:
       raise ValueError(
