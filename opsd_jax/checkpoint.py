@@ -37,14 +37,19 @@ def save(manager, state: State, place: dict | None = None) -> None:
   manager.save(int(state.step), args=ocp.args.Composite(**items))
 
 
-def item(manager, step: int, name: str, args):
-  """One item of a checkpoint; ValueError where it has none of the name."""
+def check_item(manager, step: int, name: str) -> None:
+  """Raises ValueError where a checkpoint has no item of the name."""
   path = manager.directory / str(step)
   if not (path / name).exists():
     raise ValueError(
         f"{path} has no {name!r}: it was saved by an earlier version, whose"
-        " checkpoints cannot be resumed. Give another --workdir"
+        " checkpoints cannot be read. Give another --workdir"
     )
+
+
+def item(manager, step: int, name: str, args):
+  """One item of a checkpoint."""
+  check_item(manager, step, name)
   return manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
 
 
@@ -79,12 +84,16 @@ def restore_params(directory, shardings):
   options = ocp.CheckpointManagerOptions(create=False)
   manager = ocp.CheckpointManager(
       directory, options=options,
-      item_handlers={"state": ocp.PyTreeCheckpointHandler()},
+      item_handlers={
+          "state": ocp.PyTreeCheckpointHandler(),
+          "place": ocp.JsonCheckpointHandler(),
+      },
   )  # fmt: skip
   try:
     step = manager.latest_step()
     if step is None:
       raise ValueError(f"{directory} holds no checkpoint that was completed")
+    check_item(manager, step, "state")
     known = manager.item_metadata(step)["state"].tree["params"]
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known

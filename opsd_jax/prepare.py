@@ -34,6 +34,8 @@ from opsd_jax.structs import Problem
 OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
                  "compile_cache", "verify.workers")  # fmt: skip
 
+FAULT = "not judged: "  # how a verdict begins whose verifier failed
+
 DTYPES = ("float32", "bfloat16", "float16")
 
 COUNTS = (  # fields that must be at least 1
@@ -209,14 +211,19 @@ def read_problems(config):
   )  # fmt: skip
   if d.eval == data.TASK:
     return verify, problems
-  answered = [e for e in problems.eval if e.answer is not None]
+  own = [e for e in problems.eval if e.answer is not None]
+  replies = [*(e.answer for e in own), *["The answer is 0."] * len(own)]
   try:
-    verdicts = verify(answered, [e.answer for e in answered])
+    verdicts = verify([*own, *own], replies)
+    fault = next((v for v in verdicts if v.feedback.startswith(FAULT)), None)
+    if fault:
+      raise ValueError(fault.feedback)
   except ValueError as e:
     raise ValueError(
-        f"task.name={c.name} cannot judge data.eval={d.eval}: {e}"
+        f"task.name={c.name} cannot judge the answers of data.eval={d.eval}"
+        f" ({e}): choose another task.name"
     ) from e
-  wrong = sum(v.score < 1 for v in verdicts)
+  wrong = sum(v.score < 1 for v in verdicts[: len(own)])
   counts = problems.counts | {"evaluation answers not verified": wrong}
   return verify, problems._replace(counts=counts)
 

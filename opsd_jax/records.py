@@ -19,8 +19,8 @@ from opsd_jax.tasks import same_text
 MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
 SHOWN = 5  # bad rows named in an error
 
-# What the public files call a column, in any case; what most rows have wins,
-# then the order here.
+# What the public files call a column, in any case. Half of the rows must have
+# it; what most have wins, then the order here.
 AUTO = {
     "problem": ("problem", "question", "prompt", "problem_statement"),
     "solution": (
@@ -138,12 +138,15 @@ def choose(source: str, rows, columns: Columns) -> Columns:
   Raises ValueError where a named one, or any that holds problems, is missing.
   """
   counts = collections.Counter(name for row in rows for name in row)
-  there = f"{source} has the columns {', '.join(map(str, counts)) or 'none'}"
+  there = f"{source} has the columns {', '.join(counts) or 'none'}"
 
   def find(field, name):
     if name == "auto":
       order = AUTO[field]
-      usual = [n for n in counts if str(n).casefold() in order]
+      usual = [
+          n for n, times in counts.items()
+          if n.casefold() in order and 2 * times >= len(rows)
+      ]  # fmt: skip
       best = lambda n: (counts[n], -order.index(n.casefold()))
       return max(usual, key=best, default=None)
     if name and name not in counts:
