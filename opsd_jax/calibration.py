@@ -77,8 +77,7 @@ def equal_width(confidence_R, bins: int):
 def equal_mass(confidence_R, bins: int):
   """Inner edges of bins that hold about as many replies (Nguyen and O'Connor
   2015, arXiv:1508.05154); equal confidences are never parted."""
-  shares = np.arange(1, bins) / bins
-  return np.unique(np.quantile(confidence_R, shares, method="lower"))
+  return np.quantile(confidence_R, np.arange(1, bins) / bins)
 
 
 BINS = {"equal_width": equal_width, "equal_mass": equal_mass}

@@ -129,8 +129,9 @@ def test_sign_flip_equals_the_enumeration_of_all_signs(d):
 
 
 def test_tenths_that_sum_alike_count_as_alike():
-  # |.1 + .2 - .3| is 5.6e-17 in floats, in another order 0
-  assert statistics.sign_flip([0.3, -0.1, -0.2], resamples=8, seed=0) == 1
+  # All signs of 4, 1, 2, 1 sum to 0 or more; .4 - .1 - .2 - .1 to 3e-17.
+  d = [0.4, -0.1, -0.2, -0.1]
+  assert statistics.sign_flip(d, resamples=16, seed=0) == 1
 
 
 @pytest.mark.parametrize("count,resamples", [(10, 1024), (40, 199)])
