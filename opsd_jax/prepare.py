@@ -213,16 +213,13 @@ def read_problems(config):
     return verify, problems
   own = [e for e in problems.eval if e.answer is not None]
   replies = [*(e.answer for e in own), *["The answer is 0."] * len(own)]
-  try:
-    verdicts = verify([*own, *own], replies)
-    fault = next((v for v in verdicts if v.feedback.startswith(FAULT)), None)
-    if fault:
-      raise ValueError(fault.feedback)
-  except ValueError as e:
-    raise ValueError(
-        f"task.name={c.name} cannot judge the answers of data.eval={d.eval}"
-        f" ({e}): choose another task.name"
-    ) from e
+  verdicts = verify([*own, *own], replies)
+  for e, v in zip([*own, *own], verdicts, strict=True):
+    if v.feedback.startswith(FAULT):
+      raise ValueError(
+          f"task.name={c.name} cannot judge problem {e.id} of {d.eval}, whose"
+          f" answer is {e.answer!r} ({v.feedback}): choose another task.name"
+      )
   wrong = sum(v.score < 1 for v in verdicts[: len(own)])
   counts = problems.counts | {"evaluation answers not verified": wrong}
   return verify, problems._replace(counts=counts)
