@@ -33,6 +33,7 @@ from opsd_jax.tasks.judged import NoReference
 
 LONGEST = 500_000  # characters of a reply that is looked at
 BATCH = 64  # replies a worker is sent at once, at most
+HEADROOM = 16 << 20  # bytes a worker must find free once it has started
 START = 120.0  # seconds that a worker may take to import what its task needs
 GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
 
@@ -144,24 +145,26 @@ class Pool:
       else:
         waiting.append(item)
     size = max(1, min(BATCH, len(waiting) // (4 * len(self.workers))))
-    self.replace_dead()
     try:
       while waiting or any(w.sent for w in self.workers):
-        for worker in self.workers:
-          if waiting and worker.is_ready and not worker.sent:
-            worker.send([waiting.popleft() for _ in range(min(size, len(waiting)))])
+        self.hand_out(waiting, size)
         self.collect(verdicts, waiting)
     except BaseException:
       self.abandon()
       raise
     return verdicts
 
-  def replace_dead(self) -> None:
-    """Workers that died while nobody asked them anything."""
+  def hand_out(self, waiting, size: int) -> None:
+    """A batch to every worker that has none; one that died idle is replaced."""
     for i, worker in enumerate(self.workers):
-      if worker.is_ready and worker.has_ended():
+      if not waiting or worker.sent or not worker.is_ready:
+        continue
+      if worker.has_ended():
         worker.end()
         self.workers[i] = Worker(*self.how)
+      else:
+        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        worker.send(batch)
 
   def collect(self, verdicts, waiting) -> None:
     """Takes what has come from any worker, and buries those that ended."""
@@ -311,6 +314,7 @@ def serve(task_name, privileged_field, seconds, memory_mb) -> None:
   size = int(memory_mb) << 20
   resource.setrlimit(resource.RLIMIT_AS, (size, size))
   warm_up(verify)
+  bytearray(HEADROOM)  # a MemoryError here rather than wrong verdicts later
   signal.signal(signal.SIGALRM, signal.SIG_DFL)
   say("ready")
   for line in sys.stdin:
@@ -323,8 +327,7 @@ def serve(task_name, privileged_field, seconds, memory_mb) -> None:
 
 
 def warm_up(verify) -> None:
-  """So that no reply pays for imports. Raises MemoryError where the limit
-  leaves too little to judge anything."""
+  """So that no reply pays for imports."""
   try:
     verify(Example("", "", "", "x + 1"), "the answer is \\boxed{1 + x}")
   except MemoryError:

@@ -55,12 +55,14 @@ REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
     (r"_\s*\{\s*([0-9]+)\s*\}", r"_\1"), (r"\^\s*\{\s*([0-9])\s*\}", r"^\1"),
     (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"
      r"|\\degree(?![a-zA-Z])", r"\\deg "),
+    (r"\\\$\s*((?:[0-9]|,(?=[0-9]{3}))*\.?[0-9]+)", r'\1 "dollars" '),
     (r"\\\$|\$", ""), (r"\\%", "%"), (r"\\leq?(?![a-zA-Z])", r"\\le "),
     (r"\\geq?(?![a-zA-Z])", r"\\ge "), (r"\\neq?(?![a-zA-Z])", r"\\ne "),
     (r"(?<![a-zA-Z\\])sqrt\b", r"\\sqrt"), (r"(?<![a-zA-Z\\])pi\b", r"\\pi "),
     (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)\b", r"\\infty "),
     (r"([0-9])\s+([0-9]+)/([0-9]+)(?![0-9])", r"\1\\frac{\2}{\3}"),
     (r"\\text\s*\{([^{}]*)\}", r' "\1" '),
+    (r"\\\\\s*\\end(?![a-zA-Z])", r"\\end"),
     (r'"\s*,?\s*(?:and|or)\s*"', " , "), (r"\s+", " "),
 ))  # fmt: skip
 END = re.compile(r"[\s.,;:]+$|^[\s,;:]+")
@@ -79,7 +81,12 @@ def clean(text: str) -> str:
 
 def folded(text: str) -> str:
   """Text as people compare it: case, spaces and quotes aside."""
-  return "".join(text.replace('"', "").casefold().split())
+  return squeezed(text.replace('"', " ").casefold()).strip(".,;: ")
+
+
+def squeezed(text: str) -> str:
+  """Without the spaces that part no two words or numbers: "4 2" is not 42."""
+  return re.sub(r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", "", text)
 
 
 def closes(text: str, at: int) -> int:
@@ -335,10 +342,6 @@ def compare(reference: str, reply: str) -> bool | None:
   if a.kind == "union" and a.data != b.data:
     return None  # parts may overlap
   return a.data == b.data
-
-
-def squeezed(text: str) -> str:
-  return "".join(text.split())
 
 
 def agree(a: str, b: str) -> bool:

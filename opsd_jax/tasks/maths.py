@@ -58,9 +58,10 @@ def by_algebra(reference: str, found: str) -> bool:
   known to misread: words, unknown commands, deep nesting, long texts."""
   for text in (reference, found):
     known = set(re.findall(r"\\([a-zA-Z]+)", text)) <= COMMANDS
+    bare = re.sub(r"\\[a-zA-Z]+", " ", text)
     if len(text) > LONGEST or answers.has_words(text) or not known:
       return False
-    if depth(text) > DEEPEST:
+    if depth(text) > DEEPEST or re.search("[a-zA-Z][0-9]", bare):
       return False
   parse, equal = library()
   return equal(parse(as_latex(reference)), parse(as_latex(found)))
@@ -99,7 +100,7 @@ def library():
   def equal(gold, target):
     return math_verify.verify(
         gold, target, float_rounding=30, numeric_precision=50,
-        timeout_seconds=None,
+        allow_set_relation_comp=True, timeout_seconds=None,
     )  # fmt: skip
 
   return parse, equal

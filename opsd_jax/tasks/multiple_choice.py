@@ -9,7 +9,7 @@ from opsd_jax.tasks.reply import stated
 DRESS = re.compile(
     r"\\(?:text|mathrm|mathbf|textbf|mbox)(?:bf|rm)?(?![a-zA-Z])|[*$`{}\"]"
 )
-HEAD = re.compile(r"\s*(?:option|choice|letter)?\s*")
+HEAD = re.compile(r"\s*(?:option|choice|letter)?\s*", re.IGNORECASE)
 # A letter in brackets, or one that no word goes on with; "A dog" names none.
 LETTER = re.compile(
     r"\(\s*([A-Za-z])\s*\)|([A-Z])(?=$|[.):,;\n]|\s*$|\s+(?:because|since|as)\b)"
@@ -33,7 +33,7 @@ def letter(text: str) -> str | None:
   lines = [marked] if marked is not None else [text, *text.splitlines()[-1:]]
   for line in lines:
     line = DRESS.sub("", line).strip()
-    match = LETTER.match(line, HEAD.match(line, re.IGNORECASE).end())
+    match = LETTER.match(line, HEAD.match(line).end())
     if match:
       rest = line[match.end() :].partition("\n")[0]
       if ANOTHER.match(rest.strip()):

@@ -11,11 +11,24 @@ import functools
 import hashlib
 import itertools
 import re
+import sys
 
 from opsd_jax.structs import Example, Verdict
 from opsd_jax.tasks.reply import last_number, stated
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
+
+# Scorers of 0.1.25 that run a reply as Python: `eval` of a list, and sympy's
+# parse_expr of a formula. They are given nothing else.
+EVAL = ("string_insertion", "spiral_matrix", "binary_matrix", "n_queens")
+PARSE_EXPR = (
+    "simple_integration", "intermediate_integration", "countdown", "puzzle24",
+    "polynomial_multiplication",
+)  # fmt: skip
+FORMULA = re.compile(
+    r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
+    r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
+)
 
 
 def task(options: str, privileged_field: str):
@@ -88,6 +101,9 @@ def as_text(value) -> str | None:
 def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
+  name = options.partition(",")[0]
+  if name in PARSE_EXPR and not FORMULA.fullmatch(found or ""):
+    return Verdict(0.0, found, "not scored: no formula")
   try:
     score = scorer(options)(answer=found, entry=example.metadata)
   except Exception as e:  # some scorers fail on text that they do not expect
@@ -97,7 +113,10 @@ def verify(options: str, example: Example, text: str) -> Verdict:
 
 @functools.cache
 def scorer(options: str):
-  return dataset(options, seed=0, size=1).score_answer
+  made = dataset(options, seed=0, size=1)
+  if options.partition(",")[0] in EVAL:
+    sys.modules[type(made).__module__].eval = ast.literal_eval
+  return made.score_answer
 
 
 def extract(text: str, answer: str | None) -> str | None:
