@@ -271,9 +271,22 @@ def test_a_source_that_cannot_be_is_refused(source, words, tmp_path):
 
 
 def test_a_task_that_needs_its_own_records_is_refused():
-  with pytest.raises(ValueError, match="data.eval=reasoning_gym:gsm_symbolic"):
-    data.check_both("task", "reasoning_gym:gsm_symbolic,size=2", "reasoning_gym:chain_sum")
-  data.check_both("reasoning_gym:chain_sum,size=2", "task", "reasoning_gym:chain_sum,min_terms=3")
+  name = "reasoning_gym:chain_sum,min_terms=3"
+  task = tasks.open_task(name, "answer")
+  other = "reasoning_gym:gsm_symbolic,size=2"
+  with pytest.raises(ValueError, match=f"data.eval={other}"):
+    data.check_both("task", other, name, task)
+  data.check_both("reasoning_gym:chain_sum,size=2", "task", name, task)
+
+
+def test_a_task_without_problems_of_its_own_is_refused():
+  def examples(seed):
+    raise ValueError("judges only")
+
+  task = tasks.Task(examples, None)
+  data.check_both(*["reasoning_gym:chain_sum,size=2"] * 2, "judging", task)
+  with pytest.raises(ValueError, match="data.eval: judges only"):
+    data.check_both("reasoning_gym:chain_sum,size=2", "task", "judging", task)
 
 
 def test_reasoning_gym_by_size_and_seed():
