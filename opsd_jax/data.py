@@ -54,7 +54,7 @@ def load(source: str, columns: Columns, *, skip_bad: int = 0) -> Loaded:
 
 
 def check(source: str) -> None:
-  """Raises ValueError where a source cannot exist; reads and fetches nothing."""
+  """Raises ValueError where a source cannot exist; fetches nothing."""
   if source != TASK:
     kind, name, options = parse(source)
     SOURCES[kind].check(name, options)
@@ -236,19 +236,22 @@ SOURCES = {
 # -------------------------------------------------------------------- both
 
 
-def check_both(train: str, eval: str, task: str) -> None:
-  """Raises ValueError where a source cannot exist, or where the task of this
-  name cannot judge a source's problems."""
-  family, _, options = task.partition(":")
+def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
+  """Raises ValueError where a source cannot exist, or where the task, opened by
+  this name, has no problems of its own or cannot judge a source's."""
+  family, _, options = name.partition(":")
   own = f"{family}:{options.partition(',')[0]}"
   for use, source in (("train", train), ("eval", eval)):
     try:
+      if source == TASK:
+        task.examples(use)  # one that only judges refuses
       check(source)
     except ValueError as e:
       raise ValueError(f"data.{use}: {e}") from e
-    if family == "reasoning_gym" and source.partition(",")[0] not in (TASK, own):
+    here = source.partition(",")[0]
+    if family == "reasoning_gym" and here not in (TASK, own):
       raise ValueError(
-          f"task.name={task} judges by records of its own, which data.{use}="
+          f"task.name={name} judges by records of its own, which data.{use}="
           f"{source} does not hold: choose another task.name to judge by"
       )
 
@@ -287,7 +290,8 @@ def both(
   counts["evaluation repeated (removed)"] = repeated
   counts["training repeated (kept)"] = len(learnt) - len(by_text(learnt))
   for use, examples in (("training", learnt), ("evaluation", held_out)):
-    counts[f"{use} without solution"] = sum(e.solution is None for e in examples)
+    missing = sum(e.solution is None for e in examples)
+    counts[f"{use} without solution"] = missing
   return Problems(learnt, held_out, overlap, dropped, counts)
 
 

@@ -76,9 +76,10 @@ def validate(config, problems: bool = True) -> None:
   objectives.from_config(config)
   optimizer.from_config(config)
   sources.check(config.model.source)
-  tasks.open_task(config.task.name, config.task.privileged_field)
+  task = tasks.open_task(config.task.name, config.task.privileged_field)
   if problems:
-    data.check_both(config.data.train, config.data.eval, config.task.name)
+    d = config.data
+    data.check_both(d.train, d.eval, config.task.name, task)
   context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
@@ -164,8 +165,8 @@ def prepare(config) -> Run:
     )
   positions, dropped = longest_row(config, model_config), problems.dropped
   train = ask(
-      config.context, tok, problems.train, positions - config.rollout.max_new_tokens,
-      dropped, "training",
+      config.context, tok, problems.train,
+      positions - config.rollout.max_new_tokens, dropped, "training",
       references=positions if config.rollout.source == "dataset" else 0,
   )  # fmt: skip
   held_out = ask(

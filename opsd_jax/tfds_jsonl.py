@@ -61,11 +61,9 @@ def open_jsonl(path, read, how, options: dict) -> Loaded:
     prepare(make(loaded=read()))
     builder = make()
   source = data_source(f"tfds:{NAME},path={path}", builder, options)
+  fields = ([row[n] or None for n in FIELDS] for row in map(plain, source))
   return Loaded(
-      tuple(
-          Example(row["id"], row["question"], *(row[n] or None for n in FIELDS[2:]))
-          for row in map(plain, source)
-      ),
+      tuple(Example(*values) for values in fields),
       dict(builder.info.metadata["dropped"]),
   )
 

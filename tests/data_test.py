@@ -1,33 +1,16 @@
-"""Sources, bad files, columns of the public ones, and the order of training."""
+"""Sources, bad files, columns of the public ones, disjoint data."""
 
-import contextlib
-import itertools
 import json
 import pathlib
 import subprocess
 import sys
-import types
 
-import jax
-import jax.numpy as jnp
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import opsd
-from opsd_jax import (
-  checkpoint,
-  data,
-  prepare,
-  records,
-  report,
-  stream,
-  tasks,
-  train,
-)
-from opsd_jax.structs import Completion, Example, Problem, Rollout, State
+from opsd_jax import data, prepare, records, report, tasks
 from tests import processes_test
 
 GOOD = b'{"problem": "1 + 1?", "solution": "It is 2.", "answer": "2", "id": "a"}'
@@ -44,7 +27,8 @@ def row(**fields) -> bytes:
 
 
 def without(name) -> bytes:
-  return json.dumps({k: v for k, v in json.loads(row()).items() if k != name}).encode()
+  fields = {k: v for k, v in json.loads(row()).items() if k != name}
+  return json.dumps(fields).encode()
 
 
 def load(source, skip_bad=0, **columns):
@@ -200,7 +184,7 @@ def test_a_named_column_and_none(tmp_path):
 
 
 def test_the_column_that_most_rows_have_is_taken(tmp_path):
-  lines = [json.dumps({"question": f"q{i}", "answer": "1"}).encode() for i in range(3)]
+  lines = [f'{{"question": "q{i}", "answer": "1"}}'.encode() for i in range(3)]
   path = write(tmp_path / "p.jsonl", b'{"problem": "q", "answer": "1"}', *lines)
   found = load(path, skip_bad=1)
   assert [e.question for e in found.examples] == ["q0", "q1", "q2"]
@@ -236,7 +220,9 @@ def test_maths_without_an_answer_column(text, answer, tmp_path):
 
 
 def test_without_ids_the_text_gives_one_whatever_the_file(tmp_path):
-  ask = lambda *qs: [json.dumps({"problem": q, "answer": "1"}).encode() for q in qs]
+  ask = lambda *asked: [
+      json.dumps({"problem": q, "answer": "1"}).encode() for q in asked
+  ]
   one = load(write(tmp_path / "1.jsonl", *ask("What?", "Who?", " what? "))).examples
   two = load(write(tmp_path / "2.jsonl", *ask("Who?", "What?"))).examples
   assert len({e.id for e in one}) == 3
@@ -271,9 +257,22 @@ def test_a_source_that_cannot_be_is_refused(source, words, tmp_path):
 
 
 def test_a_task_that_needs_its_own_records_is_refused():
-  with pytest.raises(ValueError, match="data.eval=reasoning_gym:gsm_symbolic"):
-    data.check_both("task", "reasoning_gym:gsm_symbolic,size=2", "reasoning_gym:chain_sum")
-  data.check_both("reasoning_gym:chain_sum,size=2", "task", "reasoning_gym:chain_sum,min_terms=3")
+  name = "reasoning_gym:chain_sum,min_terms=3"
+  task = tasks.open_task(name, "answer")
+  other = "reasoning_gym:gsm_symbolic,size=2"
+  with pytest.raises(ValueError, match=f"data.eval={other}"):
+    data.check_both("task", other, name, task)
+  data.check_both("reasoning_gym:chain_sum,size=2", "task", name, task)
+
+
+def test_a_task_without_problems_of_its_own_is_refused():
+  def examples(seed):
+    raise ValueError("judges only")
+
+  task = tasks.Task(examples, None)
+  data.check_both(*["reasoning_gym:chain_sum,size=2"] * 2, "judging", task)
+  with pytest.raises(ValueError, match="data.eval: judges only"):
+    data.check_both("reasoning_gym:chain_sum,size=2", "task", "judging", task)
 
 
 def test_reasoning_gym_by_size_and_seed():
@@ -379,7 +378,9 @@ assert not {"tensorflow", "jax"} & set(sys.modules), "imported"
 
 
 def test_tfds_without_tensorflow(tmp_path):
-  ask = lambda i: json.dumps({"problem": f"é {i}?", "solution": r"\boxed{1}" if i % 2 else "x"}).encode()
+  ask = lambda i: json.dumps(
+      {"problem": f"é {i}?", "solution": r"\boxed{1}" if i % 2 else "x"}
+  ).encode()
   path = write(tmp_path / "my set.jsonl", *map(ask, range(4)), b"{")
   done = subprocess.run(
       [sys.executable, "-c", TFDS, path, str(tmp_path / "made")],
@@ -389,6 +390,26 @@ def test_tfds_without_tensorflow(tmp_path):
 
 
 # ------------------------------------------------------------ train and eval
+
+CANARY = "canary-{}-yranac"
+
+
+def problems_file(path, count=11) -> str:
+  """The tiny run draws 8 a step: 11 problems put every step in mid-epoch."""
+  ask = lambda i: {
+      "problem": f"Which is larger, {i} or {i + 1}?", "answer": i + 1,
+      "solution": CANARY.format(i),
+  }  # fmt: skip
+  return write(path, *(json.dumps(ask(i)).encode() for i in range(count)))
+
+
+def tiny(scratch):
+  config = opsd.get_config("tiny")
+  config.data.train = problems_file(scratch / "p.jsonl")
+  config.compile_cache = str(scratch / "programs")
+  config.log.tensorboard = False
+  return config
+
 
 OWN = {
     "name": "largest_number", "train_count": 6, "eval_count": 3, "seed": 0,
@@ -404,9 +425,13 @@ def both(train, eval, train_limit=0, eval_limit=0, skip_bad=0):
 
 
 def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
-  ask = lambda *qs: [json.dumps({"problem": q, "answer": a}).encode() for q, a in qs]
-  a = write(tmp_path / "a.jsonl", *ask(("A?", "1"), ("b?", "2"), ("B? ", "3"), ("c?", "4")))
-  b = write(tmp_path / "b.jsonl", *ask(("a?", "5"), (" A?", "6"), ("d?", "7")), b"{")
+  ask = lambda *asked: [
+      json.dumps({"problem": q, "answer": a}).encode() for q, a in asked
+  ]
+  rows = ask(("A?", "1"), ("b?", "2"), ("B? ", "3"), ("c?", "4"))
+  a = write(tmp_path / "a.jsonl", *rows)
+  rows = ask(("a?", "5"), (" A?", "6"), ("d?", "7"))
+  b = write(tmp_path / "b.jsonl", *rows, b"{")
   d = both(a, b, skip_bad=1)
   assert [e.answer for e in d.train] == ["2", "3", "4"]
   assert [e.answer for e in d.eval] == ["5", "7"]
@@ -446,200 +471,6 @@ def test_what_cannot_be_judged_is_said_before_a_model_loads(tmp_path):
   _, problems = prepare.read_problems(config)
   assert problems.counts["evaluation answers not verified"] == 0
   assert problems.dropped["evaluation: column 'answer': missing"] == 1
-
-
-# ------------------------------------------------------------------- order
-
-
-def test_an_epoch_visits_every_problem_once():
-  order = stream.endless(range(10), 0)
-  seen = stream.draw(order, 40)
-  epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
-  assert all(sorted(e) == list(range(10)) for e in epochs)
-  assert len({tuple(e) for e in epochs}) == 4
-  assert seen == stream.draw(stream.endless(range(10), 0), 40)
-  # Not another seed's order an epoch later either.
-  assert not any(
-      e in epochs for e in np.reshape(stream.draw(stream.endless(range(10), 1), 40), (4, 10)).tolist()
-  )
-
-
-@given(st.integers(30, 60), st.lists(st.integers(0, 40), max_size=4))
-def test_a_place_is_gone_on_from_whatever_was_drawn(count, draws):
-  order = stream.endless(range(count), 3)
-  for n in draws:  # as many as a method likes
-    stream.draw(order, n)
-  saved = json.loads(json.dumps(stream.save(order, "digest")))
-  other = stream.endless(range(count), 3)
-  stream.restore(other, "digest", saved)
-  assert stream.draw(other, 40) == stream.draw(order, 40)
-  with pytest.raises(ValueError, match="content of data.train or data.eval"):
-    stream.restore(other, "another", saved)
-
-
-def test_the_digest_sees_every_text():
-  asked = lambda **kw: Problem(Example(**{"id": "1", "question": "q", "solution": "s", "answer": "a", **kw}), (), ())
-  names = ("id", "question", "solution", "answer")
-  made = {stream.digest([asked(**{n: "x"})]) for n in names}
-  assert len({*made, stream.digest([asked()]), stream.digest([asked()] * 2)}) == 6
-
-
-# --------------------------------------------------------------------- runs
-
-CANARY = "canary-{}-yranac"
-
-
-def problems_file(path, count=11) -> str:
-  """The tiny run draws 8 a step: 11 problems put every step in mid-epoch."""
-  ask = lambda i: {
-      "problem": f"Which is larger, {i} or {i + 1}?", "answer": i + 1,
-      "solution": CANARY.format(i),
-  }  # fmt: skip
-  return write(path, *(json.dumps(ask(i)).encode() for i in range(count)))
-
-
-def tiny(scratch):
-  config = opsd.get_config("tiny")
-  config.data.train = problems_file(scratch / "p.jsonl")
-  config.compile_cache = str(scratch / "programs")
-  config.log.tensorboard = False
-  return config
-
-
-class Stopped(Exception):
-  pass
-
-
-def session(scratch, name: str, stop: int = 0) -> None:
-  """A tiny run that is cut short when step `stop` draws, or its resumption.
-
-  What a step learns from goes to a file, by id. Each step draws three problems
-  more than it uses, as a method may. Left out is what takes time and has no
-  part in this: the sampler (responses are the solutions) and evaluations.
-  """
-  plain, path = stream.draw, scratch / f"{name}.{jax.process_index()}"
-  steps = itertools.count(1)
-
-  def draw(order, count):
-    if next(steps) == stop:
-      raise Stopped
-    problems, _ = plain(order, count), plain(order, 3)
-    return problems
-
-  def collate(config, run, rollouts):
-    with path.open("a") as f:
-      f.write(json.dumps([r.problem.example.id for r in rollouts]) + "\n")
-    return collate_rollouts(config, run, rollouts)
-
-  collate_rollouts = train.collate_rollouts
-  blind = types.SimpleNamespace(
-      judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
-  )
-  config = tiny(scratch)
-  config.rollout.source = "dataset"
-  with pytest.MonkeyPatch.context() as patch:
-    patch.setattr(stream, "draw", draw)
-    patch.setattr(train, "collate_rollouts", collate)
-    patch.setattr(train.evaluate, "Judge", lambda *_, **__: blind)
-    patch.setattr(train.report, "finish", lambda *_: {})
-    with pytest.raises(Stopped) if stop else contextlib.nullcontext():
-      train.train_and_evaluate(config, scratch / name)
-
-
-def consumed(scratch, name: str, index: int = 0) -> list[list[str]]:
-  """What each step learnt from, by session."""
-  lines = (scratch / f"{name}.{index}").read_text().splitlines()
-  return [json.loads(line) for line in lines]
-
-
-@pytest.fixture(scope="module")
-def scratch(tmp_path_factory):
-  """A directory in which an uninterrupted run has been."""
-  scratch = tmp_path_factory.mktemp("runs")
-  session(scratch, "whole")
-  steps = consumed(scratch, "whole")
-  assert len(steps) == 4 and len(steps[0]) == 8
-  assert len(set(steps[0])) == 8 and set(steps[0]) != set(steps[1])
-  return scratch
-
-
-def test_an_interrupted_run_repeats_and_skips_nothing(scratch):
-  whole = consumed(scratch, "whole")
-  session(scratch, "cut", stop=4)
-  assert consumed(scratch, "cut") == whole[:3]
-  session(scratch, "cut")  # from the checkpoint after step 2, in mid-epoch
-  assert consumed(scratch, "cut") == whole[:3] + whole[2:]
-
-
-def test_other_content_than_the_checkpoints_is_refused(scratch):
-  session(scratch, "other", stop=4)
-  path = scratch / "p.jsonl"
-  content = path.read_text()
-  try:
-    with pytest.MonkeyPatch.context() as patch:
-      changed = lambda path: write(path, *content.encode().splitlines()[1:])
-      patch.setitem(globals(), "problems_file", changed)
-      with pytest.raises(ValueError, match="content of data.train"):
-        session(scratch, "other")
-  finally:
-    path.write_text(content)
-
-
-SESSION = """
-import pathlib, sys
-from opsd_jax import processes
-port, index, scratch = sys.argv[1:]
-processes.start(f"127.0.0.1:{port}", 2, int(index))
-from tests import data_test
-data_test.session(pathlib.Path(scratch), "two", stop=4)
-data_test.session(pathlib.Path(scratch), "two")
-"""
-
-
-def test_two_processes_repeat_and_skip_nothing(scratch):
-  whole = consumed(scratch, "whole")
-  port = str(processes_test.free_port())
-  ended = processes_test.end([
-      processes_test.launch(["-c", SESSION, port, str(i), str(scratch)], 4)
-      for i in (0, 1)
-  ])  # fmt: skip
-  assert [status for status, *_ in ended] == [0, 0], ended
-  first, second = (consumed(scratch, "two", i) for i in (0, 1))
-  assert {len(ids) for ids in first + second} == {4}
-  together = [a + b for a, b in zip(first, second, strict=True)]
-  assert together == whole[:3] + whole[2:]
-
-
-def test_a_checkpoint_of_the_earlier_layout_is_refused(tmp_path):
-  state = State(jnp.int32(3), {"w": jnp.ones(2)}, (), ())
-  shapes = jax.eval_shape(lambda: state)
-  layout = jax.tree.map(lambda x: x.sharding, state)
-  manager = checkpoint.open_manager(tmp_path / "old", keep=1)
-  manager.save(3, args=ocp.args.StandardSave(state._asdict()))
-  manager.wait_until_finished()
-  with pytest.raises(ValueError, match="no 'state': .* earlier version"):
-    checkpoint.restore(manager, 3, shapes, layout)
-  with pytest.raises(ValueError, match="no 'state'"):
-    checkpoint.restore_params(tmp_path / "old", lambda s: layout.params)
-  manager.close()
-  manager = checkpoint.open_manager(tmp_path / "new", keep=1)
-  checkpoint.save(manager, state)
-  manager.wait_until_finished()
-  assert int(checkpoint.restore(manager, 3, shapes, layout).step) == 3
-  with pytest.raises(ValueError, match="no 'place'"):
-    checkpoint.restore_place(manager, 3)
-  manager.close()
-
-
-def test_student_rows_never_hold_the_solution(tmp_path):
-  run = prepare.prepare(config := tiny(tmp_path))
-  assert len(run.train) == 11
-  reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
-  batch = train.collate_rollouts(config, run, [Rollout(p, reply) for p in run.train])
-  text = lambda view: run.tokenizer.decode(np.asarray(view.ids_RxL).reshape(-1), False)
-  assert text(batch.student).count("Which is larger") == 11
-  assert "canary" not in text(batch.student)
-  assert text(batch.teacher).count("canary") == 11
 
 
 def test_what_was_read_is_printed(tmp_path):

@@ -14,6 +14,7 @@ from opsd_jax import (
   objective,
   optimizer,
   prepare,
+  processes,
   reinforce,
   sharding,
   train,
@@ -116,6 +117,17 @@ def test_a_response_near_its_budget_pays():
   assert found.advantages.tolist() == [0.75, -0.25, -0.5, -0.5]
   # the penalty is no signal: dynamic sampling looks at the score alone
   assert found.metrics["reinforce/no_signal"] == 0.5
+
+
+def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
+  first, own = [[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [3.0, 1.0]]
+  monkeypatch.setattr(processes, "gather", lambda mine: [first, mine])
+  monkeypatch.setattr(processes, "index", lambda: 1)
+  got = experience.own_advantages("whitened", np.array(own))
+  # +-0.5, +-0.5, +-1 of both and two zeros: a standard deviation of 0.61237
+  np.testing.assert_allclose(
+      got, np.array([[0.5, -0.5], [1, -1]]) / (0.61237 + 1e-4), atol=1e-5
+  )
 
 
 # ------------------------------------------------------ what its gradient is
