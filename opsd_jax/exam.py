@@ -72,12 +72,13 @@ class How(NamedTuple):
 
 
 def validate(how: How) -> None:
-  """Raises ValueError for what can be known to be wrong before a model loads."""
+  """Raises ValueError for what is known to be wrong before a model loads."""
   check(Knobs(how.temperature, how.top_k, how.top_p, how.min_p))
   if how.template is not None:
     context.check(how.template, "none")
   rollout.check_stop("stop", how.stop)
-  for name in ("samples", "max_new_tokens", "batch", "slots", "bins", "resamples"):  # fmt: skip
+  for name in ("samples", "max_new_tokens", "batch", "slots", "bins",
+               "resamples"):  # fmt: skip
     if (value := getattr(how, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
   if how.confidence not in CONFIDENCE:
@@ -97,7 +98,9 @@ def validate(how: How) -> None:
 def load(model: str | None, run, dtype: str) -> Subject:
   """`load_model` or `load_run`: one of the two is given."""
   if bool(model) == bool(run):
-    raise ValueError(f"model is {model!r} and run {run!r}, expected one of them")
+    raise ValueError(
+        f"model is {model!r} and run {run!r}, expected one of them"
+    )
   return load_run(run) if run else load_model(model, dtype)
 
 
@@ -111,6 +114,8 @@ def held_out_seed(run) -> int:
 def load_model(source: str, dtype: str) -> Subject:
   """A model as it is, from any source that config.model.source accepts."""
   sources.check(source)
+  if dtype not in prepare.DTYPES:
+    raise ValueError(f"dtype is {dtype!r}, known: {', '.join(prepare.DTYPES)}")
   mesh = sharding.make_mesh(fsdp=-1)
   path = sources.resolve(source)
   run = dict(

@@ -82,7 +82,8 @@ def confidences(problems: list[dict], kind: str):
 
 
 def of_set(problems, *, kinds, bins: int, resamples: int, seed: int) -> dict:
-  """Every figure of one set with its interval, calibration by kind."""
+  """Every figure of one set with its interval, calibration by kind (of
+  `confidences`)."""
   samples = len(problems[0]["replies"])
   named = columns(problems, statistics.powers_of_two(samples))
   values, is_rate = zip(*named.values(), strict=True)
@@ -95,7 +96,7 @@ def of_set(problems, *, kinds, bins: int, resamples: int, seed: int) -> dict:
   sure = {}
   for kind in kinds:
     *rows, without = confidences(problems, kind)
-    sure[kind] = {"without": without}
+    sure[kind] = {"replies": len(rows[0]), "without": without}
     if len(rows[0]):
       found = calibration.summarise(*rows, bins=bins, **how)
       sure[kind] |= {
@@ -134,8 +135,9 @@ def summarise(workdir) -> dict:
 def shown(e: dict) -> str:
   """An estimate, with its p-value where it has one."""
   digits = 3 if max(abs(e["low"]), abs(e["high"])) < 10 else 1
-  text = f"{e['value']:.{digits}f} [{e['low']:.{digits}f}, {e['high']:.{digits}f}]"
-  return text + (f" p={e['p']:.3g}" if "p" in e else "")
+  value, low, high = (f"{e[k]:z.{digits}f}" for k in ("value", "low", "high"))
+  p = f" p={e['p']:.3g}" if "p" in e else ""
+  return f"{value} [{low}, {high}]{p}"
 
 
 def table(sets: dict[str, dict]) -> str:
@@ -149,7 +151,8 @@ def table(sets: dict[str, dict]) -> str:
       for key, value in found.items():
         column[f"{kind} {key}"] = (
             shown(value) if is_figure(value)
-            else "-" if value is None else f"{value:.3f}"
+            else "-" if value is None
+            else str(value) if isinstance(value, int) else f"{value:.3f}"
         )  # fmt: skip
     of_column[name] = column
   names = dict.fromkeys(k for column in of_column.values() for k in column)
@@ -232,8 +235,8 @@ def compared(workdirs, resamples: int, seed: int) -> str:
   first, second = map(files.open_workdir, workdirs)
   found, different = compare(first, second, resamples=resamples, seed=seed)
   return "\n".join([
-      f"{second} - {first}: mean difference over the same problems, 95% interval"
-      f" ({resamples} resamples, seed {seed}), p of no difference",
+      f"{second} - {first}: mean difference over the same problems, 95%"
+      f" interval ({resamples} resamples, seed {seed}), p of no difference",
       table(found),
       "settings that differ:" if different else "all settings are the same",
       *(f"  {k}: {a!r}, {b!r}" for k, (a, b) in different.items()),

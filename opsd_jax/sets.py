@@ -37,7 +37,8 @@ def parse(text: str) -> Spec:
   if not re.fullmatch(r"[\w.-]+", name) or not source:
     raise ValueError(
         f"set {text!r}, expected name=source[,task=maths] with letters, digits,"
-        f" '.', '_', '-' in the name, or one of the tasks {', '.join(tasks.ALL)}"
+        " '.', '_', '-' in the name, or one of the tasks"
+        f" {', '.join(tasks.ALL)}"
     )
   if is_task(source):
     return Spec(name, source, None)
@@ -52,6 +53,8 @@ def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
   load(source) -> Examples; judge(task) -> verify(examples, texts) -> Verdicts;
   by default those below.
   """
+  if count < 1:
+    raise ValueError(f"{count} problems of {spec.name}, expected at least 1")
   load, judge = load or of_file, judge or in_pool
   task = spec.task or spec.source
   verify = judge(task)

@@ -177,12 +177,12 @@ def sign_flip(d_N, *, resamples: int, seed: int) -> float:
   """Two-sided permutation p-value of a mean difference of 0: how often random
   signs make |sum of d| as large (Fisher 1935).
 
-  Differences of 0 have no sign. All signs are tried where they are no more than
-  `resamples`; else as many random ones, the observed one among them:
-  (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
+  Differences of 0 (up to rounding) have no sign. All signs are tried where they
+  are no more than `resamples`; else as many random ones, the observed one among
+  them: (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
   """
   d_N = np.asarray(d_N, np.float64)
-  d_N = d_N[d_N != 0]
+  d_N = d_N[np.abs(d_N) > 1e-12]
   # sums in another order round otherwise
   enough = abs(d_N.sum()) - 1e-9 * np.abs(d_N).sum()
   as_large = lambda signs: int((np.abs(signs @ d_N) >= enough).sum())

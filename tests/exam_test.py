@@ -1,4 +1,4 @@
-"""A killed evaluation goes on as if nothing had been; other ones are refused."""
+"""A killed evaluation goes on as if nothing had been; others are refused."""
 
 import json
 import pathlib
@@ -14,6 +14,7 @@ from configs import opsd
 from opsd_jax import checkpoint, exam, prepare, sets, structs, tasks
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
+from tests.models_test import assert_trees_equal
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOW = exam.How(
@@ -179,7 +180,7 @@ def test_a_stated_confidence_is_asked_for_and_not_judged(
   assert "Confidence: N%" in subject.tokenizer.decode(asked[0])
   assert judged[:2] == ["It is 7.\n", "It is 8."]
   found = summary["sets"]["set0"]["calibration"]
-  assert found["stated"]["without"] == 0.5
+  assert found["stated"]["without"] == 0.5 and found["stated"]["replies"] == 8
   assert found["stated"]["brier"]["value"] == pytest.approx(0.2**2)
   assert found["logp"]["without"] == 0
 
@@ -199,6 +200,8 @@ def test_one_of_model_and_run():
   for model, run in ((None, None), ("tiny", "runs/x")):
     with pytest.raises(ValueError, match="expected one of them"):
       exam.load(model, run, "float32")
+  with pytest.raises(ValueError, match="dtype is 'float8', known: float32"):
+    exam.load("tiny", None, "float8")
   with pytest.raises(ValueError, match="expected a directory and at least one"):
     exam.sit(HOW, [], "w", model="tiny", run=None, dtype="float32", count=1,
              task_seed=None, compile_cache="")  # fmt: skip
@@ -233,10 +236,7 @@ def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
   }  # fmt: skip
   assert trained.template == "short" and trained.template_args == {}
   expected = lora.join(subject.params, tree) if rank else tree
-  jax.tree.map(
-      lambda a, b: a.shape == b.shape and (a == b).all() or pytest.fail("differ"),
-      trained.params, expected,
-  )  # fmt: skip
+  assert_trees_equal(trained.params, expected)
 
 
 def test_the_problems_of_a_task_are_those_that_training_held_out():

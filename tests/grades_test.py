@@ -1,4 +1,4 @@
-"""Figures made from the files alone: a known coin, by hand, two runs compared."""
+"""Figures from the files alone: a known coin, by hand, two runs compared."""
 
 import json
 

@@ -10,7 +10,8 @@ from opsd_jax.sets import Spec
 
 @pytest.mark.parametrize("text,expected", [
     ("aime24=data/a.jsonl", Spec("aime24", "data/a.jsonl", "maths")),
-    ("a=x=y.jsonl,task=largest_number", Spec("a", "x=y.jsonl", "largest_number")),
+    ("a=x=y.jsonl,task=largest_number",
+     Spec("a", "x=y.jsonl", "largest_number")),
     ("largest_number", Spec("largest_number", "largest_number", None)),
     ("n=largest_number", Spec("n", "largest_number", None)),
     ("largest_number=a.jsonl", Spec("largest_number", "a.jsonl", "maths")),
@@ -49,6 +50,11 @@ def test_a_file_with_the_usual_columns(tmp_path):
   path.write_text(path.read_text() + '{"problem": "?"}\n')
   with pytest.raises(ValueError, match=r"a.jsonl:3: .*expected an object"):
     sets.open_set(spec, count=1, seed=0)
+
+
+def test_a_task_is_asked_for_some():
+  with pytest.raises(ValueError, match="0 problems of largest_number"):
+    sets.open_set(sets.parse("largest_number"), count=0, seed=0)
 
 
 def test_ids_must_differ(tmp_path):

@@ -68,7 +68,7 @@ def test_maj_at_k_is_the_mean_vote_of_all_subsets(sizes):
 
 def test_maj_at_k_by_hand():
   maj = statistics.maj_at_k
-  assert maj(["7", None, None, None], [1, 0, 0, 0], 4) == 1  # silence is no vote
+  assert maj(["7", None, None, None], [1, 0, 0, 0], 4) == 1  # no vote
   assert maj([None, None], [1, 1], 2) == 0
   assert maj(["7", "8"], [1, 0], 2) == 0.5  # ties share
   assert maj(["7", "7", "8"], [1, 1, 0], 2) == pytest.approx(2 / 3)
