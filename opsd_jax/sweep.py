@@ -78,7 +78,8 @@ class Cell(NamedTuple):
 
 
 def grid(config, axes: dict) -> list[Cell]:
-  """Every combination of the axes' values; the last axis changes fastest.
+  """Every combination of the axes' values; the last axis changes fastest (let
+  it be the seed: seeds share their compiled programs).
 
   `config` is a ConfigDict, or a config string as --config takes it. `axes` maps
   a field to its values, or a tuple of fields to tuples of values that belong
@@ -266,12 +267,13 @@ def run(cells, workdir) -> pd.DataFrame:
         "run is for one process: on several, start every cell by its command"
     )
   workdir, errors = files.open_workdir(workdir), {}
-  waiting = cells
+  waiting, at = cells, None
   with tqdm(total=len(cells), desc="cells") as bar:
     for wait in (False, True):
       busy = []
       for cell in waiting:
         bar.set_postfix_str(cell.name)
+        at = keep_programs_of(cell, at)
         with locked(workdir, cell.name, wait) as is_ours:
           if is_ours:
             errors[cell.name] = attempt(cell, workdir)
@@ -280,6 +282,18 @@ def run(cells, workdir) -> pd.DataFrame:
             busy.append(cell)
       waiting = busy
   return table(cells, workdir, errors)
+
+
+def keep_programs_of(cell: Cell, before):
+  """Forgets the compiled programs of another setting; returns the cell's.
+
+  Seeds share their programs, so they come cheapest one after the other; those
+  of many settings would pile up in memory.
+  """
+  now = cell.source, {k: v for k, v in cell.overrides.items() if k != "seed"}
+  if before not in (None, now):
+    jax.clear_caches()
+  return now
 
 
 def check_names(cells) -> None:
