@@ -89,6 +89,10 @@ def grid(config, axes: dict) -> list[Cell]:
   with the reason in its row. Raises ValueError where the config itself cannot
   be read or an axis is no list of values.
   """
+  if not isinstance(config, str | ConfigDict):
+    raise ValueError(
+        f"config is {config!r}, expected a ConfigDict or a config string"
+    )
   source = config if isinstance(config, str) else None
   start = config if source is None else read(config)
   named = list(itertools.chain(*(fields_of(key) for key in axes)))
@@ -131,6 +135,9 @@ def values_of(fields, values) -> list[tuple]:
 
 def read(source: str, *overrides: str) -> ConfigDict:
   """A config as the command line reads it: `configs/opsd.py:tiny`."""
+  path = source.partition(":")[0]
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"config {source!r}: there is no file {path!r}")
   given = flags.FlagValues()
   argv = ["sweep", f"--config={source}", *overrides]
   config_flags.DEFINE_config_file(
@@ -138,7 +145,7 @@ def read(source: str, *overrides: str) -> ConfigDict:
   )
   try:
     given(argv)
-  except (flags.Error, OSError, ValueError) as e:
+  except (flags.Error, ValueError, TypeError, AttributeError, SyntaxError) as e:
     # ml_collections puts a whole traceback into some of its messages
     reason = str(e).strip().splitlines()[-1]
     raise ValueError(f"config {source!r} cannot be read: {reason}") from e
@@ -290,6 +297,8 @@ def keep_programs_of(cell: Cell, before):
   Seeds share their programs, so they come cheapest one after the other; those
   of many settings would pile up in memory.
   """
+  if cell.error:
+    return before
   now = cell.source, {k: v for k, v in cell.overrides.items() if k != "seed"}
   if before not in (None, now):
     jax.clear_caches()

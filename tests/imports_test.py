@@ -23,11 +23,13 @@ MAY_IMPORT = {
     "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
+    "sweep": {"curves", "files", "prepare", "processes", "train"},
+    "curves": {"files", "prepare"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "metrics", "files", "card", "hlo", "flops")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models"}  # fmt: skip
+               "flops", "models", "sweep"}  # fmt: skip
 
 
 def imports(path):

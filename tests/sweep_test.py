@@ -20,7 +20,7 @@ from opsd_jax.sweep import grid, plot, run
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/opsd.py:tiny"
-SEEDS = {"mesh.fsdp": [1], "log.tensorboard": [False], "seed": [0, 1]}
+SEEDS = {"log.tensorboard": [False], "seed": [0, 1]}
 
 
 def lasting(table):
@@ -45,7 +45,7 @@ def trained(monkeypatch):
     rows = [{"step": s, "loss": config.seed + s} for s in range(config.steps)]
     text = "".join(json.dumps(row) + "\n" for row in rows)
     (workdir / "metrics.jsonl").write_text(text)
-    summary = {"steps": config.steps, "drift": float(config.seed), "dropped": {}}
+    summary = {"steps": config.steps, "drift": float(config.seed)}
     (workdir / "summary.json").write_text(json.dumps(summary))
     print("trained", config.seed)
 
@@ -89,6 +89,7 @@ def test_a_config_is_not_changed_by_its_grid():
     ("seed", 0.5, "seed is 0.5, expected int"),
     ("teacher.name", None, "teacher.name is None, expected str"),
     ("rollout.stop", "a", "rollout.stop is 'a', expected tuple"),
+    ("seed", np.arange(2), "expected int"),
     ("context.student_args.enable_thinking", "no", "expected bool"),
 ])  # fmt: skip
 def test_a_bad_override_is_a_cell_of_its_own(name, value, words):
@@ -107,7 +108,9 @@ def test_a_bad_override_is_a_cell_of_its_own(name, value, words):
     (TINY, {("seed", "steps"): [(1, 2)], "seed": [1]}, "twice"),
     (TINY, {3: [1]}, "a field's name"),
     ("configs/opsd.py:tiny_", {}, "known presets"),
-    ("configs/no.py", {}, "configs/no.py"), ("", {}, "cannot be read"),
+    ("configs/no.py", {}, "no file 'configs/no.py'"), ("", {}, "no file"),
+    (None, {}, "None, expected a ConfigDict"),
+    ("README.md", {}, "'README.md' cannot be read"),
 ])  # fmt: skip
 def test_what_is_no_grid_at_all(config, axes, words):
   with pytest.raises(ValueError, match=words):
