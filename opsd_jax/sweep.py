@@ -78,7 +78,8 @@ class Cell(NamedTuple):
 
 
 def grid(config, axes: dict) -> list[Cell]:
-  """Every combination of the axes' values; the last axis changes fastest.
+  """Every combination of the axes' values; the last axis changes fastest (let
+  it be the seed: seeds share their compiled programs).
 
   `config` is a ConfigDict, or a config string as --config takes it. `axes` maps
   a field to its values, or a tuple of fields to tuples of values that belong
@@ -88,6 +89,10 @@ def grid(config, axes: dict) -> list[Cell]:
   with the reason in its row. Raises ValueError where the config itself cannot
   be read or an axis is no list of values.
   """
+  if not isinstance(config, str | ConfigDict):
+    raise ValueError(
+        f"config is {config!r}, expected a ConfigDict or a config string"
+    )
   source = config if isinstance(config, str) else None
   start = config if source is None else read(config)
   named = list(itertools.chain(*(fields_of(key) for key in axes)))
@@ -130,6 +135,9 @@ def values_of(fields, values) -> list[tuple]:
 
 def read(source: str, *overrides: str) -> ConfigDict:
   """A config as the command line reads it: `configs/opsd.py:tiny`."""
+  path = source.partition(":")[0]
+  if not pathlib.Path(path).is_file():
+    raise ValueError(f"config {source!r}: there is no file {path!r}")
   given = flags.FlagValues()
   argv = ["sweep", f"--config={source}", *overrides]
   config_flags.DEFINE_config_file(
@@ -137,7 +145,7 @@ def read(source: str, *overrides: str) -> ConfigDict:
   )
   try:
     given(argv)
-  except (flags.Error, OSError, ValueError) as e:
+  except (flags.Error, ValueError, TypeError, AttributeError, SyntaxError) as e:
     # ml_collections puts a whole traceback into some of its messages
     reason = str(e).strip().splitlines()[-1]
     raise ValueError(f"config {source!r} cannot be read: {reason}") from e
@@ -266,12 +274,13 @@ def run(cells, workdir) -> pd.DataFrame:
         "run is for one process: on several, start every cell by its command"
     )
   workdir, errors = files.open_workdir(workdir), {}
-  waiting = cells
+  waiting, at = cells, None
   with tqdm(total=len(cells), desc="cells") as bar:
     for wait in (False, True):
       busy = []
       for cell in waiting:
         bar.set_postfix_str(cell.name)
+        at = keep_programs_of(cell, at)
         with locked(workdir, cell.name, wait) as is_ours:
           if is_ours:
             errors[cell.name] = attempt(cell, workdir)
@@ -280,6 +289,20 @@ def run(cells, workdir) -> pd.DataFrame:
             busy.append(cell)
       waiting = busy
   return table(cells, workdir, errors)
+
+
+def keep_programs_of(cell: Cell, before):
+  """Forgets the compiled programs of another setting; returns the cell's.
+
+  Seeds share their programs, so they come cheapest one after the other; those
+  of many settings would pile up in memory.
+  """
+  if cell.error:
+    return before
+  now = cell.source, {k: v for k, v in cell.overrides.items() if k != "seed"}
+  if before not in (None, now):
+    jax.clear_caches()
+  return now
 
 
 def check_names(cells) -> None:

@@ -34,12 +34,14 @@ MAY_IMPORT = {
     "statistics": set(), "calibration": {"statistics"},
     "grades": {"statistics", "calibration", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
+    "sweep": {"curves", "files", "prepare", "processes", "train"},
+    "curves": {"files", "prepare"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
           "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models"}  # fmt: skip
+               "flops", "models", "sweep"}  # fmt: skip
 
 
 def imports(path):
