@@ -32,7 +32,7 @@ def test_what_is_no_set_is_refused(text):
 
 ROWS = [
     {"id": 60, "problem": "1 + 1?", "solution": "It is 2.", "answer": 2},
-    {"question": "2 + 1?", "answer": "2 + 1 is 3.\n#### 3"},
+    {"id": 61, "problem": "2 + 1?", "solution": "2 + 1 is 3.", "answer": 3},
 ]
 
 
@@ -43,12 +43,12 @@ def test_a_file_with_the_usual_columns(tmp_path):
   found = sets.open_set(spec, count=1, seed=0)
   told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
   assert told == [
-      ("60", "1 + 1?", "It is 2.", "2"), ("2", "2 + 1?", "2 + 1 is 3.", "3"),
+      ("60", "1 + 1?", "It is 2.", "2"), ("61", "2 + 1?", "2 + 1 is 3.", "3"),
   ]  # fmt: skip
   verdicts = found.verify(found.examples, ["It is 2", "4"])
   assert [(v.score, v.answer) for v in verdicts] == [(1, "2"), (0, "4")]
   path.write_text(path.read_text() + '{"problem": "?"}\n')
-  with pytest.raises(ValueError, match=r"a.jsonl:3: .*expected an object"):
+  with pytest.raises(ValueError, match="a.jsonl:3: column"):
     sets.open_set(spec, count=1, seed=0)
 
 
@@ -61,5 +61,5 @@ def test_ids_must_differ(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text((json.dumps(ROWS[0]) + "\n") * 2)
   spec = sets.parse(f"a={path},task=largest_number")
-  with pytest.raises(ValueError, match="problems of the same id"):
+  with pytest.raises(ValueError, match="an id twice: '60'"):
     sets.open_set(spec, count=1, seed=0)

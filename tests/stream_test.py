@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd_jax import checkpoint, prepare, stream, train
+from opsd_jax import checkpoint, experience, prepare, stream, train
 from opsd_jax.structs import Completion, Example, Problem, Rollout, State
 from tests import data_test, processes_test
 from tests.data_test import tiny, write
@@ -76,12 +76,12 @@ def session(scratch, name: str, stop: int = 0) -> None:
     problems, _ = plain(order, count), plain(order, 3)
     return problems
 
-  def collate(config, run, rollouts):
+  def collated(config, run, rollouts, advantages):
     with path.open("a") as f:
       f.write(json.dumps([r.problem.example.id for r in rollouts]) + "\n")
-    return collate_rollouts(config, run, rollouts)
+    return as_it_was(config, run, rollouts, advantages)
 
-  collate_rollouts = train.collate_rollouts
+  as_it_was = experience.collated
   blind = types.SimpleNamespace(
       judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
   )
@@ -89,7 +89,7 @@ def session(scratch, name: str, stop: int = 0) -> None:
   config.rollout.source = "dataset"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(stream, "draw", draw)
-    patch.setattr(train, "collate_rollouts", collate)
+    patch.setattr(experience, "collated", collated)
     patch.setattr(train.evaluate, "Judge", lambda *_, **__: blind)
     patch.setattr(train.report, "finish", lambda *_: {})
     with pytest.raises(Stopped) if stop else contextlib.nullcontext():
@@ -186,7 +186,7 @@ def test_student_rows_never_hold_the_solution(tmp_path):
   assert len(run.train) == 11
   reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
   rollouts = [Rollout(p, reply) for p in run.train]
-  batch = train.collate_rollouts(config, run, rollouts)
+  batch = experience.collated(config, run, rollouts)
   text = lambda view: run.tokenizer.decode(view.ids_RxL.reshape(-1), False)
   assert text(batch.student).count("Which is larger") == 11
   assert "canary" not in text(batch.student)
