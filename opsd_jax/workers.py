@@ -173,7 +173,8 @@ class Pool:
         if worker.sent or not worker.is_ready:
           selector.register(worker.process.stdout, selectors.EVENT_READ, i)
       now = time.monotonic()
-      nearest = min(w.deadline for w in self.workers if w.sent or not w.is_ready)
+      busy = [w for w in self.workers if w.sent or not w.is_ready]
+      nearest = min(w.deadline for w in busy)
       ready = [key.data for key, _ in selector.select(max(0.0, nearest - now))]
     for i in ready:
       self.take(i, verdicts, waiting)
@@ -279,12 +280,15 @@ def encode(value):
   if isinstance(value, dict):
     if all(isinstance(k, str) for k in value) and TAG not in value:
       return {k: encode(v) for k, v in value.items()}
-    return {TAG: "dict", "of": [[encode(k), encode(v)] for k, v in value.items()]}
+    pairs = [[encode(k), encode(v)] for k, v in value.items()]
+    return {TAG: "dict", "of": pairs}
   for kind in (tuple, set, frozenset):
     if type(value) is kind:
       return {TAG: kind.__name__, "of": [encode(v) for v in value]}
-  raise TypeError(f"metadata holds a {type(value).__name__}, expected JSON types,"
-                  " tuples and sets")  # fmt: skip
+  raise TypeError(
+      f"metadata holds a {type(value).__name__}, expected JSON types, tuples and"
+      " sets"
+  )
 
 
 MAKE = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}

@@ -125,8 +125,8 @@ def test_a_timeout_is_wrong_and_counted_and_the_others_are_judged():
 def test_a_reply_that_swells_is_wrong():
   with pool("gsm8k") as p:
     p([example("7")], ["7"])
-    status = pathlib.Path(f"/proc/{p.workers[0].process.pid}/status").read_text()
-  size = int(re.search(r"VmSize:\s+(\d+) kB", status)[1]) // 1024
+    path = pathlib.Path(f"/proc/{p.workers[0].process.pid}/status")
+    size = int(re.search(r"VmSize:\s+(\d+) kB", path.read_text())[1]) // 1024
   text = "1 " * 200_000 + "7"
   for memory_mb, expected in ((size + 20, 0), (size + 200, 1)):
     with pool("gsm8k", seconds=20, memory_mb=memory_mb) as p:
@@ -154,7 +154,7 @@ def test_a_worker_killed_at_work_costs_one_reply():
     pid = p.workers[0].process.pid
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
     killer.start()
-    verdicts = p([example("7")] * 3, [TOWER.replace("9}", "9}+x"), "\\boxed{7}", "\\boxed{7}"])
+    verdicts = p([example("7")] * 3, [TOWER, "\\boxed{7}", "\\boxed{7}"])
     killer.join()
     assert [v.score for v in verdicts] == [0, 1, 1]
     assert "died (return code -9)" in verdicts[0].feedback
@@ -236,7 +236,8 @@ def test_a_pool_that_nobody_holds_goes():
 
 @pytest.mark.parametrize("name,how,words", [
     ("chess", {}, "largest_number"), ("gsm8k", {"count": 0}, "workers is 0"),
-    ("gsm8k", {"seconds": 0}, "seconds is 0"), ("gsm8k", {"memory_mb": -1}, "memory_mb"),
+    ("gsm8k", {"seconds": 0}, "seconds is 0"),
+    ("gsm8k", {"memory_mb": -1}, "memory_mb is -1"),
 ])  # fmt: skip
 def test_a_pool_that_cannot_be(name, how, words):
   before = children()
@@ -265,7 +266,10 @@ def test_a_bad_example_is_an_error_and_the_pool_goes_on():
 # ------------------------------------------------------ examples as JSON
 
 keys = st.text(max_size=3) | st.integers() | st.tuples(st.integers(), st.none())
-leaves = st.none() | st.booleans() | st.integers() | st.text() | st.floats(allow_nan=False)
+leaves = st.one_of(
+    st.none(), st.booleans(), st.integers(), st.text(),
+    st.floats(allow_nan=False),
+)  # fmt: skip
 values = st.recursive(
     leaves | st.frozensets(keys) | st.sets(keys),
     lambda v: st.lists(v) | st.dictionaries(keys, v) | st.tuples(v, v)

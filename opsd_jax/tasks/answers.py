@@ -49,9 +49,9 @@ REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
      r"|athsf)(?![a-zA-Z])|\\operatorname(?![a-zA-Z])", r"\\text"),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![a-zA-Z])", ""),
-    (r"(?<=[0-9])(?:\{,\}|,\\!)\s*(?=[0-9]{3}(?![0-9]))", ""),
-    (r"\{,\}", ","), (r"(?<!\\)\\[!,()\[\]]", ""),
-    (r"(?<!\\)\\[;: ]|~|\\q?quad(?![a-zA-Z])", " "),
+    (r"(?<=[0-9])(?:\{,\}|,\\!|\\,)\s*(?=[0-9]{3}(?![0-9]))", ""),
+    (r"\{,\}", ","), (r"(?<!\\)\\[!()\[\]]", ""),
+    (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])", " "),
     (r"_\s*\{\s*([0-9]+)\s*\}", r"_\1"), (r"\^\s*\{\s*([0-9])\s*\}", r"^\1"),
     (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"
      r"|\\degree(?![a-zA-Z])", r"\\deg "),
@@ -138,9 +138,10 @@ FUNCTIONS = frozenset((
 def has_words(text: str) -> bool:
   """Whether it holds language: what a computer algebra system would take for
   a product of variables."""
-  return re.fullmatch(r"[a-zA-Z]{2,}", text) is not None or any(
-      m[0] not in FUNCTIONS for m in WORD.finditer(re.sub(r"\\[a-zA-Z]+", " ", text))
-  )
+  bare = re.sub(r"\\[a-zA-Z]+", " ", text)
+  words = (match[0] for match in WORD.finditer(bare))
+  is_one = re.fullmatch(r"[a-zA-Z]{2,}", text) is not None
+  return is_one or any(word not in FUNCTIONS for word in words)
 
 
 def read(text: str) -> Value:
@@ -165,15 +166,16 @@ def shape(text: str) -> Value:
   if RELATION.search(text):
     return Value("relation")
   if match := MATRIX.fullmatch(text):
-    rows = (split(row, "&") for row in re.split(r"\\\\", match[2]) if row.strip())
-    return collected("matrix", [scalars(row) for row in rows])
+    rows = [row for row in match[2].split("\\\\") if row.strip()]
+    return collected("matrix", [scalars(split(row, "&")) for row in rows])
   if len(parts := split(text, "\\cup")) > 1:
     return collected("union", [shape(part) for part in parts], ordered=False)
-  if text[:2] == "\\{" and text[-2:] == "\\}" and closes(text, 1) == len(text) - 1:
+  last = len(text) - 1
+  if text[:2] == "\\{" and text[-2:] == "\\}" and closes(text, 1) == last:
     return listed(text[2:-2])
   if text in ("\\emptyset", "\\varnothing", "\\{\\}"):
     return Value("set", ())
-  if text[:1] in tuple("([") and closes(text, 0) == len(text) - 1:
+  if text[:1] in tuple("([") and closes(text, 0) == last:
     items = split(text[1:-1], ",")
     if len(items) > 1:
       if any(ZEROS.match(item) for item in items):
@@ -238,14 +240,15 @@ TAIL = re.compile(  # what follows a number: "cm^2", degrees, words in quotes
 MULTIPLIERS = frozenset(
     "hundred hundreds thousand thousands million millions billion billions"
     " trillion trillions dozen dozens score half halves third thirds fourth"
-    " fourths quarter quarters fifth fifths sixth sixths seventh sevenths eighth"
-    " eighths ninth ninths tenth tenths hundredth hundredths thousandth"
+    " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
+    " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
     " thousandths squared cubed factorial percent".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
     "and or not no to times plus minus over more less than base mod modulo pi"
-    " theta alpha beta gamma infinity power if for when where sin cos tan log ln"
-    " exp sqrt pair pairs of either unless is are equals wrong incorrect".split()
+    " theta alpha beta gamma infinity power if for when where sin cos tan log"
+    " ln exp sqrt pair pairs of either unless is are equals wrong"
+    " incorrect".split()
 )
 UNITS = {
     "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter",
@@ -258,7 +261,8 @@ UNITS = {
     "centimetre": "centimeter", "kilometre": "kilometer", "people": "person",
 }  # fmt: skip
 SHORT_UNITS = frozenset(
-    "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie usd".split()
+    "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie"
+    " usd".split()
 )
 TIMES_OF_DAY = re.compile(r"[0-9]{1,2}:[0-9]{2}.*")
 

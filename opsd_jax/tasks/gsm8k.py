@@ -15,7 +15,9 @@ NUMBER = re.compile(
 )
 DRESS = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|\*\*")
 JOINED_BEFORE = re.compile(r"[\^_/!.]|[\^_}]\{|[0-9]e")
-JOINED_AFTER = re.compile(r"\s*(?:\^|\*\s*[0-9]|\\frac|\\times|×|/\s*[0-9])|e[0-9]")
+JOINED_AFTER = re.compile(
+    r"\s*(?:\^|\*\s*[0-9]|\\frac|\\times|×|/\s*[0-9])|e[0-9]"
+)
 WORD_AFTER = re.compile(r"[\s-]*([a-z]+)", re.IGNORECASE)
 
 

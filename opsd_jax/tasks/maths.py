@@ -68,9 +68,16 @@ def by_algebra(reference: str, found: str) -> bool:
 
 
 def as_latex(text: str) -> str:
-  """A cleaned answer with degrees and exponents in TeX's notation again."""
+  """A cleaned answer with degrees and exponents in TeX's notation again, and
+  decimals as fractions, so that none is rounded."""
   text = text.replace("\\deg", "^\\circ")
-  return re.sub(r"\^\s*([0-9]{2,})", r"^{\1}", text)
+  text = re.sub(r"\^\s*([0-9]{2,})", r"^{\1}", text)
+  return re.sub(r"([0-9]*)\.([0-9]+)", fraction, text)
+
+
+def fraction(decimal) -> str:
+  whole, part = decimal.groups()
+  return f"\\frac{{{int(whole + part)}}}{{{10 ** len(part)}}}"
 
 
 def depth(text: str) -> int:
@@ -84,13 +91,18 @@ def depth(text: str) -> int:
 @functools.cache
 def library():
   """math-verify's parse and verify, without its timeouts (they are signals,
-  which only work in a main thread) and without its reading of plain text
-  (which evaluates Python)."""
+  which only work in a main thread), its reading of plain text (which evaluates
+  Python) and its dropping of units (5m is no 5)."""
   for name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
   import math_verify
+  from latex2sympy2_extended import NormalizationConfig
 
-  latex = (math_verify.LatexExtractionConfig(),)
+  rules = NormalizationConfig(
+      basic_latex=True, units=False, malformed_operators=True, nits=True,
+      boxed="none", equations=False,
+  )  # fmt: skip
+  latex = (math_verify.LatexExtractionConfig(normalization_config=rules),)
 
   def parse(text):
     return math_verify.parse(

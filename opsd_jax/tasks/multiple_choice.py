@@ -12,7 +12,8 @@ DRESS = re.compile(
 HEAD = re.compile(r"\s*(?:option|choice|letter)?\s*", re.IGNORECASE)
 # A letter in brackets, or one that no word goes on with; "A dog" names none.
 LETTER = re.compile(
-    r"\(\s*([A-Za-z])\s*\)|([A-Z])(?=$|[.):,;\n]|\s*$|\s+(?:because|since|as)\b)"
+    r"\(\s*([A-Za-z])\s*\)"
+    r"|([A-Z])(?=$|[.):,;\n]|\s*$|\s+(?:because|since|as)\b)"
     r"|([B-HJ-Z])(?=\s)|([a-z])(?=\s*$|[.)](?:\s|$))"
 )
 ANOTHER = re.compile(r"(?:\bor\b|\band\b|,|/|&)\s*\(?[A-Z]\)?(?![A-Za-z'])")
