@@ -15,7 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import opsd
-from opsd_jax import metrics, prepare, sweep, train
+from opsd_jax import curves, metrics, prepare, sweep, train
 from opsd_jax.sweep import grid, plot, run
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -156,6 +156,16 @@ def test_names_are_readable_and_do_not_know_the_order():
   assert sweep.name_of(None, {"model.source": "Qwen/Qwen3-8B"}).startswith(
       "model.source=Qwen-Qwen3-8B~"
   )
+
+
+@pytest.mark.parametrize("one,other", [
+    ("ema", "Ema"), ("a/b", "a-b"), ("1", 1), ("true", True), (1, 1.0),
+    ("x" * 200, "x" * 201), ("a,b=1", "a-b=1"), ((1, 2), "[1, 2]"), ("", " "),
+    ("a", "a."), (float("nan"), "nan"), ("ü", "ö"),
+])  # fmt: skip
+def test_values_that_could_collide_do_not(one, other):
+  a, b = (sweep.name_of(TINY, {"field": x}).lower() for x in (one, other))
+  assert a != b
 
 
 VALUES = st.one_of(
@@ -302,6 +312,13 @@ def test_a_line_a_setting_and_a_band_over_its_seeds(trained, tmp_path):
   assert [line.get_label() for line in axis.lines] == ["all (2)"]
 
 
+def test_seeds_are_compared_where_all_have_been():
+  ahead, behind = {1: 2.0, 2: 4.0, 4: 9.0}, {2: 8.0, 1: 0.0}
+  steps, mean, low, high = curves.band([ahead, behind])
+  assert steps == [1, 2]
+  np.testing.assert_array_equal([mean, low, high], [[1, 6], [0, 4], [2, 8]])
+
+
 def test_nothing_to_plot(tmp_path):
   for path in (tmp_path, tmp_path / "nowhere"):
     with pytest.raises(ValueError, match="no cell|does not exist"):
@@ -348,13 +365,14 @@ def test_a_command_makes_the_cells_summary(whole, tmp_path, monkeypatch):
 
 
 def test_the_notebook(tmp_path, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "")
+  monkeypatch.setenv("XLA_FLAGS", "")  # one device compiles faster
   book = nbformat.read(ROOT / "experiments" / "sweep.ipynb", 4)
   assert not any(cell.get("outputs") for cell in book.cells)
   (at,) = (
-      i for i, c in enumerate(book.cells)
+      i
+      for i, c in enumerate(book.cells)
       if "parameters" in c.metadata.get("tags", ())
-  )  # fmt: skip
+  )
   given = f"CONFIG, WORKDIR = {TINY!r}, {str(tmp_path)!r}"
   book.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
   resources = {"metadata": {"path": str(ROOT / "experiments")}}
