@@ -448,6 +448,16 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
   assert d.dropped["evaluation: beyond the limit of 1"] == 1
 
 
+def test_evaluation_leaves_out_what_has_no_answer(tmp_path):
+  lines = [json.dumps({"problem": s, "solution": s}).encode() for s in (
+      r"\boxed{7}", "boxless")]  # fmt: skip
+  path = write(tmp_path / "a.jsonl", *lines)
+  d = both("task", path)
+  assert [e.answer for e in d.eval] == ["7"]
+  assert d.dropped == {"evaluation: no answer": 1}
+  assert [e.answer for e in both(path, "task").train] == ["7", None]
+
+
 def test_a_tasks_own_problems_are_as_they_were(tmp_path):
   own = tasks.load(**OWN)
   d = both("task", "task")
