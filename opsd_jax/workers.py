@@ -13,6 +13,7 @@ worker whose parent is gone reads the end of its input, and ends.
 """
 
 import collections
+import fractions
 import functools
 import json
 import os
@@ -286,16 +287,21 @@ def encode(value):
       return {k: encode(v) for k, v in value.items()}
     pairs = [[encode(k), encode(v)] for k, v in value.items()]
     return {TAG: "dict", "of": pairs}
+  if isinstance(value, fractions.Fraction):
+    return {TAG: "Fraction", "of": [str(value)]}
   for kind in (tuple, set, frozenset):
     if type(value) is kind:
       return {TAG: kind.__name__, "of": [encode(v) for v in value]}
   raise TypeError(
-      f"metadata holds a {type(value).__name__}, expected JSON types, tuples and"
-      " sets"
+      f"metadata holds a {type(value).__name__}, expected JSON types,"
+      " fractions, tuples and sets"
   )
 
 
-MAKE = {"tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict}
+MAKE = {
+    "tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict,
+    "Fraction": lambda text: fractions.Fraction(*text),
+}  # fmt: skip
 
 
 def decode(value):

@@ -85,14 +85,22 @@ def test_threads_take_turns():
   assert [sum(v.score for v in got[k]) for k in (1, 2, 3)] == [200, 1, 1]
 
 
-@pytest.mark.parametrize("name", ["rearc", "graph_color", "knights_knaves"])
+@pytest.mark.parametrize(
+    "name", ["rearc", "graph_color", "knights_knaves", "gsm_symbolic"]
+)
 def test_metadata_that_json_has_no_words_for(name):
   task = tasks.open_task(f"reasoning_gym:{name}", "answer")
-  e = next(task.examples("train/0"))
+  e = next(e for e in task.examples("train/0") if not survives(e.metadata))
   texts = [e.answer or '{"1": 2}', "nothing"]
   with pool(f"reasoning_gym:{name}", seconds=20) as p:
     assert p([e, e], texts) == [task.verify(e, t) for t in texts]
-  assert json.loads(json.dumps(e.metadata)) != e.metadata
+
+
+def survives(value) -> bool:
+  try:
+    return json.loads(json.dumps(value)) == value
+  except TypeError:
+    return False
 
 
 # -------------------------------------------------- hang, swell and crash
