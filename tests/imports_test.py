@@ -34,14 +34,15 @@ MAY_IMPORT = {
     "statistics": set(), "calibration": {"statistics"},
     "grades": {"statistics", "calibration", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
-    "sweep": {"curves", "files", "prepare", "processes", "train"},
+    "cells": {"files", "prepare"},
+    "sweep": {"cells", "curves", "files", "prepare", "processes", "train"},
     "curves": {"files", "prepare"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
           "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models", "sweep"}  # fmt: skip
+               "flops", "models", "cells"}  # fmt: skip
 
 
 def imports(path):

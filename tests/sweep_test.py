@@ -15,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import opsd
+from opsd_jax import cells as cells_of
 from opsd_jax import curves, metrics, prepare, sweep, train
 from opsd_jax.sweep import grid, plot, run
 
@@ -128,7 +129,7 @@ def test_a_command_says_the_cells_config(as_string):
     *start, config, overrides, workdir = split(cell.command("runs/s"))
     assert start == ["python", "-m", "experiments.train"]
     assert workdir == f"--workdir=runs/s/{cell.name}"
-    assert sweep.read(config, *overrides) == cell.config
+    assert cells_of.read(config, *overrides) == cell.config
 
 
 def split(command):
@@ -150,10 +151,10 @@ def test_what_no_command_can_say():
 def test_names_are_readable_and_do_not_know_the_order():
   name = "opsd.tiny,seed=0,teacher.name=top_k,teacher.rate=1e-05"
   axes = {"teacher.rate": 1e-5, "teacher.name": "top_k", "seed": 0}
-  assert sweep.name_of(TINY, axes) == name
-  assert sweep.name_of(TINY, dict(sorted(axes.items()))) == name
-  assert sweep.name_of(None, {}) == "no-override"
-  assert sweep.name_of(None, {"model.source": "Qwen/Qwen3-8B"}).startswith(
+  assert cells_of.name_of(TINY, axes) == name
+  assert cells_of.name_of(TINY, dict(sorted(axes.items()))) == name
+  assert cells_of.name_of(None, {}) == "no-override"
+  assert cells_of.name_of(None, {"model.source": "Qwen/Qwen3-8B"}).startswith(
       "model.source=Qwen-Qwen3-8B~"
   )
 
@@ -164,7 +165,7 @@ def test_names_are_readable_and_do_not_know_the_order():
     ("a", "a."), (float("nan"), "nan"), ("ü", "ö"),
 ])  # fmt: skip
 def test_values_that_could_collide_do_not(one, other):
-  a, b = (sweep.name_of(TINY, {"field": x}).lower() for x in (one, other))
+  a, b = (cells_of.name_of(TINY, {"field": x}).lower() for x in (one, other))
   assert a != b
 
 
@@ -184,7 +185,9 @@ SETTINGS = st.tuples(
 @given(settings=st.lists(SETTINGS, min_size=2, max_size=12))
 def test_names_are_safe_and_do_not_collide(settings):
   whole = {
-      json.dumps([source, sorted(o.items())]): sweep.name_of(source, o).lower()
+      json.dumps([source, sorted(o.items())]): cells_of.name_of(
+          source, o
+      ).lower()
       for source, o in settings
   }
   assert len(set(whole.values())) == len(whole)
