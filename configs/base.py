@@ -67,6 +67,25 @@ def get_config(arg: str | None = None) -> ConfigDict:
   # what a reasoning-gym problem's solution is: "answer" or a metadata field
   c.task.privileged_field = "answer"
 
+  c.data = ConfigDict()
+  # "task" (the problems that c.task.name makes), "jsonl:path", "hf:org/name",
+  # "tfds:name", "reasoning_gym:<task>,size=n,seed=n"; c.task.name is the judge
+  c.data.train = "task"
+  c.data.eval = "task"  # what training asks too is removed from training
+  # columns: a name, "auto" for what the public files call it, "" for none
+  c.data.problem = "auto"
+  c.data.solution = "auto"
+  c.data.answer = "auto"  # without one: the solution's last \boxed{}
+  c.data.id = "auto"  # without one: from the problem's text
+  c.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
+  c.data.train_limit = 0  # problems from the source's beginning; 0: all
+  c.data.eval_limit = 0
+
+  c.verify = ConfigDict()  # replies are judged in processes that may die
+  c.verify.workers = 2  # of them, on each host
+  c.verify.seconds = 1.5  # a reply at most; longer counts as wrong
+  c.verify.memory_mb = 2048  # address space of each, MiB
+
   c.context = ConfigDict()
   c.context.template = "short"  # short, paper, upstream, plain
   c.context.privileged = "solution"  # solution, answer, none, other
@@ -123,9 +142,27 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.token_weight.name = "uniform"  # uniform, sequence_mean
 
   c.loss = ConfigDict()
+  c.loss.distill = 1.0  # weight of the divergence from the teacher
   c.loss.temperature = 1.0  # of both sides' logits
-  c.loss.denominator = "tokens"  # tokens, responses; of the global batch
+  # of the global batch: tokens, responses, active_tokens (of responses with an
+  # advantage), budget (responses x rollout.max_new_tokens)
+  c.loss.denominator = "tokens"
   c.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
+
+  c.reinforce = ConfigDict()  # learning from the task's rewards
+  c.reinforce.weight = 0.0  # of the surrogate beside the divergence; 0: off
+  # reward, centred, standardised, leave_one_out, whitened
+  c.reinforce.advantage = "standardised"
+  c.reinforce.surrogate = "ppo"  # plain, ppo, cispo
+  c.reinforce.clip_low = 0.2  # ppo, cispo: the ratio is at least 1 - clip_low
+  c.reinforce.clip_high = 0.2  # and at most 1 + clip_high
+  c.reinforce.updates = 1  # optimiser steps on each batch of rollouts
+  c.reinforce.rounds = 1  # of sampling at most, until all prompts have signal
+  c.reinforce.overlong = 0  # last tokens of the budget that cost reward; 0: off
+  # of a token's weight for having been drawn from another distribution; 0: off
+  c.reinforce.importance_cap = 0.0
+  c.reinforce.kl = "k3"  # k1, k2, k3, ratio_k3; from the teacher
+  c.reinforce.kl_weight = 0.0  # 0: off
 
   c.optimizer = ConfigDict()  # AdamW
   c.optimizer.learning_rate = 2e-4
@@ -178,6 +215,7 @@ def shrink(c: ConfigDict) -> None:
   c.steps = 4
   c.task.train_count = 64
   c.task.eval_count = 8
+  c.data.eval_limit = 8
   c.rollout.prompts = 8
   c.rollout.max_new_tokens = 8
   c.eval.max_new_tokens = 8

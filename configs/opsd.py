@@ -9,6 +9,10 @@ the student moves towards that judgement: forward KL over the full vocabulary.
 Presets for accelerators: qwen3_0_6b, qwen3_1_7b, qwen3_4b, qwen3_8b, qwen3_32b,
 llama3_1_8b. A bare preset tunes all weights with the paper's hyper-parameters,
 32 rows of up to 3,072 tokens; `recipe=upstream` is the released LoRA recipe.
+`control=none`, `control=other` and `control=answer` tell the teacher nothing,
+another problem's solution, or the answer alone: what is left of the gain then
+is not the solution's.
+
 See what one needs before renting it:
 
   python -m experiments.plan --config=configs/opsd.py:qwen3_8b --topology=v5p:2x2x4
@@ -26,18 +30,23 @@ MODELS = {
 
 
 def get_config(arg=None):
-  """`arg`: None, "tiny", or a model above and after it `recipe=upstream`."""
-  preset, options = base.parse(arg, ("tiny", *MODELS), ("recipe",))
+  """`arg`: None, "tiny", or a model above and after it `recipe=upstream`; with
+  each of them `control=none`, `other` or `answer`."""
+  presets = ("tiny", *MODELS)
+  preset, options = base.parse(arg, presets, ("recipe", "control"))
+  recipe, control = options.get("recipe"), options.get("control", "solution")
+  if recipe and preset not in MODELS:
+    raise ValueError(
+        f"config argument {arg!r}: a recipe needs a model before it, one of"
+        f" {', '.join(MODELS)}"
+    )
+  if control not in ("solution", "none", "other", "answer"):
+    raise ValueError(f"control is {control!r}, known: none, other, answer")
+  c = base.get_config(preset if preset == "tiny" else None)
+  c.context.privileged = control
   if preset not in MODELS:
-    if options:
-      raise ValueError(
-          f"config argument {arg!r}: a recipe needs a model before it, one of"
-          f" {', '.join(MODELS)}"
-      )
-    return base.get_config(preset)
-  c = base.get_config()
+    return c
   at_scale(c, preset)
-  recipe = options.get("recipe")
   if recipe not in (None, "upstream"):
     raise ValueError(f"recipe is {recipe!r}, known: upstream")
   if recipe:

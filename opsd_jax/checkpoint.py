@@ -1,4 +1,8 @@
-"""Orbax checkpoints of State: atomic, asynchronous, restored by sharding."""
+"""Orbax checkpoints of State: atomic, asynchronous, restored by sharding.
+
+A checkpoint has two items: `state`, and `place`, JSON, which says where in the
+training problems the run is.
+"""
 
 import jax
 import orbax.checkpoint as ocp
@@ -22,9 +26,31 @@ def whole_path(directory) -> epath.Path:
   return directory if files.is_remote(directory) else directory.resolve()
 
 
-def save(manager, state: State) -> None:
-  """Writes in the background; the previous checkpoint stays until committed."""
-  manager.save(int(state.step), args=ocp.args.StandardSave(state._asdict()))
+def save(manager, state: State, place: dict | None = None) -> None:
+  """Writes in the background; the previous checkpoint stays until committed.
+
+  `place`, the same on every process, is what JSON can hold.
+  """
+  items = {"state": ocp.args.StandardSave(state._asdict())}
+  if place is not None:
+    items["place"] = ocp.args.JsonSave(place)
+  manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+
+def check_item(manager, step: int, name: str) -> None:
+  """Raises ValueError where a checkpoint has no item of the name."""
+  path = manager.directory / str(step)
+  if not (path / name).exists():
+    raise ValueError(
+        f"{path} has no {name!r}: it was saved by an earlier version, whose"
+        " checkpoints cannot be read. Give another --workdir"
+    )
+
+
+def item(manager, step: int, name: str, args):
+  """One item of a checkpoint."""
+  check_item(manager, step, name)
+  return manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
 
 
 def restore(manager, step, shapes: State, layout: State) -> State | None:
@@ -38,8 +64,12 @@ def restore(manager, step, shapes: State, layout: State) -> State | None:
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes._asdict(), layout._asdict(),
   )  # fmt: skip
-  tree = manager.restore(step, args=ocp.args.StandardRestore(wanted))
-  return State(**tree)
+  return State(**item(manager, step, "state", ocp.args.StandardRestore(wanted)))
+
+
+def restore_place(manager, step: int) -> dict:
+  """What `save` was given as the place of this step."""
+  return item(manager, step, "place", ocp.args.JsonRestore())
 
 
 def restore_params(directory, shardings):
@@ -53,13 +83,18 @@ def restore_params(directory, shardings):
     raise ValueError(f"{directory} does not exist: nothing was trained there")
   options = ocp.CheckpointManagerOptions(create=False)
   manager = ocp.CheckpointManager(
-      directory, options=options, item_handlers=ocp.PyTreeCheckpointHandler()
-  )
+      directory, options=options,
+      item_handlers={
+          "state": ocp.PyTreeCheckpointHandler(),
+          "place": ocp.JsonCheckpointHandler(),
+      },
+  )  # fmt: skip
   try:
     step = manager.latest_step()
     if step is None:
       raise ValueError(f"{directory} holds no checkpoint that was completed")
-    known = manager.item_metadata(step).tree["params"]
+    check_item(manager, step, "state")
+    known = manager.item_metadata(step)["state"].tree["params"]
     shapes = jax.tree.map(
         lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known
     )
@@ -72,6 +107,6 @@ def restore_params(directory, shardings):
         wanted, partial_restore=True,
         restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
     )  # fmt: skip
-    return step, manager.restore(step, args=args)["params"]
+    return step, item(manager, step, "state", args)["params"]
   finally:
     manager.close()

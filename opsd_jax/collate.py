@@ -21,6 +21,8 @@ class Row(NamedTuple):
   teacher_ids: tuple[int, ...]  # () where there is no teacher
   response_ids: tuple[int, ...]  # end-of-turn included; may be empty
   sampler_logp: tuple[float, ...] | None  # None: not sampled
+  sampled_logp: tuple[float, ...] | None = None  # under what was drawn from
+  advantage: float | None = None  # None: no rewards are learned from
 
 
 class Unit(NamedTuple):
@@ -177,7 +179,7 @@ def tokens(parts, pad_id: int, T: int) -> Token:
   """The response tokens of each part, one response after the other."""
   B, each = len(parts), len(parts[0])
   y, index, length, response = np.zeros((4, B, T), np.int32)
-  mask, logp = np.zeros((2, B, T), np.float32)
+  mask, logp, sampled, advantage = np.zeros((4, B, T), np.float32)
   y[:] = pad_id
   for b, part in enumerate(parts):
     start = 0
@@ -189,8 +191,13 @@ def tokens(parts, pad_id: int, T: int) -> Token:
       response[b, here] = b * each + i
       if row.sampler_logp is not None:
         logp[b, here] = row.sampler_logp
+      if row.advantage is not None:
+        sampled[b, here], advantage[b, here] = row.sampled_logp, row.advantage
       start += size
-  return Token(y, mask, index, length, response, logp)
+  token = Token(y, mask, index, length, response, logp)
+  if all(row.advantage is None for part in parts for row in part):
+    return token
+  return token._replace(advantage_BxT=advantage, sampled_logp_BxT=sampled)
 
 
 def check_aligned(side: View, token: Token) -> None:

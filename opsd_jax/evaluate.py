@@ -5,7 +5,6 @@ Evaluation shares nothing with the loss but the sampler and the task's verify.
 
 import functools
 import json
-import math
 import pathlib
 import time
 from typing import NamedTuple
@@ -24,14 +23,7 @@ from opsd_jax import (
 )
 from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
-
-
-def wilson(successes: float, n: int, z: float = 1.959964):
-  """The Wilson score interval of a rate (Wilson 1927); 95% at the default z."""
-  rate, zz = successes / n, z * z
-  centre = (rate + zz / (2 * n)) / (1 + zz / n)
-  half = z / (1 + zz / n) * math.sqrt(rate * (1 - rate) / n + zz / (4 * n * n))
-  return max(0.0, centre - half), min(1.0, centre + half)
+from opsd_jax.statistics import wilson
 
 
 def rate(name: str, scores) -> dict[str, float]:
@@ -65,15 +57,16 @@ def accuracy(
       params, processes.share(prompts), [e.id for e in mine],
       knobs=Knobs(temperature=(0.0,) + (temperature,) * samples), n=1 + samples,
   )  # fmt: skip
-  judge = lambda e, c: (
-      c.text, verify(e, c.text).score, bool(c.truncated), len(c.ids)
-  )  # fmt: skip
+  flat = [(e, c) for e, group in zip(mine, completions, strict=True)
+          for c in group]  # fmt: skip
+  verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
+  own = [
+      (c.text, v.score, bool(c.truncated), len(c.ids))
+      for (_, c), v in zip(flat, verdicts, strict=True)
+  ]
+  each = 1 + samples
   judged = processes.gather_shares(
-      [
-          [judge(e, c) for c in group]
-          for e, group in zip(mine, completions, strict=True)
-      ],
-      len(examples),
+      [own[i : i + each] for i in range(0, len(own), each)], len(examples)
   )
   right = np.array([[score >= 1 for _, score, *_ in g] for g in judged])
   metrics = rate("accuracy", right[:, 0])

@@ -49,6 +49,19 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
   return row
 
 
+def of_ratio(log_ratio_BxT, token, low: float, high: float) -> dict:
+  """How far several updates on one batch went: the share of tokens whose ratio
+  of new to old probability left [1 - low, 1 + high], and mean |log ratio|."""
+  log_ratio = log_ratio_BxT[token.mask_BxT > 0]
+  ratio = np.exp(log_ratio)
+  outside = (ratio < 1 - low) | (ratio > 1 + high)
+  mean = lambda x: float(x.mean()) if x.size else 0.0
+  return {
+      "reinforce/outside_clip": mean(outside),
+      "reinforce/log_ratio": mean(np.abs(log_ratio)),
+  }
+
+
 class Writer:
   """metrics.jsonl (one object a line, with its step) and TensorBoard.
 

@@ -1,18 +1,20 @@
 """config -> Objective: the only file that knows all families."""
 
+import functools
 import inspect
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
 
-from opsd_jax import divergence, teacher, weighting
+from opsd_jax import divergence, reinforce, teacher, weighting
 from opsd_jax.pick import pick
 
 
 class Objective(NamedTuple):
   divergence: Callable  # as divergence.make returns
   token_weight: Callable  # (tok, token) -> w
+  token_loss: Callable  # (tok, token) -> what is weighted and summed
   teacher: teacher.Teacher
   denominator: Callable  # the whole batch's tokens -> scalar
   temperature: float
@@ -30,7 +32,80 @@ def responses(token):
   return jnp.maximum(first_BxT.sum(), 1)
 
 
-DENOMINATORS = {"tokens": tokens, "responses": responses}
+def active_tokens(token):
+  """Tokens of the whole batch's responses with an advantage, at least 1: those
+  that a reward moves."""
+  active_BxT = (token.advantage_BxT != 0) * token.mask_BxT
+  return jnp.maximum(active_BxT.sum(), 1)
+
+
+def budget(token, max_new_tokens: int):
+  """Responses of the whole batch times the tokens that each may have: a
+  constant, where lengths must not matter (Dr. GRPO, arXiv:2503.20783)."""
+  return responses(token) * max_new_tokens
+
+
+DENOMINATORS = {
+    "tokens": tokens, "responses": responses, "active_tokens": active_tokens,
+    "budget": budget,
+}  # fmt: skip
+
+
+def token_loss(tok, token, *, distill, weight, surrogate, kl, kl_weight, cap):
+  """distill * divergence + weight * (importance * surrogate + kl_weight * kl).
+
+  The KL's reference is the teacher. Without a weight, the rewards are not
+  looked at; without a cap, tokens count as drawn from the loss's distribution.
+  """
+  loss = distill * tok.div_BxT
+  if not weight:
+    return loss
+  term = surrogate(tok, token)
+  if cap:
+    term *= reinforce.importance(tok, token, cap)
+  if kl_weight:
+    ratio = reinforce.ratio(tok, token)
+    term += kl_weight * kl(tok.logp_BxT, tok.teacher_logp_BxT, ratio)
+  return loss + weight * term
+
+
+def of_rewards(config) -> dict[str, Any]:
+  """config.reinforce as token_loss takes it, checked."""
+  r, samples = config.reinforce, config.rollout.samples
+  for name in ("weight", "kl_weight", "importance_cap", "clip_low", "clip_high"):
+    if r[name] < 0:
+      raise ValueError(f"reinforce.{name} is {r[name]}, expected at least 0")
+  surrogate = pick(reinforce.SURROGATES, r.surrogate)
+  pick(reinforce.ADVANTAGES, r.advantage)
+  kl = pick(reinforce.KL, r.kl)
+  if r.weight and r.advantage not in reinforce.ALONE and samples < 2:
+    raise ValueError(
+        f"reinforce.advantage={r.advantage} compares responses to one prompt:"
+        f" set rollout.samples to at least 2, it is {samples}"
+    )
+  if r.weight and config.rollout.source != "on_policy":
+    raise ValueError(
+        "rewards are learned from with rollout.source=on_policy, it is"
+        f" {config.rollout.source}"
+    )
+  if r.weight and r.kl_weight and config.teacher.name == "none":
+    raise ValueError(
+        "reinforce.kl_weight needs a reference: set teacher.name=fixed,"
+        " context.template=plain and context.privileged=none"
+    )
+  if not r.weight and config.loss.denominator == "active_tokens":
+    raise ValueError("loss.denominator=active_tokens needs a reinforce.weight")
+  if not (r.weight or config.loss.distill):
+    raise ValueError(
+        "nothing to learn from: loss.distill and reinforce.weight are both 0"
+    )
+  return {
+      "weight": r.weight, "kl": kl, "kl_weight": r.kl_weight,
+      "cap": r.importance_cap,
+      "surrogate": functools.partial(
+          surrogate, **accepted(surrogate, r.to_dict())
+      ),
+  }  # fmt: skip
 
 
 def accepted(function, fields: dict) -> dict[str, Any]:
@@ -54,11 +129,17 @@ def from_config(config) -> Objective:
     raise ValueError(
         f"loss.temperature is {config.loss.temperature}, expected above 0"
     )
+  denominator = pick(DENOMINATORS, config.loss.denominator)
   return Objective(
       divergence.make(name, **common, **own),
       pick(weighting.ALL, config.token_weight.name),
+      functools.partial(
+          token_loss, distill=config.loss.distill, **of_rewards(config)
+      ),
       make_teacher(**accepted(make_teacher, t)),
-      pick(DENOMINATORS, config.loss.denominator),
+      functools.partial(
+          denominator, **accepted(denominator, config.rollout.to_dict())
+      ),
       config.loss.temperature,
       config.loss.chunk,
   )

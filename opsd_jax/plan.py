@@ -177,6 +177,8 @@ def batch_of(config, c, mesh, rows: int, objective) -> Batch:
   floats = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
   told = bool(objective.teacher.members((), ()))
   packed = config.batch.row_tokens > 0
+  rewarded = config.reinforce.weight > 0
+  of_rewards = rewarded * (2 + (config.reinforce.updates > 1))
 
   where = packed * (2 + attention.shares(c.attention))
   view = lambda R, L, where: View(
@@ -184,8 +186,9 @@ def batch_of(config, c, mesh, rows: int, objective) -> Batch:
   )
 
   token = Token(
-      ints(parts, T), floats(parts, T), *[ints(parts, T)] * 3, floats(parts, T)
-  )
+      ints(parts, T), floats(parts, T), *[ints(parts, T)] * 3,
+      *[floats(parts, T)] * (1 + of_rewards),
+  )  # fmt: skip
   teacher = view(rows, L, where) if told else view(parts, 1, 0)
   return Batch(view(rows, L, where), teacher, token)
 

@@ -11,14 +11,17 @@ from ml_collections import ConfigDict
 
 from opsd_jax import (
   context,
+  data,
   evaluate,
   files,
   optimizer,
   processes,
   rollout,
   sharding,
+  stream,
   tasks,
   tokenizer,
+  workers,
 )
 from opsd_jax import objective as objectives
 from opsd_jax.draw import Knobs, check
@@ -29,7 +32,9 @@ from opsd_jax.structs import Problem
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
 OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
-                 "compile_cache")  # fmt: skip
+                 "compile_cache", "verify.workers")  # fmt: skip
+
+FAULT = "not judged: "  # how a verdict begins whose verifier failed
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -41,7 +46,8 @@ COUNTS = (  # fields that must be at least 1
     "eval.max_new_tokens", "eval.drift_prompts",
     "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
     "log.samples_every", "task.eval_count", "task.train_count",
-    "optimizer.max_bad_steps",
+    "optimizer.max_bad_steps", "verify.workers", "verify.memory_mb",
+    "reinforce.updates", "reinforce.rounds",
 )  # fmt: skip
 
 
@@ -55,20 +61,25 @@ class Run(NamedTuple):
   tokenizer: Any
   train: tuple[Problem, ...]
   eval: tuple[Problem, ...]
-  verify: Any  # (example, text) -> Verdict
+  verify: Any  # (examples, texts) -> Verdicts
   removed_as_overlap: int
-  dropped: dict[str, int]  # problems that cannot be asked, by reason
+  dropped: dict[str, int]  # what cannot be asked, by reason
+  counts: dict[str, int]  # of the problems as they were read
+  train_digest: str  # of what `train` holds
   objective: Any
   tx: Any
 
 
-def validate(config) -> None:
+def validate(config, problems: bool = True) -> None:
   """Raises ValueError for everything that can be known to be wrong before a
-  model is loaded."""
+  model is loaded. `problems`: the sources of problems must be there."""
   objectives.from_config(config)
   optimizer.from_config(config)
   sources.check(config.model.source)
-  tasks.open_task(config.task.name, config.task.privileged_field)
+  task = tasks.open_task(config.task.name, config.task.privileged_field)
+  if problems:
+    d = config.data
+    data.check_both(d.train, d.eval, config.task.name, task)
   context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
   check(knobs(config.rollout))
@@ -96,11 +107,20 @@ def validate(config) -> None:
     raise ValueError("rollout.source=dataset has one response a problem: set"
                      f" rollout.samples=1, it is {config.rollout.samples}")
   for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row",
-               "batch.row_tokens", "profile.start", "profile.steps"):  # fmt: skip
+               "batch.row_tokens", "profile.start", "profile.steps",
+               "reinforce.overlong", "data.skip_bad", "data.train_limit",
+               "data.eval_limit"):  # fmt: skip
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
       raise ValueError(f"{name} is {value}, expected at least {least}")
+  for name in ("steps", "eval.every", "checkpoint.every"):
+    value = functools.reduce(getattr, name.split("."), config)
+    if value % config.reinforce.updates:
+      raise ValueError(
+          f"{name} is {value}, expected a multiple of reinforce.updates ="
+          f" {config.reinforce.updates}"
+      )
   if (rows := rows_per_step(config)) % config.batch.micro_batches:
     raise ValueError(
         f"{rows} rows a step do not split into batch.micro_batches ="
@@ -126,6 +146,7 @@ def prepare(config) -> Run:
         f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
         f" the {processes.count()} processes"
     )
+  verify, problems = read_problems(config)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
@@ -142,20 +163,14 @@ def prepare(config) -> Run:
     raise ValueError(
         f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
-  task = tasks.open_task(config.task.name, config.task.privileged_field)
-  data = tasks.load(
-      config.task.name, train_count=config.task.train_count,
-      eval_count=config.task.eval_count, seed=config.task.seed,
-      privileged_field=config.task.privileged_field,
-  )  # fmt: skip
-  positions, dropped = longest_row(config, model_config), {}
+  positions, dropped = longest_row(config, model_config), problems.dropped
   train = ask(
-      config.context, tok, data.train, positions - config.rollout.max_new_tokens,
-      dropped, "training",
+      config.context, tok, problems.train,
+      positions - config.rollout.max_new_tokens, dropped, "training",
       references=positions if config.rollout.source == "dataset" else 0,
   )  # fmt: skip
   held_out = ask(
-      config.context, tok, data.eval,
+      config.context, tok, problems.eval,
       model_config.max_positions - config.eval.max_new_tokens, dropped,
       "evaluation",
   )  # fmt: skip
@@ -163,13 +178,52 @@ def prepare(config) -> Run:
     raise ValueError(
         f"{len(train)} problems are left to train on, expected at least"
         f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
-        f" evaluate on; dropped: {dropped or 'none'}"
+        f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
+        f" dropped: {dropped or 'none'}"
+    )
+  digest = stream.digest(train)
+  if len(set(processes.gather(digest))) > 1:
+    raise ValueError(
+        "the processes read different training problems: give each the same"
+        f" content of data.train={config.data.train}"
     )
   return Run(
       mesh, model_config, params, trained(config), tok, train, held_out,
-      task.verify, data.removed_as_overlap, dropped,
-      objectives.from_config(config), optimizer.from_config(config),
+      verify, problems.removed_as_overlap, dropped, problems.counts,
+      digest, objectives.from_config(config), optimizer.from_config(config),
   )  # fmt: skip
+
+
+def read_problems(config):
+  """(verify, data.Problems); every evaluation answer can be judged.
+
+  How many answers the task finds wrong, read as a reply, is counted.
+  """
+  c, d = config.task, config.data
+  verify = workers.shared(c.name, c.privileged_field, **config.verify)
+  problems = data.both(
+      d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
+      skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
+      task={
+          "name": c.name, "train_count": c.train_count,
+          "eval_count": c.eval_count, "seed": c.seed,
+          "privileged_field": c.privileged_field,
+      },
+  )  # fmt: skip
+  if d.eval == data.TASK:
+    return verify, problems
+  own = [e for e in problems.eval if e.answer is not None]
+  replies = [*(e.answer for e in own), *["The answer is 0."] * len(own)]
+  verdicts = verify([*own, *own], replies)
+  for e, v in zip([*own, *own], verdicts, strict=True):
+    if v.feedback.startswith(FAULT):
+      raise ValueError(
+          f"task.name={c.name} cannot judge problem {e.id} of {d.eval}, whose"
+          f" answer is {e.answer!r} ({v.feedback}): choose another task.name"
+      )
+  wrong = sum(v.score < 1 for v in verdicts[: len(own)])
+  counts = problems.counts | {"evaluation answers not verified": wrong}
+  return verify, problems._replace(counts=counts)
 
 
 def how_to_run(config) -> dict:
@@ -297,7 +351,7 @@ def read_config(workdir) -> ConfigDict:
     raise ValueError(f"{path} is not readable: {e}") from e
   try:
     config = ConfigDict(with_tuples(there)).lock()
-    validate(config)
+    validate(config, problems=False)
   except (AttributeError, KeyError, TypeError) as e:
     raise ValueError(f"{path} is of another version: {e}") from e
   return config

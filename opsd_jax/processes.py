@@ -113,6 +113,10 @@ def count() -> int:
   return jax.process_count()
 
 
+def index() -> int:
+  return jax.process_index()
+
+
 def is_first() -> bool:
   """Whether this is the process that writes and prints."""
   return jax.process_index() == 0

@@ -3,7 +3,7 @@
 import json
 import textwrap
 
-from opsd_jax import metrics
+from opsd_jax import collate, metrics, processes
 from opsd_jax.models import transformer
 
 
@@ -17,7 +17,8 @@ def describe(config, run) -> str:
       f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
       f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
       f" removed as overlap: {run.removed_as_overlap};"
-      f" dropped: {run.dropped or 'none'}",
+      f" dropped: {run.dropped or 'none'};"
+      f" {', '.join(f'{k}: {n}' for k, n in run.counts.items())}",
       "--- the student reads", text(run, run.train[0].student_ids),
       "--- the teacher reads", text(run, run.train[0].teacher_ids), "---",
   ]  # fmt: skip
@@ -29,10 +30,16 @@ def text(run, ids) -> str:
   return run.tokenizer.decode(ids, False)
 
 
-def show_samples(run, directory, step: int, rollouts, divs) -> None:
-  """Rollouts with their per-token divergence, to a file and the terminal."""
-  rows = []
-  for (problem, completion), div in zip(rollouts, divs, strict=True):
+def show_samples(
+    run, directory, step: int, rollouts, token, div_BxT, count: int
+) -> None:
+  """The first process's first rollouts with their per-token divergence, to a
+  file and the terminal."""
+  if not processes.is_first():
+    return
+  rows, shown = [], rollouts[:count]
+  divs = collate.of_responses(div_BxT, token, len(shown))
+  for (problem, completion), div in zip(shown, divs, strict=True):
     rows.append({
         "step": step,
         "prompt": text(run, problem.student_ids),

@@ -92,6 +92,11 @@ class Token(NamedTuple):
   length_BxT: Any  # int32, tokens of its response; 0 on padding
   response_BxT: Any  # int32, which of the process's responses
   sampler_logp_BxT: Any  # float32, nats at temperature 1; 0 where unknown
+  # where rewards are learned from, else None:
+  advantage_BxT: Any = None  # float32, its response's
+  sampled_logp_BxT: Any = None  # float32, nats under what it was drawn from
+  # float32, logp_BxT at the first update on this batch; NaN: this is the first
+  old_logp_BxT: Any = None
 
 
 class Batch(NamedTuple):

@@ -4,19 +4,18 @@
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
-import functools
 import pathlib
 import time
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 import optax
 
 from opsd_jax import (
   checkpoint,
   collate,
   evaluate,
+  experience,
   files,
   memory,
   metrics,
@@ -26,9 +25,10 @@ from opsd_jax import (
   report,
   rollout,
   sharding,
+  stream,
   watch,
 )
-from opsd_jax.models import attention, lora, transformer
+from opsd_jax.models import lora, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import State
 
@@ -64,7 +64,7 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
 
     def token_loss(tok, token):
       w = objective.token_weight(sg(tok), token)
-      return w * tok.div_BxT / denominator
+      return w * objective.token_loss(tok, token) / denominator
 
     with jax.named_scope("loss"):
       return pertoken.loss(  # the only reduction: a sum over tokens
@@ -136,38 +136,6 @@ def accumulate(grad_fn, batch, micro_batches: int):
   return (loss, jax.tree.map(join, tok)), grads
 
 
-def problems_of_step(train, seed: int, step: int, count: int):
-  """Problems [step * count, ...) of an endless pass, reshuffled every epoch."""
-  order = functools.cache(
-      lambda epoch: np.random.default_rng((seed, epoch)).permutation(len(train))
-  )
-  places = range(step * count, (step + 1) * count)
-  return [train[order(i // len(train))[i % len(train)]] for i in places]
-
-
-def collate_rollouts(config, run, rollouts):
-  """The two views of every rollout, aligned and packed (numpy).
-
-  All processes make the same shapes.
-  """
-  told = config.teacher.name != "none"
-  rows = [
-      collate.Row(
-          r.problem.student_ids, r.problem.teacher_ids if told else (),
-          r.completion.ids, r.completion.logp,
-      )
-      for r in rollouts
-  ]  # fmt: skip
-  shards = sharding.row_shards(run.mesh) // processes.count()
-  return collate.collate(
-      rows, pad_id=run.tokenizer.pad_id, bucket=config.batch.bucket,
-      response_bucket=config.batch.response_bucket,
-      row_tokens=config.batch.row_tokens,
-      share=attention.shares(run.model_config.attention),
-      parts=shards * config.batch.micro_batches, agree=processes.maximum,
-  )  # fmt: skip
-
-
 def start_or_resume(run, manager) -> tuple[State, State]:
   """(state, its layout): the newest checkpoint's, or a new one."""
   new = lambda p: init_state(run.trained(p), run.objective, run.tx)
@@ -222,13 +190,19 @@ def train_and_evaluate(config, workdir) -> dict:
       profiler = watch.Profiler(workdir / "profile", **config.profile)
       with processes.ending_with_others(), profiler:
         state, layout = start_or_resume(run, manager)
+        order = stream.endless(run.train, config.seed)
+        if step := int(state.step):
+          place = checkpoint.restore_place(manager, step)
+          stream.restore(order, run.train_digest, place)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
-        learn(config, run, state, layout, writer, judge, manager, profiler)
+        learn(
+            config, run, state, layout, order, writer, judge, manager, profiler
+        )
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
@@ -239,11 +213,12 @@ def train_and_evaluate(config, workdir) -> dict:
 
 
 def learn(
-    config, run, state, layout, writer, judge, manager, profiler
+    config, run, state, layout, order, writer, judge, manager, profiler
 ) -> None:
-  """The loop: sample with the student, collate two views, step; look, save.
+  """The loop: a step, then what is looked at and saved.
 
-  `state` is donated: the caller must not keep it.
+  `state` is donated: the caller must not keep it. `order` is a stream of the
+  training problems.
   """
   respond = pick(
       rollout.ALL, config.rollout.source, model_config=run.model_config,
@@ -260,31 +235,15 @@ def learn(
       ),
       donate_argnums=0, out_shardings=(layout, None, None, None),
   )  # fmt: skip
-  start, bad_steps = int(state.step), 0
+  start, bad_steps, updates = int(state.step), 0, config.reinforce.updates
   bar = metrics.Bar(config.steps, start, "train")
-  for step in range(start, config.steps):
+  for step in range(start, config.steps, updates):
     profiler.at(step)
-    clock, compiled = [time.time()], watch.compiles().count
-    problems = problems_of_step(
-        run.train, config.seed, step, config.rollout.prompts
+    draw = lambda: stream.draw(order, config.rollout.prompts)
+    state, row, seen = step_of(
+        config, run, state, step, draw, respond, train_step
     )
-    student = lora.join(run.params, state.params)
-    rollouts = respond(student, processes.share(problems), step)
-    del student  # the step donates its arrays
-    clock.append(time.time())
-    own_batch = collate_rollouts(config, run, rollouts)
-    on_device = processes.put_rows(own_batch, run.mesh)
-    state, loss, grad_norm, tok = train_step(state, on_device, run.params)
-    # A process has sampled and collated its own rows; here it sees all of them.
-    all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
-    row = metrics.of_step(loss, grad_norm, all_tok, batch, rollouts)
-    row |= {
-        "truncated": processes.mean(row["truncated"]),
-        "padding": collate.padding_share(batch),
-        "compiles": watch.compiles().count - compiled,
-        "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
-    }  # fmt: skip
-    step += 1
+    step += updates
     writer.write(step, row)
     bar.update(row)
     bad_steps = bad_steps + 1 if row["non_finite"] else 0
@@ -295,14 +254,62 @@ def learn(
           f" at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      own = processes.own_rows(tok.div_BxT, run.mesh)
-      if processes.is_first():
-        shown = rollouts[: config.log.samples]
-        divs = collate.of_responses(own, own_batch.token, len(shown))
-        report.show_samples(run, judge.samples_dir, step, shown, divs)
+      report.show_samples(run, judge.samples_dir, step, *seen, config.log.samples)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state)
+      checkpoint.save(manager, state, stream.save(order, run.train_digest))
   bar.close()
+
+
+def step_of(config, run, state, step: int, draw, respond, train_step):
+  """Sample with the student, collate two views, learn -> (state, metrics, what
+  there is to see: rollouts, their tokens, divergences)."""
+  clock, compiled = [time.time()], watch.compiles().count
+  answer = lambda problems: respond(
+      lora.join(run.params, state.params), problems, step
+  )
+  found = experience.collect(config, run, answer, draw)
+  rollouts, advantages, of_rewards = found
+  clock.append(time.time())
+  own_batch = experience.collated(config, run, rollouts, advantages)
+  on_device = processes.put_rows(own_batch, run.mesh)
+  state, loss, grad_norm, tok, last = learn_from(
+      on_device, train_step, state, run, config.reinforce.updates
+  )
+  # A process has sampled and collated its own rows; here it sees all of them.
+  all_tok, all_last, batch = processes.all_rows((tok, last, on_device), run.mesh)
+  row = metrics.of_step(loss, grad_norm, all_tok, batch, rollouts)
+  if config.reinforce.updates > 1:
+    of_rewards |= metrics.of_ratio(
+        all_last.logp_BxT - all_tok.logp_BxT, batch.token,
+        config.reinforce.clip_low, config.reinforce.clip_high,
+    )  # fmt: skip
+  row |= of_rewards | {
+      "truncated": processes.mean(row["truncated"]),
+      "padding": collate.padding_share(batch),
+      "compiles": watch.compiles().count - compiled,
+      "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
+  }  # fmt: skip
+  own_div = processes.own_rows(tok.div_BxT, run.mesh)
+  return state, row, (rollouts, own_batch.token, own_div)
+
+
+def learn_from(batch, train_step, state, run, updates: int):
+  """`updates` optimiser steps on one batch -> (state, the first one's loss, the
+  largest gradient norm, statistics at the first and at the last).
+
+  From the second on, a token's ratio is to its log-prob at the first.
+  """
+  state, loss, grad_norm, first = train_step(state, batch, run.params)
+  last = first
+  for _ in range(updates - 1):
+    layout = sharding.rows_sharding(run.mesh)
+    old_logp_BxT = processes.relaid(layout)(first.logp_BxT)
+    token = batch.token._replace(old_logp_BxT=old_logp_BxT)
+    state, _, norm, last = train_step(
+        state, batch._replace(token=token), run.params
+    )
+    grad_norm = jnp.maximum(grad_norm, norm)
+  return state, loss, grad_norm, first, last

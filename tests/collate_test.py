@@ -21,7 +21,7 @@ ids = lambda low, high: st.lists(
     st.integers(0, 10), min_size=low, max_size=high
 ).map(tuple)
 rows = st.lists(
-    st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), st.none()), min_size=1,
+    st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), *[st.none()] * 3), min_size=1,
     max_size=8,
 )  # fmt: skip
 
@@ -156,6 +156,19 @@ def test_dtypes_and_the_samplers_logp():
   token = batch.token._replace(mask_BxT=None, sampler_logp_BxT=None)
   whole = [x for x in (*batch.student, *batch.teacher, *token) if x is not None]
   assert {x.dtype for x in whole} == {np.dtype("int32")}
+
+
+def test_an_advantage_is_every_tokens_of_its_response():
+  made = [
+      Row((1,), (), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
+      Row((1,), (), (5,), (-3.0,), (-2.5,), -0.25),
+  ]
+  token = batch_of(made, parts=4, row_tokens=9).token
+  real = token.mask_BxT > 0
+  assert token.advantage_BxT[real].tolist() == [0.75, 0.75, -0.25]
+  assert token.sampled_logp_BxT[real].tolist() == [-0.5, -1.5, -2.5]
+  assert not token.advantage_BxT[~real].any() and token.old_logp_BxT is None
+  assert batch_of([made[0]._replace(advantage=None)]).token.advantage_BxT is None
 
 
 def test_absent_responses_fill_the_batch_and_count_nothing():

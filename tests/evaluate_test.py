@@ -59,9 +59,10 @@ def test_accuracy_by_hand():
         for i, group in enumerate(texts)
     ]
 
-  verify = lambda e, text: Verdict(
-      1.0 if text == e.answer else 0.9 * (text == "part")
-  )
+  verify = lambda examples, texts: [
+      Verdict(1.0 if text == e.answer else 0.9 * (text == "part"))
+      for e, text in zip(examples, texts, strict=True)
+  ]
   got, greedy = evaluate.accuracy(
       "weights", "prompts", examples, verify, complete, temperature=0.7,
       samples=2,

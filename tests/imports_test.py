@@ -14,20 +14,35 @@ MAY_IMPORT = {
     "processes": {"sharding"},
     "tokenizer": {"models"}, "context": {"structs", "pick"},
     "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
+    "records": {"structs", "tasks"}, "stream": set(),
+    "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
+    "tfds_jsonl": {"records", "structs"},
+    "workers": {"structs", "tasks"},
     "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
-    "objective": MATH | {"divergence", "weighting", "teacher", "pertoken"},
+    "reinforce": MATH,
+    "objective": MATH
+    | {"divergence", "weighting", "reinforce", "teacher", "pertoken"},
+    "experience": {
+        "structs", "collate", "processes", "reinforce", "sharding", "models"
+    },
     "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
     "draw": set(), "decode": {"draw", "models", "sharding"},
     "slots": {"decode", "draw", "processes"},
     "sample": {"decode", "draw", "slots", "sharding", "processes"},
     "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
     "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
+    "statistics": set(), "calibration": {"statistics"},
+    "grades": {"statistics", "calibration", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
+    "cells": {"files", "prepare"},
+    "sweep": {"cells", "curves", "files", "prepare", "processes", "train"},
+    "curves": {"files", "prepare"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "metrics", "files", "card", "hlo", "flops")  # fmt: skip
+          "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
+          "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models"}  # fmt: skip
+               "flops", "models", "cells"}  # fmt: skip
 
 
 def imports(path):

@@ -228,3 +228,19 @@ def test_a_scorer_that_fails_on_a_reply_is_a_wrong_answer():
   example = next(iter(task.examples("train/0")))
   verdict = task.verify(example, "the answer is garbage")
   assert verdict.score == 0 and "not scored" in verdict.feedback
+
+
+@pytest.mark.parametrize("name", [*reasoning_gym.EVAL, *reasoning_gym.PARSE_EXPR])
+def test_no_scorer_runs_a_reply(name, tmp_path):
+  task = tasks.open_task(f"reasoning_gym:{name}", "answer")
+  example = next(iter(task.examples("train/0")))
+  assert task.verify(example, example.answer).score == 1
+  made = tmp_path / "made"
+  for code in (
+      f"__import__('pathlib').Path({str(made)!r}).touch()",
+      f"[open({str(made)!r}, 'w')]",
+      "exec(" + "+".join(f"chr({ord(c)})" for c in f"open('{made}','w')") + ")",
+  ):
+    assert task.verify(example, code).score < 1
+    assert task.verify(example, f"\\boxed{{{code}}}").score < 1
+  assert not made.exists()

@@ -248,16 +248,6 @@ def test_an_update_that_is_not_finite_changes_nothing():
     np.testing.assert_array_equal(a, b)
 
 
-def test_epochs_visit_every_problem_once():
-  problems = list(range(10))
-  seen = [
-      p for s in range(10) for p in train.problems_of_step(problems, 0, s, 4)
-  ]
-  for epoch in range(4):
-    assert sorted(seen[10 * epoch : 10 * epoch + 10]) == problems
-  assert seen[:10] != seen[10:20]
-
-
 def tiny(**overrides):
   config = opsd.get_config("tiny")
   config.compile_cache = ""

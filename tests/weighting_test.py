@@ -13,17 +13,20 @@ LOSSES = jnp.array([[0.1, 0.2, 0.3], [0.5, 7.0, 7.0]])
 
 
 def token_of(mask):
-  """A response in each row of the mask."""
+  """A response in each row of the mask; the second has no advantage."""
   index = jnp.broadcast_to(jnp.arange(mask.shape[1]), mask.shape)
   length = mask * mask.sum(1, keepdims=True)
-  return Token(None, mask, index, length, None, None)
+  advantage = jnp.ones_like(mask).at[1].set(0.0)
+  return Token(None, mask, index, length, None, None, advantage)
 
 
 def reduced(weight, denominator, losses=LOSSES, mask=MASK):
   """As the step does it: the masked weighted sum over the denominator."""
   token = token_of(mask)
   w = mask * weighting.ALL[weight](None, token)
-  return float((w * losses).sum() / objective.DENOMINATORS[denominator](token))
+  divide = objective.DENOMINATORS[denominator]
+  by = divide(token, **objective.accepted(divide, {"max_new_tokens": 5}))
+  return float((w * losses).sum() / by)
 
 
 @pytest.mark.parametrize("weight,denominator,expected", [
@@ -31,6 +34,8 @@ def reduced(weight, denominator, losses=LOSSES, mask=MASK):
     ("uniform", "tokens", 0.275),  # 1.1 / 4
     ("uniform", "responses", 0.55),
     ("sequence_mean", "tokens", 0.175),
+    ("uniform", "budget", 0.11),  # 1.1 / (2 x 5)
+    ("uniform", "active_tokens", 1.1 / 3),  # the second response's is not one
 ])  # fmt: skip
 def test_reductions_by_hand(weight, denominator, expected):
   assert reduced(weight, denominator) == pytest.approx(expected, rel=1e-6)

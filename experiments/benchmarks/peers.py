@@ -19,6 +19,7 @@ def ours(channel: Channel, settings: dict) -> None:
   import numpy as np
 
   from opsd_jax import (
+    experience,
     memory,
     metrics,
     prepare,
@@ -61,7 +62,7 @@ def ours(channel: Channel, settings: dict) -> None:
       if order.get("split"):
         alone = config.copy_and_resolve_references()
         alone.batch.row_tokens = 0
-        alone = train.collate_rollouts(alone, run, rollouts)
+        alone = experience.collated(alone, run, rollouts)
         parts = split(
             run, state, batch, alone, micro_batches=config.batch.micro_batches
         )
@@ -76,7 +77,7 @@ def ours(channel: Channel, settings: dict) -> None:
       problems = asked[i * rows : (i + 1) * rows]
       rollouts = respond(state.params, problems, i)
       clock.append(time.perf_counter())
-      batch = train.collate_rollouts(config, run, rollouts)
+      batch = experience.collated(config, run, rollouts)
       on_device = processes.put_rows(batch, run.mesh)
       state, loss, grad_norm, tok = train_step(state, on_device, {})
       tok = jax.tree.map(np.asarray, tok)

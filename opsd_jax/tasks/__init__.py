@@ -1,7 +1,8 @@
 """Tasks: problems and how a reply to one is judged.
 
 A task is two functions: `examples(seed)`, an endless stream of Examples that
-the seed decides, and `verify(example, text) -> Verdict`.
+the seed decides, and `verify(example, text) -> Verdict`. gsm8k, maths, exact
+and multiple_choice only verify; their examples come from files.
 """
 
 import itertools
@@ -10,7 +11,14 @@ from typing import NamedTuple
 
 from opsd_jax.pick import pick
 from opsd_jax.structs import Example
-from opsd_jax.tasks import largest_number, reasoning_gym
+from opsd_jax.tasks import (
+  exact,
+  gsm8k,
+  largest_number,
+  maths,
+  multiple_choice,
+  reasoning_gym,
+)
 
 
 class Task(NamedTuple):
@@ -27,6 +35,8 @@ class Dataset(NamedTuple):
 
 ALL = {
     "largest_number": largest_number.task, "reasoning_gym": reasoning_gym.task,
+    "gsm8k": gsm8k.task, "maths": maths.task, "exact": exact.task,
+    "multiple_choice": multiple_choice.task,
 }  # fmt: skip
 
 

@@ -11,11 +11,24 @@ import functools
 import hashlib
 import itertools
 import re
+import sys
 
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks.reply import last_number
+from opsd_jax.tasks.reply import last_number, stated
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
+
+# Scorers of 0.1.25 that run a reply as Python: `eval` of a list, and sympy's
+# parse_expr of a formula. They are given nothing else.
+EVAL = ("string_insertion", "spiral_matrix", "binary_matrix", "n_queens")
+PARSE_EXPR = (
+    "simple_integration", "intermediate_integration", "countdown", "puzzle24",
+    "polynomial_multiplication",
+)  # fmt: skip
+FORMULA = re.compile(
+    r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
+    r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
+)
 
 
 def task(options: str, privileged_field: str):
@@ -88,6 +101,9 @@ def as_text(value) -> str | None:
 def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
+  name = options.partition(",")[0]
+  if name in PARSE_EXPR and not FORMULA.fullmatch(found or ""):
+    return Verdict(0.0, found, "not scored: no formula")
   try:
     score = scorer(options)(answer=found, entry=example.metadata)
   except Exception as e:  # some scorers fail on text that they do not expect
@@ -97,10 +113,10 @@ def verify(options: str, example: Example, text: str) -> Verdict:
 
 @functools.cache
 def scorer(options: str):
-  return dataset(options, seed=0, size=1).score_answer
-
-
-BOXED = re.compile(r"\\boxed\{((?:[^{}]|\{[^{}]*\})*)\}")
+  made = dataset(options, seed=0, size=1)
+  if options.partition(",")[0] in EVAL:
+    sys.modules[type(made).__module__].eval = ast.literal_eval
+  return made.score_answer
 
 
 def extract(text: str, answer: str | None) -> str | None:
@@ -111,18 +127,7 @@ def extract(text: str, answer: str | None) -> str | None:
   if found is None:
     found = text
   elif answer is not None and "\n" not in answer:
-    found = found.strip().partition("\n")[0].rstrip("*. ")
+    found = found.strip("* \n").partition("\n")[0].rstrip("*. ")
   if answer is not None and re.fullmatch(r"-?\d+(\.\d+)?", answer):
     return last_number(found)
   return found.strip() or None
-
-
-def stated(text: str) -> str | None:
-  """After the last `####`, or in the last \\boxed{}, or after the last "answer
-  is" or "answer:"; None without any."""
-  if "####" in text:
-    return text.rpartition("####")[2]
-  if boxed := BOXED.findall(text):
-    return boxed[-1]
-  _, *after = re.split(r"(?i)answer is:?|answer:", text)
-  return after[-1].lstrip("* \n") if after else None

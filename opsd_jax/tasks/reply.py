@@ -7,9 +7,39 @@ import re
 NUMBER = re.compile(
     r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 )
+BOX = re.compile(r"\\(?:boxed|fbox)\s*(?![a-zA-Z])")
+STATED = re.compile(r"(?i)answer(?:\s+is|\s*:)\**:?\s*")
 
 
 def last_number(text: str) -> str | None:
   """The last number, thousands separators removed: "1,234.5" -> "1234.5"."""
   numbers = NUMBER.findall(text)
   return numbers[-1].replace(",", "") if numbers else None
+
+
+def last_boxed(text: str) -> str | None:
+  """What the last \\boxed{...} holds, braces of any depth balanced; "" where it
+  does not close, None without one. \\boxed 5 holds 5."""
+  boxes = list(BOX.finditer(text))
+  if not boxes:
+    return None
+  after = text[boxes[-1].end() :]
+  if not after.startswith("{"):
+    return re.match(r"[^\s$]*", after)[0].rstrip(".,")
+  depth = 0
+  for brace in re.finditer(r"\\.|[{}]", after, re.DOTALL):
+    depth += {"{": 1, "}": -1}.get(brace[0], 0)
+    if depth == 0 and brace[0] == "}":
+      return after[1 : brace.start()]
+  return ""
+
+
+def stated(text: str) -> str | None:
+  """After the last `####`, or in the last \\boxed{}, or after the last "answer
+  is" or "answer:"; None without any."""
+  if "####" in text:
+    return text.rpartition("####")[2]
+  if (boxed := last_boxed(text)) is not None:
+    return boxed
+  *_, after = STATED.split(text)
+  return after if after != text else None

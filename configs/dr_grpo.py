@@ -1,0 +1,19 @@
+"""Dr. GRPO: GRPO without its two biases (Liu et al. 2025, arXiv:2503.20783).
+
+The advantage is not divided by the standard deviation, so that easy and hard
+prompts count alike, and tokens are summed over a constant, so that a long wrong
+response is not punished less a token than a short one.
+
+  python -m experiments.train --config=configs/dr_grpo.py --workdir=runs/dr_grpo
+"""
+
+from configs import grpo
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = grpo.get_config(arg)
+  c.reinforce.advantage = "centred"
+  c.token_weight.name = "uniform"
+  c.loss.denominator = "budget"
+  return c

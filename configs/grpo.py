@@ -1,0 +1,26 @@
+"""GRPO: learning from the task's verdict alone (Shao et al. 2024,
+arXiv:2402.03300).
+
+As many responses a step as configs/opsd.py has, 8 to a prompt; a response's
+advantage is its reward less the mean of its prompt's, over their standard
+deviation. The KL to the base is off, as in most later work; to switch it on:
+`--config.reinforce.kl_weight=0.04 --config.teacher.name=fixed`.
+
+  python -m experiments.train --config=configs/grpo.py --workdir=runs/grpo
+"""
+
+from configs import base
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = base.get_config(arg)
+  c.loss.distill = 0.0
+  c.divergence.name, c.teacher.name = "nll", "none"
+  c.context.template, c.context.privileged = "plain", "none"
+  c.rollout.prompts, c.rollout.samples = 2, 8
+  c.reinforce.weight = 1.0
+  c.token_weight.name = "sequence_mean"
+  c.loss.denominator = "responses"
+  c.optimizer.learning_rate, c.optimizer.decay = 5e-5, "constant"
+  return c

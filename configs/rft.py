@@ -1,0 +1,19 @@
+"""Rejection-sampling fine-tuning (Yuan et al. 2023, arXiv:2308.01825), online as
+RAFT is (Dong et al. 2023, arXiv:2304.06767).
+
+The student answers, the verifier keeps what is right, and the loss is the
+negative log-likelihood of that, mean over its tokens.
+
+  python -m experiments.train --config=configs/rft.py --workdir=runs/rft
+"""
+
+from configs import grpo
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = grpo.get_config(arg)
+  c.reinforce.advantage, c.reinforce.surrogate = "reward", "plain"
+  c.token_weight.name = "uniform"
+  c.loss.denominator = "active_tokens"
+  return c

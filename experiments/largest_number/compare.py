@@ -1,0 +1,184 @@
+"""Methods x seeds on the default task: runs, table, picture.
+
+  python -m experiments.largest_number.compare --workdir=runs/compare
+  python -m experiments.largest_number.compare
+
+The first trains every cell that is not finished (8 to 11 minutes each on 2
+cores) and gathers the finished ones into results.jsonl; interrupt it whenever
+you like. The second draws the committed results again. `--only=GRPO` takes the
+methods whose name holds that text; `--commands` prints what would start each
+cell alone.
+"""
+
+import argparse
+import json
+import pathlib
+
+import numpy as np
+
+HERE = pathlib.Path(__file__).parent
+SEEDS = (0, 1, 2)
+OPSD = "configs/opsd.py"
+METHODS = {  # the config, and what differs from it
+    "SFT on the reference": ("configs/sft.py", {}),
+    "RFT": ("configs/rft.py", {}),
+    "GRPO": ("configs/grpo.py", {}),
+    "Dr. GRPO": ("configs/dr_grpo.py", {}),
+    "OPSD": (OPSD, {}),
+    "OPSD, live teacher": (OPSD, {"teacher.name": "live"}),
+    "OPSD, EMA teacher": (OPSD, {"teacher.name": "ema"}),
+    "OPSD, reverse KL": (OPSD, {"divergence.name": "reverse_kl"}),
+    "OPSD, JSD": (OPSD, {"divergence.name": "jsd"}),
+    "control: answer alone": (OPSD, {"context.privileged": "answer"}),
+    "control: another's solution": (OPSD, {"context.privileged": "other"}),
+    "control: wording alone": (OPSD, {"context.privileged": "none"}),
+}
+GROUPS = (("control", "#CC79A7"), ("OPSD", "#0072B2"), ("", "#D55E00"))
+
+
+def cells_of(only: str) -> dict:
+  """method -> its cells, one a seed."""
+  from opsd_jax import sweep
+
+  return {
+      method: sweep.grid(
+          config, {k: [v] for k, v in changed.items()} | {"seed": SEEDS}
+      )
+      for method, (config, changed) in METHODS.items()
+      if only in method
+  }
+
+
+def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
+  """One finished run: its evaluations, and which problems it ends right on."""
+  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+  evals = [r for r in rows if "eval/accuracy" in r]
+  replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
+  scores = [json.loads(line)["score"] for line in replies.open()]
+  keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
+  return {
+      "method": method, "seed": seed,
+      "evals": [
+          {"step": r["step"], **{k: round(r[f"eval/{k}"], 4) for k in keys}}
+          for r in evals
+      ],
+      "teacher": round(evals[0]["eval/teacher_accuracy"], 4),
+      "right": "".join(str(int(score >= 1)) for score in scores),
+      "generated_tokens": sum(r.get("response_tokens", 0) for r in rows),
+      "seconds": round(json.loads(
+          (workdir / "summary.json").read_text())["seconds"]),
+  }  # fmt: skip
+
+
+def by_method(runs: list[dict]) -> dict[str, list[dict]]:
+  found = {m: [r for r in runs if r["method"] == m] for m in METHODS}
+  return {method: rows for method, rows in found.items() if rows}
+
+
+def interval(rows: list[dict]) -> tuple[float, float, float]:
+  """Final accuracy over seeds, with the 95% interval of a bootstrap over
+  problems: of these seeds, on problems such as these."""
+  from opsd_jax import statistics
+
+  right_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
+  each_Nx1 = right_SxN.mean(0)[:, None]
+  (found,) = statistics.estimates(each_Nx1, [True], resamples=10_000, seed=0)
+  return found.value, found.low, found.high
+
+
+def table(runs: list[dict]) -> str:
+  """Markdown, one row a method."""
+  lines = [
+      "| | seeds | greedy accuracy | of each seed | sampled | drift | generated"
+      " tokens | minutes |",
+      "|---|---|---|---|---|---|---|---|",
+  ]
+  mean = lambda rows, key: float(np.mean([r[key] for r in rows]))
+  first = [r["evals"][0] for r in runs]
+  lines.append(
+      f"| base | | {mean(first, 'accuracy'):.3f} | |"
+      f" {mean(first, 'sampled_accuracy'):.3f} | 0 | | |"
+  )
+  for method, rows in by_method(runs).items():
+    value, low, high = interval(rows)
+    ends = [r["evals"][-1] for r in rows]
+    each = " ".join(f"{e['accuracy']:.3f}" for e in ends)
+    lines.append(
+        f"| {method} | {len(rows)} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
+        f" | {mean(ends, 'sampled_accuracy'):.3f} | {mean(ends, 'drift'):.3f}"
+        f" | {mean(rows, 'generated_tokens'):,.0f}"
+        f" | {mean(rows, 'seconds') / 60:.1f} |"
+    )
+  return "\n".join(lines)
+
+
+def draw(runs: list[dict], path: pathlib.Path) -> None:
+  """Final accuracy of every method, and against what else has changed."""
+  import matplotlib
+
+  matplotlib.use("Agg")
+  import matplotlib.pyplot as plt
+
+  methods = by_method(runs)
+  figure, (bars, plane) = plt.subplots(
+      1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained",
+      sharey=False,
+  )  # fmt: skip
+  base, teacher = runs[0]["evals"][0]["accuracy"], runs[0]["teacher"]
+  for y, (method, rows) in enumerate(methods.items()):
+    colour = next(c for start, c in GROUPS if method.startswith(start))
+    value, low, high = interval(rows)
+    bars.plot([low, high], [y, y], color=colour, lw=5, alpha=0.25)
+    ends = [r["evals"][-1] for r in rows]
+    bars.plot([e["accuracy"] for e in ends], [y] * len(ends), ".", color=colour)
+    bars.plot(value, y, "|", color=colour, ms=14, mew=2)
+    at = np.mean([e["drift"] for e in ends]), value
+    plane.plot(*at, "o", color=colour)
+    plane.annotate(method, at, xytext=(5, 0), textcoords="offset points",
+                   fontsize=7, va="center")  # fmt: skip
+  bars.set_yticks(range(len(methods)), methods, fontsize=8)
+  bars.invert_yaxis()
+  bars.set_xlabel("held-out accuracy, greedy; dots: seeds")
+  plane.set(xlabel="drift: KL(base‖model), nats a token", ylabel="accuracy")
+  for line, name in ((base, "base"), (teacher, "privileged teacher")):
+    bars.axvline(line, color="#555555", ls="--", lw=1)
+    plane.axhline(line, color="#555555", ls="--", lw=1)
+    bars.text(line, -0.8, name, fontsize=7, ha="center", color="#555555")
+  plane.margins(x=0.3)
+  for axis in (bars, plane):
+    axis.spines[["top", "right"]].set_visible(False)
+  figure.savefig(path, dpi=120)
+  plt.close(figure)
+
+
+def main(argv=None) -> None:
+  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser.add_argument("--workdir", type=pathlib.Path, help="of all cells")
+  parser.add_argument("--only", default="", help="methods with this text")
+  parser.add_argument("--commands", action="store_true", help="print, run none")
+  args = parser.parse_args(argv)
+  results = HERE / "results.jsonl"
+  if args.workdir:
+    from opsd_jax import sweep
+
+    cells = cells_of(args.only)
+    every = [cell for of_method in cells.values() for cell in of_method]
+    if args.commands:
+      print("\n".join(cell.command(args.workdir) for cell in every))
+      return
+    done = sweep.run(every, args.workdir)
+    print(done[["status", "error"]].to_string())
+    runs = [
+        gather(method, cell.overrides["seed"], args.workdir / cell.name)
+        for method, of_method in cells_of("").items()
+        for cell in of_method
+        if (args.workdir / cell.name / "summary.json").exists()
+    ]
+    results.write_text("".join(json.dumps(r) + "\n" for r in runs))
+  runs = [json.loads(line) for line in results.open()]
+  draw(runs, HERE / "figure.png")
+  print(table(runs))
+
+
+if __name__ == "__main__":
+  main()

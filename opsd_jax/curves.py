@@ -1,0 +1,107 @@
+"""Curves of many runs: one line a setting, a band over its seeds."""
+
+import contextlib
+import itertools
+import json
+
+import numpy as np
+import pandas as pd
+from matplotlib import color_sequences
+from matplotlib.figure import Figure
+
+from opsd_jax import files, prepare
+
+PANELS = (
+    ("loss", "Training loss", "nats a token"),
+    ("eval/accuracy", "Accuracy on unseen problems", "share right"),
+)
+COLOURS = color_sequences["okabe_ito"][1:]  # colour-blind safe
+STYLES = ("-", "--", ":")
+
+
+def plot(what, panels=PANELS):
+  """Means over seeds, from lowest to highest seed shaded, over steps.
+
+  `what` is a table, some rows of one, or a workdir. One line a setting: named
+  by the fields that differ, the seed apart. Where a setting's seeds have got
+  to different steps, those that all have are drawn. `panels` are (key of
+  metrics.jsonl, title, unit). Returns a matplotlib Figure.
+  """
+  runs = settings(directories(what))
+  figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+  axes = figure.subplots(1, len(panels), squeeze=False)[0]
+  for axis, (key, title, unit) in zip(axes, panels, strict=True):
+    for i, (label, curves) in enumerate(runs.items()):
+      steps, mean, low, high = band([curve(rows, key) for rows in curves])
+      colour = COLOURS[i % len(COLOURS)]
+      axis.plot(
+          steps, mean, color=colour, label=f"{label} ({len(curves)})",
+          ls=STYLES[i // len(COLOURS) % len(STYLES)],
+          marker="o" if len(steps) < 15 else "", ms=4,
+      )  # fmt: skip
+      axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
+    axis.set(title=title, xlabel="step", ylabel=unit)
+    axis.spines[["top", "right"]].set_visible(False)
+    axis.grid(alpha=0.2)
+  figure.legend(
+      *axes[0].get_legend_handles_labels(), loc="outside lower center",
+      frameon=False, title="setting (seeds)",
+  )  # fmt: skip
+  return figure
+
+
+def directories(what) -> list:
+  """The runs of a table or of a workdir that have something to show."""
+  if isinstance(what, pd.DataFrame):
+    found = [files.open_workdir(path) for path in what["workdir"]]
+  else:
+    workdir = files.open_workdir(what)
+    if not workdir.exists():
+      raise ValueError(f"{workdir} does not exist: expected a sweep's workdir")
+    found = sorted(workdir.iterdir())
+  shown = [
+      path
+      for path in found
+      if all((path / f).exists() for f in ("config.json", "metrics.jsonl"))
+  ]
+  if not shown:
+    raise ValueError("no cell has been started: there is nothing to plot yet")
+  return shown
+
+
+def settings(paths) -> dict[str, list]:
+  """{label: rows of metrics.jsonl of every seed}."""
+  configs = [
+      prepare.flat(json.loads((p / "config.json").read_text())) for p in paths
+  ]
+  names = [
+      k
+      for k in dict.fromkeys(itertools.chain(*configs))
+      if k != "seed" and not k.startswith(prepare.OBSERVATIONAL)
+      and len({repr(c.get(k)) for c in configs}) > 1
+  ]  # fmt: skip
+  runs = {}
+  for path, config in zip(paths, configs, strict=True):
+    label = ", ".join(f"{k}={config.get(k)}" for k in names) or "all"
+    runs.setdefault(label, []).append(rows_of(path / "metrics.jsonl"))
+  return runs
+
+
+def rows_of(path) -> list[dict]:
+  """The rows of a metrics.jsonl; a line torn by a kill is left out."""
+  rows = []
+  for line in path.read_text().splitlines():
+    with contextlib.suppress(json.JSONDecodeError):
+      rows.append(json.loads(line))
+  return rows
+
+
+def curve(rows, key: str) -> dict[int, float]:
+  return {r["step"]: r[key] for r in rows if key in r}
+
+
+def band(curves):
+  """(steps, mean, lowest, highest) over curves, at the steps that all have."""
+  steps = sorted(set.intersection(*(set(c) for c in curves)))
+  values = np.array([[c[s] for s in steps] for c in curves])
+  return steps, values.mean(0), values.min(0), values.max(0)

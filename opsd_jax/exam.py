@@ -1,0 +1,369 @@
+"""A model answers sets of problems, k times each; every reply is kept.
+
+The workdir receives settings.json, <set>.jsonl with one problem a line, and of
+grades.py summary.json and pictures. A batch of problems is answered and written
+at a time: killed and started again, an evaluation goes on after the last whole
+batch and ends with the same replies, since a reply's draws come of (seed, set,
+problem, sample) and batches stay as they were.
+"""
+
+import functools
+import hashlib
+import json
+import pathlib
+import sys
+from typing import Any, NamedTuple
+
+import jax
+from tqdm import tqdm
+
+from opsd_jax import (
+  calibration,
+  checkpoint,
+  context,
+  files,
+  grades,
+  memory,
+  prepare,
+  processes,
+  rollout,
+  sets,
+  sharding,
+  tokenizer,
+)
+from opsd_jax.draw import Knobs, check
+from opsd_jax.models import lora, sources
+from opsd_jax.sets import Set
+
+CONFIDENCE = ("logp", "stated")
+BUCKET = 32  # tokens; prompts are padded to a multiple of it
+STEPS = 32  # tokens decoded between two looks for ended replies
+
+
+class Subject(NamedTuple):
+  """Who is examined: weights, and how it is spoken to."""
+
+  mesh: Any
+  model_config: Any
+  params: Any
+  tokenizer: Any
+  template: str  # its training's, or upstream
+  template_args: dict  # of the chat template
+  about: dict  # source, run, step, dtype: for settings.json
+
+
+class How(NamedTuple):
+  """How replies are sampled, and what is made of them."""
+
+  samples: int
+  temperature: float
+  top_k: int
+  top_p: float
+  min_p: float
+  max_new_tokens: int
+  stop: tuple[str, ...]
+  seed: int
+  template: str | None  # how a question is worded; None: as Subject.template
+  confidence: str  # of CONFIDENCE: "stated" asks for it too
+  batch: int  # problems answered between two writes
+  slots: int  # replies decoded at once
+  bins: int  # of calibration
+  resamples: int  # of bootstrap and permutation
+
+
+def validate(how: How) -> None:
+  """Raises ValueError for what is known to be wrong before a model loads."""
+  check(Knobs(how.temperature, how.top_k, how.top_p, how.min_p))
+  if how.template is not None:
+    context.check(how.template, "none")
+  rollout.check_stop("stop", how.stop)
+  for name in ("samples", "max_new_tokens", "batch", "slots", "bins",
+               "resamples"):  # fmt: skip
+    if (value := getattr(how, name)) < 1:
+      raise ValueError(f"{name} is {value}, expected at least 1")
+  if how.confidence not in CONFIDENCE:
+    raise ValueError(
+        f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
+    )
+  if how.temperature == 0 and how.samples > 1:
+    raise ValueError(
+        f"samples is {how.samples} at temperature 0, where all of a problem's"
+        " replies are the same: set samples to 1"
+    )
+
+
+# ------------------------------------------------------------------- subject
+
+
+def load(model: str | None, run, dtype: str) -> Subject:
+  """`load_model` or `load_run`: one of the two is given."""
+  if bool(model) == bool(run):
+    raise ValueError(
+        f"model is {model!r} and run {run!r}, expected one of them"
+    )
+  return load_run(run) if run else load_model(model, dtype)
+
+
+def held_out_seed(run) -> int:
+  """task.seed of a training run, 0 without one."""
+  return (
+      prepare.read_config(files.open_workdir(run)).task.seed if run else 0
+  )
+
+
+def load_model(source: str, dtype: str) -> Subject:
+  """A model as it is, from any source that config.model.source accepts."""
+  sources.check(source)
+  if dtype not in prepare.DTYPES:
+    raise ValueError(f"dtype is {dtype!r}, known: {', '.join(prepare.DTYPES)}")
+  mesh = sharding.make_mesh(fsdp=-1)
+  path = sources.resolve(source)
+  run = dict(
+      dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none",
+      attention="auto", lora_alpha=1.0,
+  )  # fmt: skip
+  return _subject(
+      mesh, path, run, {"source": source, "dtype": dtype},
+      lambda layout, run: sources.load_model_weights(path, layout, **run)[1],
+      "upstream", {},
+  )  # fmt: skip
+
+
+def load_run(workdir) -> Subject:
+  """The newest checkpoint of a training run, with LoRA its base beside it."""
+  workdir = files.open_workdir(workdir)
+  config = prepare.read_config(workdir)
+  mesh = sharding.make_mesh(**config.mesh)
+  path = sources.resolve(config.model.source)
+  about = {"source": config.model.source, "dtype": config.model.dtype}
+  about["run"] = str(workdir)
+
+  def load(layout, run):
+    about["step"], params = checkpoint.restore_params(
+        workdir / "checkpoints", layout
+    )
+    if config.lora.rank:
+      _, base = sources.load_model_weights(path, layout, **run)
+      params = lora.join(base, params)
+    return params
+
+  args = config.context.student_args.to_dict()
+  return _subject(
+      mesh, path, prepare.how_to_run(config), about, load,
+      config.context.template,
+      {k: v for k, v in args.items() if v is not None},
+  )  # fmt: skip
+
+
+def _subject(mesh, path, run, about, load, template, args) -> Subject:
+  processes.check_rows(mesh)
+  model_config = prepare.fit_to(sources.read_config(path, **run), mesh, False)
+  layout = functools.partial(sharding.tree_shardings, mesh=mesh)
+  params = load(layout, run | {"attention": model_config.attention})
+  return Subject(
+      mesh, model_config, params, tokenizer.load(path), template, args,
+      about,
+  )  # fmt: skip
+
+
+# -------------------------------------------------------------------- answer
+
+
+def ask(subject: Subject, how: How, set_: Set):
+  """([(example, prompt ids)], dropped by reason): what fits the model."""
+  room = subject.model_config.max_positions - how.max_new_tokens
+  asked, dropped = [], {}
+  for example in set_.examples:
+    messages = context.student_messages(how.template, example)
+    if how.confidence == "stated":
+      messages[-1]["content"] += f"\n\n{calibration.ASK}"
+    try:
+      ids = subject.tokenizer.chat_ids(messages, **subject.template_args)
+      reason = f"a prompt is longer than {room} tokens" * (len(ids) > room)
+    except tokenizer.ControlToken:
+      reason = "its text holds a control token"
+    if reason:
+      dropped[reason] = dropped.get(reason, 0) + 1
+    else:
+      asked.append((example, tuple(ids)))
+  if not asked:
+    raise ValueError(f"set {set_.name}: nothing to ask; dropped: {dropped}")
+  return asked, dropped
+
+
+def record(how: How, example, completions, texts, verdicts, sure) -> dict:
+  """A problem and its replies, as a line of <set>.jsonl."""
+  replies = [
+      {
+          "sample": i, "seed": how.seed, "text": c.text, "score": v.score,
+          "answer": v.answer, "feedback": v.feedback, "tokens": len(c.ids),
+          "truncated": c.truncated, "logp": sum(c.logp), "confidence": p,
+      }
+      for i, (c, v, p) in enumerate(
+          zip(completions, verdicts, sure, strict=True)
+      )
+  ]  # fmt: skip
+  return {
+      "id": example.id, "question": example.question, "answer": example.answer,
+      "replies": replies,
+  }  # fmt: skip
+
+
+def answer(subject: Subject, how: How, set_: Set, part) -> list[dict]:
+  """Answers and judges [(example, prompt ids)] -> one record each.
+
+  Each process answers and verifies its share.
+  """
+  mine = processes.share(part)
+  groups = rollout.complete(
+      subject.model_config, subject.params, subject.tokenizer,
+      [ids for _, ids in mine], [f"{set_.name}/{e.id}" for e, _ in mine],
+      seed=how.seed, step=0, role="evaluate",
+      knobs=Knobs(how.temperature, how.top_k, how.top_p, how.min_p),
+      n=how.samples, max_new_tokens=how.max_new_tokens, slots=how.slots,
+      decode_steps=STEPS, prompt_bucket=BUCKET, stop=how.stop,
+  )  # fmt: skip
+  read = calibration.stated if how.confidence == "stated" else _unread
+  texts, sure = zip(*(read(c.text) for g in groups for c in g), strict=True)
+  examples = [e for e, _ in mine for _ in range(how.samples)]
+  verdicts = set_.verify(examples, texts)
+  records = []
+  for i, ((example, _), group) in enumerate(zip(mine, groups, strict=True)):
+    at = slice(i * how.samples, (i + 1) * how.samples)
+    records.append(record(how, example, group, texts, verdicts[at], sure[at]))
+  return processes.gather_shares(records, len(part))
+
+
+def _unread(text: str):
+  return text, None
+
+
+def whole_batches(path, batch: int, total: int) -> int:
+  """How many problems of a file are done; drops what is not of a whole batch,
+  so that the rest is answered in the batches that it would have been in."""
+  if not path.exists():
+    return 0
+  lines = path.read_text().split("\n")
+  done = len(lines) - 1  # after the last newline stands nothing, or a torn line
+  if done < total:
+    done -= done % batch
+  if lines[done:] != [""]:
+    files.write_whole(path, "".join(f"{line}\n" for line in lines[:done]))
+  return done
+
+
+def append(path, records) -> None:
+  text = "".join(json.dumps(r) + "\n" for r in records)
+  if files.is_remote(path):  # an object cannot be appended to
+    text = (path.read_text() if path.exists() else "") + text
+    files.write_whole(path, text)
+    return
+  with path.open("a") as f:
+    f.write(text)
+
+
+def claim(workdir, settings: dict) -> None:
+  """Writes settings.json, or refuses a workdir of another evaluation."""
+  path = workdir / "settings.json"
+  if path.exists():
+    try:
+      there = json.loads(path.read_text())
+    except ValueError as e:
+      raise ValueError(f"{path} is not readable: {e}") from e
+    different = [
+        f"  {k}: {a!r} there, {b!r} now"
+        for k, (a, b) in grades.differ(there, settings).items()
+        if not k.startswith("summary.")
+    ]
+    if different:
+      raise ValueError(
+          f"{workdir} holds an evaluation of other settings; give another"
+          " --workdir:\n" + "\n".join(different)
+      )
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
+  """All that decides the replies, and under `summary` what is made of them."""
+  fields = how._asdict()
+  bins, resamples = fields.pop("bins"), fields.pop("resamples")
+  outer = {k: fields.pop(k) for k in ("template", "confidence", "batch",
+                                      "slots")}  # fmt: skip
+  digest = lambda part: hashlib.sha256(
+      json.dumps([(e.id, e.question, e.answer) for e, _ in part]).encode()
+  ).hexdigest()
+  return {
+      "model": subject.about, **outer, "template_args": subject.template_args,
+      "sampling": fields | {"stop": list(how.stop)},
+      "sets": {
+          s.name: s.about | {
+              "problems": len(part), "dropped": dropped, "sha256": digest(part)
+          }
+          for s, (part, dropped) in zip(chosen, asked, strict=True)
+      },
+      "summary": {"bins": bins, "resamples": resamples, "seed": how.seed},
+  }  # fmt: skip
+
+
+def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
+  """Answers all sets, or what is left of them, and returns the summary.
+
+  Raises ValueError for bad settings and for a workdir of other ones.
+  """
+  validate(how)
+  how = how._replace(template=how.template or subject.template)
+  names = [s.name for s in chosen]
+  if not chosen or len(set(names)) < len(names):
+    raise ValueError(f"sets are named {names}, expected one or more, each once")
+  workdir = files.open_workdir(workdir)
+  asked = [ask(subject, how, s) for s in chosen]
+  about = settings_of(subject, how, chosen, asked)
+  processes.from_first(lambda: claim(workdir, about))
+  with jax.set_mesh(subject.mesh), processes.ending_with_others():
+    for set_, (problems, _) in zip(chosen, asked, strict=True):
+      answer_set(subject, how, set_, problems, workdir / f"{set_.name}.jsonl")
+  return processes.from_first(lambda: grades.summarise(workdir))
+
+
+def answer_set(subject, how: How, set_: Set, problems, path) -> None:
+  """Answers a set's problems that `path` does not hold yet, in batches."""
+  total = len(problems)
+  done = processes.from_first(lambda: whole_batches(path, how.batch, total))
+  bar = tqdm(
+      total=total, initial=done, desc=set_.name, unit=" problems",
+      dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 20,
+      disable=not processes.is_first(),
+  )  # fmt: skip
+  with bar:
+    for start in range(done, total, how.batch):
+      records = answer(subject, how, set_, problems[start : start + how.batch])
+      if processes.is_first():
+        append(path, records)
+      bar.update(len(records))
+
+
+def sit(
+    how: How, sets_as_text, workdir, *, model, run, dtype: str, count: int,
+    task_seed: int | None, compile_cache: str,
+) -> dict:  # fmt: skip
+  """`evaluate` with everything by name: what experiments/evaluate.py does.
+
+  What needs no model is checked before one is loaded.
+  """
+  validate(how)
+  if not workdir or not sets_as_text:
+    raise ValueError(
+        f"workdir is {workdir!r} and set {sets_as_text!r}, expected a directory"
+        " and at least one name=file.jsonl or task"
+    )
+  memory.keep_freed()
+  cache = pathlib.Path(compile_cache).expanduser()
+  jax.config.update("jax_compilation_cache_dir", str(cache))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  seed = held_out_seed(run) if task_seed is None else task_seed
+  chosen = [
+      sets.open_set(sets.parse(text), count=count, seed=seed)
+      for text in sets_as_text
+  ]
+  return evaluate(load(model, run, dtype), chosen, workdir, how)

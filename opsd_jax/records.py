@@ -1,0 +1,298 @@
+"""Rows of a data file -> Examples, or where and why a row is none.
+
+  jsonl       {"problem": ..., "solution": ..., "answer": ..., "id": ...}
+  GSM8K       {"question": ..., "answer": "48/2 = <<48/2=24>>24 ...\n#### 72"}
+  MATH        {"problem": ..., "solution": "... so it is $\\boxed{\\frac12}$."}
+  AIME, AMC   {"problem": ..., "answer": 204}
+"""
+
+import collections
+import hashlib
+import json
+import math
+import re
+from typing import NamedTuple
+
+from opsd_jax.structs import Example
+from opsd_jax.tasks import same_text
+
+MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
+SHOWN = 5  # bad rows named in an error
+
+# What the public files call a column, in any case. Half of the rows must have
+# it; what most have wins, then the order here.
+AUTO = {
+    "problem": ("problem", "question", "prompt", "problem_statement"),
+    "solution": (
+        "solution", "answer_cot", "worked_solution", "ground_truth_solution",
+        "reference_solution", "generated_solution", "deepseek_solution",
+        "rationale",
+    ),
+    "answer": (
+        "answer", "expected_answer", "final_answer", "ground_truth", "target",
+    ),
+    "id": (
+        "id", "unique_id", "problem_id", "question_id", "problem_idx", "uuid",
+    ),
+}  # fmt: skip
+
+CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab, LF
+SURROGATE = re.compile(r"[\ud800-\udfff]")
+FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
+CALCULATOR = re.compile(r"<<[^<>\n]*>>")
+BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
+
+
+class Columns(NamedTuple):
+  """Which column holds what: a name, "auto" for a usual one, "" for none."""
+
+  problem: str = "auto"
+  solution: str = "auto"
+  answer: str = "auto"
+  id: str = "auto"
+
+
+class Loaded(NamedTuple):
+  """What a source holds, and what of it was left out: rows by reason."""
+
+  examples: tuple[Example, ...]
+  dropped: dict[str, int]
+
+
+class Bad(ValueError):
+  """Why a row is no example: `reason`, by which rows are counted, and more."""
+
+  def __init__(self, reason: str, more: str = ""):
+    super().__init__(f"{reason}: {more}" if more else reason)
+    self.reason = reason
+
+
+# ------------------------------------------------------------------- lines
+
+
+def read_jsonl(path):
+  """Yields ("path:line", object, or the Bad that says why there is none).
+
+  Blank lines and a byte order mark are passed over.
+  """
+  with path.open("rb") as f:
+    for number, line in enumerate(lines(f), 1):
+      try:
+        row = parse(line)
+      except Bad as e:
+        row = e
+      if row is not None:
+        yield f"{path}:{number}", row
+
+
+def lines(f):
+  """Lines of bytes; of one beyond MAX_LINE only the beginning is kept."""
+  while line := f.readline(MAX_LINE + 1):
+    yield line
+    while line and not line.endswith(b"\n"):
+      line = f.readline(MAX_LINE + 1)
+
+
+def parse(line: bytes) -> dict | None:
+  """The object on a line, None where it is blank; raises Bad."""
+  if len(line) > MAX_LINE and not line.endswith(b"\n"):
+    raise Bad(f"a line of more than {MAX_LINE:,} bytes")
+  try:
+    text = line.decode()
+  except UnicodeDecodeError as e:
+    raise Bad("bad UTF-8", f"byte {line[e.start]:#04x} at {e.start}") from e
+  text = text.removeprefix("\ufeff").strip(" \t\r\n")
+  if not text:
+    return None
+  try:
+    row = json.loads(
+        text, object_pairs_hook=without_repeats, parse_constant=no_constant
+    )
+  except Bad:
+    raise
+  except (ValueError, RecursionError) as e:
+    raise Bad("invalid JSON", str(e)) from e
+  if not isinstance(row, dict):
+    raise Bad("no object", f"a {type(row).__name__}, expected {{...}}")
+  return row
+
+
+def without_repeats(pairs) -> dict:
+  row = dict(pairs)
+  if len(row) < len(pairs):
+    names = collections.Counter(name for name, _ in pairs)
+    raise Bad("a key twice", repr(names.most_common(1)[0][0]))
+  return row
+
+
+def no_constant(name: str):
+  raise Bad("invalid JSON", f"{name} is no JSON")
+
+
+# ----------------------------------------------------------------- columns
+
+
+def choose(source: str, rows, columns: Columns) -> Columns:
+  """The columns that these rows have; None where there is none.
+
+  Raises ValueError where a named one, or any that holds problems, is missing.
+  """
+  counts = collections.Counter(name for row in rows for name in row)
+  there = f"{source} has the columns {', '.join(counts) or 'none'}"
+
+  def find(field, name):
+    if name == "auto":
+      order = AUTO[field]
+      usual = [
+          n for n, times in counts.items()
+          if n.casefold() in order and 2 * times >= len(rows)
+      ]  # fmt: skip
+      best = lambda n: (counts[n], -order.index(n.casefold()))
+      return max(usual, key=best, default=None)
+    if name and name not in counts:
+      raise ValueError(f"{there}, not {name!r}: set data.{field}")
+    return name or None
+
+  found = Columns(*(find(f, n) for f, n in columns._asdict().items()))
+  if found.problem is None:
+    raise ValueError(f"{there}, none for the problem: set data.problem")
+  if found.solution is None and found.answer is None:
+    raise ValueError(
+        f"{there}, none for a solution or an answer: set data.solution or"
+        " data.answer"
+    )
+  return found
+
+
+def may_hold(name: str, columns: Columns) -> bool:
+  """Whether a column can be one of those looked for."""
+  return name in columns or any(name.casefold() in n for n in AUTO.values())
+
+
+def text_of(row: dict, column: str, number: bool = False) -> str:
+  """The text in a column, as it is; raises Bad. `number`: one will do."""
+  if column not in row:
+    raise Bad(f"column {column!r}: missing")
+  value = row[column]
+  if number and type(value) in (int, float) and math.isfinite(value):
+    value = str(value)
+  if not isinstance(value, str):
+    kind = "null" if value is None else f"a {type(value).__name__}"
+    raise Bad(f"column {column!r}: not text", f"{kind}, expected text")
+  for what, pattern in (
+      ("control character", CONTROL), ("lone surrogate", SURROGATE)
+  ):  # fmt: skip
+    if found := pattern.search(value.replace("\r\n", "\n")):
+      raise Bad(
+          f"column {column!r}: {what}",
+          f"U+{ord(found[0]):04X} at {found.start()}",
+      )
+  if not value.strip():
+    raise Bad(f"column {column!r}: empty")
+  return value
+
+
+# ---------------------------------------------------------------- examples
+
+
+def examples_of(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
+  """Every ("file:line", row) as an Example.
+
+  Raises ValueError that names the first bad rows where there are more than
+  `skip_bad`; as many are dropped and counted by reason. Repeated problems stay.
+  """
+  rows, faults, examples = list(rows), [], []
+  whole = [row for _, row in rows if not isinstance(row, Bad)]
+  at = choose(source, whole, columns) if whole else columns
+  worked = is_worked(whole, at)
+  dropped, seen, repeats = collections.Counter(), {}, collections.Counter()
+  for where, row in rows:
+    try:
+      if isinstance(row, Bad):
+        raise row
+      example = example_of(row, at, worked)
+      if at.id is None:
+        example = with_id(example, repeats)
+      if (before := seen.setdefault(example.id, where)) != where:
+        more = f"{example.id!r} is at {before}"
+        raise Bad(f"column {at.id!r}: an id twice", more)
+    except Bad as e:
+      faults.append(f"{where}: {e}")
+      dropped[e.reason] += 1
+      continue
+    examples.append(example)
+  if len(faults) > skip_bad:
+    more = len(faults) - SHOWN
+    shown = faults[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    raise ValueError(
+        f"{source}: {len(faults)} bad rows of {len(rows)}, data.skip_bad allows"
+        f" {skip_bad}:\n  " + "\n  ".join(shown)
+    )
+  if not examples:
+    raise ValueError(f"{source} holds no problem, {len(faults)} bad rows")
+  return Loaded(tuple(examples), dict(dropped))
+
+
+def is_worked(rows, at: Columns) -> bool:
+  """Whether the answers are worked solutions that end in `#### answer`."""
+  if at.answer is None or at.solution not in (None, at.answer):
+    return False
+  answers = (row.get(at.answer) for row in rows)
+  return any(isinstance(a, str) and FINAL.search(a) for a in answers)
+
+
+def example_of(row: dict, at: Columns, worked: bool) -> Example:
+  """A row as an Example, its id "" where it has none; raises Bad."""
+  question = text_of(row, at.problem)
+  solution = answer = None
+  if worked:
+    text = text_of(row, at.answer)
+    *_, last = [None, *FINAL.finditer(text)]
+    if last is None:
+      raise Bad(f"column {at.answer!r}: no line '#### answer'")
+    if not text[: last.start()].strip():
+      raise Bad(f"column {at.answer!r}: empty", "nothing before ####")
+    solution, answer = CALCULATOR.sub("", text), last[1]
+  else:
+    if at.solution is not None:
+      solution = text_of(row, at.solution)
+    if at.answer is not None:
+      answer = text_of(row, at.answer, number=True).strip()
+    else:
+      answer = last_box(solution)
+  id = "" if at.id is None else text_of(row, at.id, number=True)
+  return Example(id, question, solution, answer)
+
+
+def with_id(example: Example, repeats) -> Example:
+  """Its question's text decides the id, in whatever file or line it stands."""
+  digest = hashlib.sha256(same_text(example.question).encode()).hexdigest()[:16]
+  repeats[digest] += 1
+  id = digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}"
+  return Example(id, example.question, example.solution, example.answer)
+
+
+def last_box(text: str) -> str | None:
+  """What the last \\boxed{} holds, braces balanced; None without one.
+
+  Of `\\boxed 5` the next word or number, as some of MATH's solutions write it.
+  """
+  *_, last = [None, *BOX.finditer(text)]
+  if last is None:
+    return None
+  rest = text[last.end() :]
+  if not rest.startswith("{"):
+    return (re.match(r"[^\s$.,;]+", rest) or [None])[0]
+  depth = 0
+  for place, sign in braces(rest):
+    depth += 1 if sign == "{" else -1
+    if depth == 0:
+      return rest[1:place].strip() or None
+  return None
+
+
+def braces(text: str):
+  """(place, brace) of every brace that no backslash escapes."""
+  for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):
+    if found[0] in "{}":
+      yield found.start(), found[0]

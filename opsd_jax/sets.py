@@ -1,0 +1,85 @@
+"""Sets of problems to evaluate on: files by path and name, and tasks."""
+
+import os
+import re
+from collections.abc import Callable
+from typing import NamedTuple
+
+from opsd_jax import data, tasks, workers
+from opsd_jax.structs import Example
+
+
+class Set(NamedTuple):
+  """Problems under a name."""
+
+  name: str
+  examples: tuple[Example, ...]
+  verify: Callable  # (examples, texts) -> Verdicts, one each
+  about: dict  # source, task: for settings.json
+
+
+class Spec(NamedTuple):
+  """What a --set says."""
+
+  name: str
+  source: str
+  task: str | None  # the verifier of a file; None: the source is a task
+
+
+def parse(text: str) -> Spec:
+  """`name=source[,task=maths]`, or a task, whose name may be left away:
+  `largest_number`, `sums=reasoning_gym:chain_sum,max_terms=3`."""
+  is_task = lambda source: re.split("[:,]", source)[0] in tasks.ALL
+  if is_task(text):
+    name, source = text.partition(":")[2].partition(",")[0] or text, text
+  else:
+    name, _, source = text.partition("=")
+  if not re.fullmatch(r"[\w.-]+", name) or not source:
+    raise ValueError(
+        f"set {text!r}, expected name=source[,task=maths] with letters, digits,"
+        " '.', '_', '-' in the name, or one of the tasks"
+        f" {', '.join(tasks.ALL)}"
+    )
+  if is_task(source):
+    return Spec(name, source, None)
+  source, _, task = source.partition(",task=")
+  return Spec(name, source, task or "maths")
+
+
+def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
+  """Spec -> Set: all problems of a file, `count` of a task that makes its own
+  (those that training with `seed` as task.seed holds out).
+
+  load(source) -> Examples; judge(task) -> verify(examples, texts) -> Verdicts;
+  by default those below.
+  """
+  if count < 1:
+    raise ValueError(f"{count} problems of {spec.name}, expected at least 1")
+  load, judge = load or of_file, judge or in_pool
+  task = spec.task or spec.source
+  verify = judge(task)
+  if spec.task:
+    examples = tuple(load(spec.source))
+    about = {"source": spec.source, "task": task}
+  else:
+    stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
+    examples, _ = tasks.distinct(stream, count, set(), False, task)
+    about = {"source": task, "task": task, "task_seed": seed}
+  ids = [e.id for e in examples]
+  if not ids or len(set(ids)) < len(ids):
+    what = "no problems" if not ids else "problems of the same id"
+    raise ValueError(f"set {spec.name}: {spec.source} has {what}")
+  return Set(spec.name, examples, verify, about)
+
+
+def of_file(source: str) -> tuple[Example, ...]:
+  """Examples of any source that data.load takes, columns found by their usual
+  names; ValueError at the first bad row."""
+  return data.load(source, data.Columns()).examples
+
+
+def in_pool(task: str):
+  """verify(examples, texts) -> Verdicts, by worker processes."""
+  return workers.shared(
+      task, "answer", workers=os.cpu_count(), seconds=1.5, memory_mb=2048
+  )

@@ -1,0 +1,197 @@
+"""What samples of problems say: rates of k samples, intervals, comparisons.
+
+A problem is one observation, however many replies it has: what is resampled, or
+has its sign flipped, is a problem with all its replies (a cluster bootstrap).
+An interval is of the mean over problems such as these, not over these alone.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+LEVEL = 0.95  # of every interval
+TAIL = (1 - LEVEL) / 2
+BLOCK = 256  # resamples whose weights exist at one time
+
+
+class Estimate(NamedTuple):
+  """A value and the bounds of its interval."""
+
+  value: float
+  low: float
+  high: float
+
+
+class Difference(NamedTuple):
+  """The mean of b - a over the same problems."""
+
+  value: float
+  low: float
+  high: float
+  p: float  # two-sided, of no difference
+
+
+# -------------------------------------------------------------- of k samples
+
+
+def pass_at_k(n, c, k: int):
+  """The chance that k of a problem's n samples, drawn without replacement, hold
+  one of the c right ones: 1 - C(n-c, k) / C(n, k), as an array.
+
+  Unbiased where the n samples are independent (Chen et al. 2021,
+  arXiv:2107.03374, eq. 1). As a product, so that nothing overflows or cancels:
+  1 - prod_{i<k} (n-c-i) / (n-i).
+  """
+  n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
+  _check_k(k, int(n.min()))
+  if (c < 0).any() or (c > n).any():
+    raise ValueError(f"{c} right ones of {n} samples, expected 0 to n")
+  i = np.arange(k)
+  n, c = n[..., None], c[..., None]
+  return 1 - (np.maximum(n - c - i, 0) / (n - i)).prod(-1)
+
+
+def maj_at_k(answers, scores, k: int) -> float:
+  """The expected score of a vote among k of a problem's n samples.
+
+  The expectation is over all subsets of k of the n, as in `pass_at_k`, and
+  exact. In a subset the most frequent answer wins; answers that tie share (the
+  mean of their scores); None is no answer and never wins, so that a subset
+  without an answer scores 0. Answers are the same where they are equal. Where
+  replies of one answer differ in score it has their mean.
+
+  Counts of the answers in a random subset are independent binomials given
+  their sum; j is the winning count, t how many answers have it.
+  """
+  n = len(answers)
+  _check_k(k, n)
+  votes = {}
+  for answer, score in zip(answers, scores, strict=True):
+    votes.setdefault(answer, []).append(float(score))
+  silent = len(votes.pop(None, ()))
+  groups = [(len(v), sum(v) / len(v)) for v in votes.values()]
+  most = max((size for size, _ in groups), default=0)
+  if k == n:
+    won = [score for size, score in groups if size == most]
+    return sum(won) / len(won) if won else 0.0
+  chance = lambda m: np.array([
+      math.comb(m, i) * (k / n) ** i * (1 - k / n) ** (m - i)
+      for i in range(min(m, k) + 1)
+  ])  # fmt: skip
+  total = 0.0
+  for j in range(1, min(most, k) + 1):
+    # by samples taken and answers at j: the chance, and with it the sum of the
+    # scores of the answers at j
+    p, s = np.zeros((2, k + 1, k // j + 1))
+    p[: min(silent, k) + 1, 0] = chance(silent)
+    for m, score in groups:
+      odds = chance(m)[: j + 1]
+      new_p, new_s = np.zeros_like(p), np.zeros_like(s)
+      for i, odd in enumerate(odds):
+        at, of = slice(i, None), slice(0, k + 1 - i)
+        if i < j:
+          new_p[at] += odd * p[of]
+          new_s[at] += odd * s[of]
+        else:
+          new_p[at, 1:] += odd * p[of, :-1]
+          new_s[at, 1:] += odd * (s[of, :-1] + score * p[of, :-1])
+      p, s = new_p, new_s
+    total += (s[k, 1:] / np.arange(1, s.shape[1])).sum()
+  return float(total / chance(n)[k])
+
+
+def powers_of_two(k: int) -> list[int]:
+  """1, 2, 4, ... up to k, and k itself."""
+  return sorted({2**i for i in range(k.bit_length())} | {k})
+
+
+def _check_k(k: int, n: int) -> None:
+  if not 1 <= k <= n:
+    raise ValueError(f"k is {k}, expected 1 to {n}, the samples of a problem")
+
+
+# ----------------------------------------------------------------- intervals
+
+
+def wilson(successes: float, n: int, z: float = 1.959964):
+  """The Wilson score interval of a rate (Wilson 1927); 95% at the default z."""
+  rate, zz = successes / n, z * z
+  centre = (rate + zz / (2 * n)) / (1 + zz / n)
+  half = z / (1 + zz / n) * math.sqrt(rate * (1 - rate) / n + zz / (4 * n * n))
+  return max(0.0, centre - half), min(1.0, centre + half)
+
+
+def bootstrap_sums(x_NxM, *, resamples: int, seed: int):
+  """Sums over N problems drawn with replacement, `resamples` times -> RxM.
+
+  Columns are resampled together (Efron 1979).
+  """
+  x_NxM = np.asarray(x_NxM, np.float64)
+  rng, count = np.random.default_rng(seed), len(x_NxM)
+  sizes = [min(BLOCK, resamples - i) for i in range(0, resamples, BLOCK)]
+  fair = np.full(count, 1 / count)
+  return np.concatenate(
+      [rng.multinomial(count, fair, size) @ x_NxM for size in sizes]
+  )
+
+
+def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
+  """The mean of every column, one value a problem, with its percentile
+  bootstrap interval.
+
+  Where all problems of a rate (`is_rate`, one flag a column) have 0, or all
+  have 1, resampling knows no spread: its interval is Wilson's of N problems.
+  """
+  x_NxM = np.asarray(x_NxM, np.float64)
+  N = len(x_NxM)
+  means_RxM = bootstrap_sums(x_NxM, resamples=resamples, seed=seed) / N
+  low_M, high_M = np.quantile(means_RxM, [TAIL, 1 - TAIL], axis=0)
+  rows = []
+  for m, rate in enumerate(is_rate):
+    x_N, low, high = x_NxM[:, m], low_M[m], high_M[m]
+    if rate and x_N.min() == x_N.max() and x_N[0] in (0, 1):
+      low, high = wilson(x_N.sum(), N)
+    rows.append(Estimate(float(x_N.mean()), float(low), float(high)))
+  return rows
+
+
+# --------------------------------------------------------------- comparisons
+
+
+def compare(a_N, b_N, *, resamples: int, seed: int) -> Difference:
+  """Mean difference b - a of two runs' values on the same problems, with its
+  percentile bootstrap interval and the p-value of `sign_flip`."""
+  a_N, b_N = np.asarray(a_N, np.float64), np.asarray(b_N, np.float64)
+  if a_N.shape != b_N.shape or a_N.ndim != 1 or not len(a_N):
+    raise ValueError(
+        f"{a_N.shape} and {b_N.shape} values, expected one of each problem"
+    )
+  d_N = b_N - a_N
+  how = {"resamples": resamples, "seed": seed}
+  [mean] = estimates(d_N[:, None], [False], **how)
+  return Difference(*mean, sign_flip(d_N, **how))
+
+
+def sign_flip(d_N, *, resamples: int, seed: int) -> float:
+  """Two-sided permutation p-value of a mean difference of 0: how often random
+  signs make |sum of d| as large (Fisher 1935).
+
+  Differences of 0 (up to rounding) have no sign. All signs are tried where they
+  are no more than `resamples`; else as many random ones, the observed one among
+  them: (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
+  """
+  d_N = np.asarray(d_N, np.float64)
+  d_N = d_N[np.abs(d_N) > 1e-12]
+  # sums in another order round otherwise
+  enough = abs(d_N.sum()) - 1e-9 * np.abs(d_N).sum()
+  as_large = lambda signs: int((np.abs(signs @ d_N) >= enough).sum())
+  if len(d_N) < 63 and 2 ** len(d_N) <= resamples:
+    every = np.arange(2 ** len(d_N))[:, None] >> np.arange(len(d_N)) & 1
+    return as_large(1.0 - 2.0 * every) / len(every)
+  rng = np.random.default_rng(seed)
+  hits = 0
+  for i in range(0, resamples, BLOCK):
+    shape = min(BLOCK, resamples - i), len(d_N)
+    hits += as_large(1.0 - 2.0 * rng.integers(0, 2, shape))
+  return (1 + hits) / (1 + resamples)

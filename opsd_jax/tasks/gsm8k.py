@@ -1,0 +1,64 @@
+"""Grade-school maths (Cobbe et al. 2021, arXiv:2110.14168): a number.
+
+Read after the last `####`, else from the last \\boxed{}, else the last number.
+"""
+
+import re
+
+from opsd_jax.structs import Verdict
+from opsd_jax.tasks import answers, judged
+from opsd_jax.tasks.reply import last_boxed
+
+PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
+NUMBER = re.compile(
+    rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?"
+)
+DRESS = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|\*\*")
+JOINED_BEFORE = re.compile(r"[\^_/!.]|[\^_}]\{|[0-9]e")
+JOINED_AFTER = re.compile(
+    r"\s*(?:\^|\*\s*[0-9]|\\frac|\\times|×|/\s*[0-9])|e[0-9]"
+)
+WORD_AFTER = re.compile(r"[\s-]*([a-z]+)", re.IGNORECASE)
+
+
+def verify(reference: str, text: str) -> Verdict:
+  """Right when the number is the reference's, exactly."""
+  reference = reference.rpartition("####")[2]
+  stated = final(text)
+  if stated is not None and answers.compare(reference, stated):
+    return Verdict(1.0, stated.strip())
+  found = last_number(text if stated is None else stated, stated is not None)
+  if found is None:
+    return Verdict(0.0, stated, "no number in the reply")
+  return Verdict(float(answers.compare(reference, found) is True), found)
+
+
+def final(text: str) -> str | None:
+  """The line that says the answer; None where the reply marks none."""
+  if "####" in text:
+    return text.rpartition("####")[2].strip().partition("\n")[0]
+  return last_boxed(text)
+
+
+def last_number(text: str, alone: bool) -> str | None:
+  """The last number, with its slash and percent sign; None where it is a part
+  of something else (2^10, 5 million). `alone`: and where it is not the only
+  one after the last "="."""
+  text = DRESS.sub("", text.replace("−", "-"))
+  text = text.rpartition("=")[2] if alone else text
+  matches = list(NUMBER.finditer(text))
+  if not matches or (alone and len(matches) > 1):
+    return None
+  last = matches[-1]
+  word = WORD_AFTER.match(text, last.end())
+  if (
+      JOINED_BEFORE.fullmatch(text[max(0, last.start() - 1) : last.start()])
+      or JOINED_BEFORE.fullmatch(text[max(0, last.start() - 2) : last.start()])
+      or JOINED_AFTER.match(text, last.end())
+      or (word and word[1].casefold() in answers.MULTIPLIERS)
+  ):
+    return None
+  return last[0]
+
+
+task = judged.task("gsm8k", verify)

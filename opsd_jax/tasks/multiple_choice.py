@@ -1,0 +1,46 @@
+"""Multiple choice: one letter, however it is dressed."""
+
+import re
+
+from opsd_jax.structs import Verdict
+from opsd_jax.tasks import judged
+from opsd_jax.tasks.reply import stated
+
+DRESS = re.compile(
+    r"\\(?:text|mathrm|mathbf|textbf|mbox)(?:bf|rm)?(?![a-zA-Z])|[*$`{}\"]"
+)
+HEAD = re.compile(r"\s*(?:option|choice|letter)?\s*", re.IGNORECASE)
+# A letter in brackets, or one that no word goes on with; "A dog" names none.
+LETTER = re.compile(
+    r"\(\s*([A-Za-z])\s*\)"
+    r"|([A-Z])(?=$|[.):,;\n]|\s*$|\s+(?:because|since|as)\b)"
+    r"|([B-HJ-Z])(?=\s)|([a-z])(?=\s*$|[.)](?:\s|$))"
+)
+ANOTHER = re.compile(r"(?:\bor\b|\band\b|,|/|&)\s*\(?[A-Z]\)?(?![A-Za-z'])")
+
+
+def verify(reference: str, text: str) -> Verdict:
+  """Right when the reply names the reference's letter and no other."""
+  found = letter(text)
+  if found is None:
+    return Verdict(0.0, None, "no letter in the reply")
+  return Verdict(float(found == letter(reference)), found)
+
+
+def letter(text: str) -> str | None:
+  """The choice in what the reply states, or in a reply that starts with it, or
+  in its last line; None where it names none, or two."""
+  marked = stated(text)
+  lines = [marked] if marked is not None else [text, *text.splitlines()[-1:]]
+  for line in lines:
+    line = DRESS.sub("", line).strip()
+    match = LETTER.match(line, HEAD.match(line).end())
+    if match:
+      rest = line[match.end() :].partition("\n")[0]
+      if ANOTHER.match(rest.strip()):
+        return None
+      return next(filter(None, match.groups())).upper()
+  return None
+
+
+task = judged.task("multiple_choice", verify)

@@ -1,0 +1,365 @@
+"""Verdicts from worker processes that may hang, swell or die.
+
+  with Pool("maths", "answer", workers=2, seconds=1.5, memory_mb=1024) as pool:
+    verdicts = pool(examples, texts)
+
+A reply that takes longer than its seconds, or more memory, or ends its process
+is wrong, and counted; its process is replaced. Replies go out in batches and
+verdicts come back one by one, as lines of JSON.
+
+The time limit is the kernel's: a worker arms a timer before each reply and is
+killed by it, whatever it is computing and whether or not its parent lives. A
+worker whose parent is gone reads the end of its input, and ends.
+"""
+
+import collections
+import fractions
+import functools
+import json
+import os
+import pathlib
+import resource
+import selectors
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import weakref
+
+from opsd_jax import tasks
+from opsd_jax.structs import Example, Verdict
+from opsd_jax.tasks.judged import NoReference
+
+LONGEST = 500_000  # characters of a reply that is looked at
+BATCH = 64  # replies a worker is sent at once, at most
+HEADROOM = 16 << 20  # bytes a worker must find free once it has started
+START = 120.0  # seconds that a worker may take to import what its task needs
+STARTS = 5  # of them that may be killed in a row
+GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
+
+
+class Worker:
+  """One process, and the replies it has been sent and not answered."""
+
+  def __init__(self, task_name, privileged_field, seconds, memory_mb):
+    root = pathlib.Path(__file__).parents[1]
+    path = os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))
+    threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+    self.errors = tempfile.TemporaryFile()
+    self.process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "opsd_jax.workers", task_name,
+         privileged_field, str(seconds), str(memory_mb)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
+        env=os.environ | threads | {"PYTHONPATH": path.rstrip(os.pathsep)},
+        start_new_session=True, bufsize=0,
+    )  # fmt: skip
+    self.seconds, self.sent, self.rest = seconds, collections.deque(), b""
+    self.is_ready, self.deadline = False, time.monotonic() + START
+
+  def send(self, batch) -> None:
+    """[(index, example, text), ...]; it must have answered all before."""
+    line = json.dumps([[packed(example), text] for _, example, text in batch])
+    self.sent.extend(batch)
+    self.expect()
+    left = memoryview(line.encode() + b"\n")
+    try:
+      while left:
+        left = left[os.write(self.process.stdin.fileno(), left) :]
+    except BrokenPipeError:
+      pass  # its output ends too, and says why
+
+  def expect(self) -> None:
+    self.deadline = time.monotonic() + self.seconds + GRACE
+
+  def receive(self) -> list | None:
+    """The lines that have come; None at the end of its output."""
+    data = os.read(self.process.stdout.fileno(), 1 << 16)
+    if not data:
+      return None
+    self.expect()
+    *lines, self.rest = (self.rest + data).split(b"\n")
+    return [json.loads(line) for line in lines]
+
+  def has_ended(self) -> bool:
+    """Without taking its process id away, which `end` needs."""
+    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, self.process.pid, how) is not None
+
+  def end(self) -> int:
+    """Kills it and whatever it started, and waits -> its return code."""
+    os.killpg(self.process.pid, signal.SIGKILL)
+    code = self.process.wait()
+    self.process.stdin.close()
+    self.process.stdout.close()
+    return code
+
+  def complaint(self) -> str:
+    self.errors.seek(0)
+    return self.errors.read()[-2000:].decode(errors="replace").strip()
+
+
+class Pool:
+  """Worker processes that judge replies to one task.
+
+  `seconds` is the wall-clock time of a reply at most, `memory_mb` the address
+  space of a worker in MiB. `timeouts` and `crashes` count the replies that
+  ended a worker. Calls from several threads take turns. Raises ValueError for
+  an unknown task, RuntimeError where workers cannot start.
+  """
+
+  def __init__(
+      self,
+      task_name: str,
+      privileged_field: str,
+      *,
+      workers: int,
+      seconds: float,
+      memory_mb: int,
+  ):
+    for name, value in (("workers", workers), ("seconds", seconds),
+                        ("memory_mb", memory_mb)):  # fmt: skip
+      if not value > 0:
+        raise ValueError(f"{name} is {value}, expected above 0")
+    tasks.open_task(task_name, privileged_field)
+    self.how = (task_name, privileged_field, seconds, memory_mb)
+    self.timeouts = self.crashes = self.failed_starts = 0
+    self.lock = threading.Lock()
+    self.workers = [Worker(*self.how) for _ in range(workers)]
+    self.is_closed = False
+    # When nobody holds the pool any more, and when the interpreter ends.
+    weakref.finalize(self, end_all, self.workers)
+
+  def __call__(self, examples, texts) -> list[Verdict]:
+    """The verdict of each text, in order."""
+    with self.lock:
+      if self.is_closed:
+        raise RuntimeError("this pool is closed")
+      return self.judge(list(examples), list(texts))
+
+  def judge(self, examples, texts) -> list[Verdict]:
+    verdicts: list = [None] * len(texts)
+    waiting = collections.deque()
+    for item in zip(range(len(texts)), examples, texts, strict=True):
+      if len(item[2]) > LONGEST:
+        verdicts[item[0]] = refused(item[2])
+      else:
+        waiting.append(item)
+    size = max(1, min(BATCH, len(waiting) // (4 * len(self.workers))))
+    try:
+      while waiting or any(w.sent for w in self.workers):
+        self.hand_out(waiting, size)
+        self.collect(verdicts, waiting)
+    except BaseException:
+      self.abandon()
+      raise
+    return verdicts
+
+  def hand_out(self, waiting, size: int) -> None:
+    """A batch to every worker that has none; one that died idle is replaced."""
+    for i, worker in enumerate(self.workers):
+      if not waiting or worker.sent or not worker.is_ready:
+        continue
+      if worker.has_ended():
+        worker.end()
+        self.workers[i] = Worker(*self.how)
+      else:
+        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        worker.send(batch)
+
+  def collect(self, verdicts, waiting) -> None:
+    """Takes what has come from any worker, and buries those that ended."""
+    with selectors.DefaultSelector() as selector:
+      for i, worker in enumerate(self.workers):
+        if worker.sent or not worker.is_ready:
+          selector.register(worker.process.stdout, selectors.EVENT_READ, i)
+      now = time.monotonic()
+      busy = [w for w in self.workers if w.sent or not w.is_ready]
+      nearest = min(w.deadline for w in busy)
+      ready = [key.data for key, _ in selector.select(max(0.0, nearest - now))]
+    for i in ready:
+      self.take(i, verdicts, waiting)
+    for i, worker in enumerate(self.workers):
+      is_due = worker.sent or not worker.is_ready
+      if i not in ready and is_due and time.monotonic() > worker.deadline:
+        self.bury(i, verdicts, waiting, "took too long")
+
+  def take(self, i: int, verdicts, waiting) -> None:
+    worker = self.workers[i]
+    lines = worker.receive()
+    if lines is None:
+      self.bury(i, verdicts, waiting)
+      return
+    for line in lines:
+      if line == "ready":
+        worker.is_ready, self.failed_starts = True, 0
+      elif isinstance(line, str):
+        raise ValueError(line)
+      else:
+        index, *_ = worker.sent.popleft()
+        verdicts[index] = Verdict(*line)
+
+  def bury(self, i: int, verdicts, waiting, reason: str = "") -> None:
+    """The worker has ended or must: its reply is wrong, the others wait."""
+    worker = self.workers[i]
+    code = worker.end()
+    self.workers[i] = Worker(*self.how)
+    if not worker.is_ready:
+      self.failed_starts += 1
+      if code < 0 and not reason and self.failed_starts < STARTS:
+        return  # somebody killed it
+      raise RuntimeError(
+          f"a worker of {self.how[0]} did not start (return code {code}):"
+          f" {worker.complaint() or reason or 'it said nothing'}"
+      )
+    if not worker.sent:
+      return
+    index, *_ = worker.sent.popleft()
+    if reason or code == -signal.SIGALRM:
+      self.timeouts += 1
+      feedback = f"not judged within {worker.seconds} s"
+    else:
+      self.crashes += 1
+      feedback = f"its judge died (return code {code})"
+    verdicts[index] = Verdict(0.0, None, feedback)
+    waiting.extendleft(reversed(worker.sent))
+
+  def abandon(self) -> None:
+    """After an error nobody may read the answers to what was sent."""
+    for i, worker in enumerate(self.workers):
+      if worker.sent:
+        worker.end()
+        self.workers[i] = Worker(*self.how)
+
+  def close(self) -> None:
+    """Ends every worker; safe to call twice."""
+    with self.lock:
+      self.is_closed = True
+      end_all(self.workers)
+
+  def __enter__(self):
+    return self
+
+  def __exit__(self, *exc):
+    self.close()
+
+
+@functools.cache
+def shared(task_name, privileged_field, *, workers, seconds, memory_mb) -> Pool:
+  """The pool of these settings, one for all runs of this process."""
+  return Pool(
+      task_name, privileged_field, workers=workers, seconds=seconds,
+      memory_mb=memory_mb,
+  )  # fmt: skip
+
+
+def end_all(workers: list) -> None:
+  while workers:
+    workers.pop().end()
+
+
+def refused(text: str) -> Verdict:
+  return Verdict(
+      0.0, None, f"{len(text)} characters, at most {LONGEST} are looked at"
+  )
+
+
+# ------------------------------------------------------ examples as JSON
+
+TAG = "\u0000type"  # of what JSON has no word for
+
+
+def packed(example: Example) -> list:
+  return [example.id, example.question, example.solution, example.answer,
+          encode(example.metadata)]  # fmt: skip
+
+
+def encode(value):
+  """JSON that `decode` makes the same value of: tuples, sets and keys that are
+  no text are tagged. Raises TypeError for what it does not know."""
+  if value is None or isinstance(value, (str, bool, int, float)):
+    return value
+  if isinstance(value, list):
+    return [encode(v) for v in value]
+  if isinstance(value, dict):
+    if all(isinstance(k, str) for k in value) and TAG not in value:
+      return {k: encode(v) for k, v in value.items()}
+    pairs = [[encode(k), encode(v)] for k, v in value.items()]
+    return {TAG: "dict", "of": pairs}
+  if isinstance(value, fractions.Fraction):
+    return {TAG: "Fraction", "of": [str(value)]}
+  for kind in (tuple, set, frozenset):
+    if type(value) is kind:
+      return {TAG: kind.__name__, "of": [encode(v) for v in value]}
+  raise TypeError(
+      f"metadata holds a {type(value).__name__}, expected JSON types,"
+      " fractions, tuples and sets"
+  )
+
+
+MAKE = {
+    "tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict,
+    "Fraction": lambda text: fractions.Fraction(*text),
+}  # fmt: skip
+
+
+def decode(value):
+  if isinstance(value, list):
+    return [decode(v) for v in value]
+  if not isinstance(value, dict):
+    return value
+  if TAG in value:
+    return MAKE[value[TAG]](decode(v) for v in value["of"])
+  return {k: decode(v) for k, v in value.items()}
+
+
+# ------------------------------------------------------------ in a worker
+
+
+def serve(task_name, privileged_field, seconds, memory_mb) -> None:
+  """Judges lines of replies until its input ends."""
+  output = os.dup(1)
+  os.dup2(2, 1)  # what a verifier prints is no verdict
+  say = lambda value: os.write(output, json.dumps(value).encode() + b"\n")
+  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+  verify = tasks.open_task(task_name, privileged_field).verify
+  warm_up(verify)
+  size = int(memory_mb) << 20
+  resource.setrlimit(resource.RLIMIT_AS, (size, size))
+  warm_up(verify)
+  bytearray(HEADROOM)  # a MemoryError here rather than wrong verdicts later
+  signal.signal(signal.SIGALRM, signal.SIG_DFL)
+  say("ready")
+  for line in sys.stdin:
+    for (*fields, metadata), text in json.loads(line):
+      example = Example(*fields, decode(metadata))
+      signal.setitimer(signal.ITIMER_REAL, float(seconds))
+      verdict = judged(verify, example, text)
+      signal.setitimer(signal.ITIMER_REAL, 0)
+      say(verdict)
+
+
+def warm_up(verify) -> None:
+  """So that no reply pays for imports."""
+  try:
+    verify(Example("", "", "", "x + 1"), "the answer is \\boxed{1 + x}")
+  except MemoryError:
+    raise
+  except Exception:
+    pass  # a task of other examples
+
+
+def judged(verify, example: Example, text: str):
+  """A verdict as a list; a message where the example is at fault."""
+  try:
+    v = verify(example, text)
+    return [v.score, v.answer, v.feedback]
+  except NoReference as e:
+    return str(e)
+  except Exception as e:  # of a reply nobody foresaw: wrong, and said why
+    return [0.0, None, f"not judged: {type(e).__name__}: {e}"[:500]]
+
+
+if __name__ == "__main__":
+  serve(*sys.argv[1:])

@@ -1,0 +1,223 @@
+"""Answers that are the same and answers that are not; how a reply is read."""
+
+import math
+import pathlib
+from fractions import Fraction
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsd_jax import tasks
+from opsd_jax.structs import Example
+from opsd_jax.tasks import answers, judged, maths, reply, surds
+
+CORPUS = [
+    line.split("\t")
+    for line in (pathlib.Path(__file__).parent / "data" / "answers.tsv")
+    .read_text()
+    .splitlines()
+    if not line.startswith("#")
+]
+
+
+def verify(name, reference, text):
+  example = Example("0", "", None, reference)
+  return tasks.open_task(name, "answer").verify(example, text)
+
+
+def score(name, reference, text):
+  return verify(name, reference, text).score
+
+
+# ------------------------------------------------------------- the corpus
+
+
+def test_a_corpus_labelled_by_hand():
+  assert len(CORPUS) >= 250
+  wrong = []
+  for reference, answer, label in CORPUS:
+    got = score("maths", reference, f"Hence $\\boxed{{{answer}}}$.") == 1
+    if got != (label == "same"):
+      wrong.append((reference, answer, label))
+  assert not [w for w in wrong if w[2] == "different"], wrong
+  assert len(wrong) <= 0.01 * len(CORPUS), wrong
+
+
+def test_most_of_it_needs_no_algebra():
+  unknown = [(a, b) for a, b, _ in CORPUS if answers.compare(a, b) is None]
+  assert len(unknown) < 0.25 * len(CORPUS), unknown
+
+
+def test_an_answer_is_itself():
+  for text in {text for row in CORPUS for text in row[:2]}:
+    assert answers.compare(text, text) is True, text
+
+
+# ---------------------------------------------------------- exact numbers
+
+small = st.integers(-30, 30)
+fractions = st.builds(Fraction, small, st.integers(1, 30))
+
+
+def as_float(value) -> complex:
+  return sum(
+      complex(q) * math.sqrt(n) * math.pi**k * 1j**c
+      for (n, k, c), q in value.items()
+  )
+
+
+def in_latex(q: Fraction) -> str:
+  return f"\\frac{{{q.numerator}}}{{{q.denominator}}}"
+
+
+@given(fractions, fractions, st.integers(0, 60), fractions)
+def test_a_sum_is_what_floats_say(a, b, n, c):
+  text = f"{in_latex(a)} + ({in_latex(b)})\\sqrt{{{n}}} - {in_latex(c)}\\pi i"
+  expected = float(a) + float(b) * math.sqrt(n) - float(c) * math.pi * 1j
+  assert as_float(surds.read(text).value) == pytest.approx(expected)
+
+
+@given(fractions, fractions, st.integers(0, 60))
+def test_an_inverse_undoes_a_product(a, b, n):
+  root = surds.root(surds.rational(n))
+  value = surds.add(surds.rational(a), surds.multiply(surds.rational(b), root))
+  if value:
+    one = surds.multiply(value, surds.inverse(value))
+    assert one == surds.rational(1)
+
+
+@given(fractions, st.integers(-6, 6))
+def test_a_power_is_repeated_multiplication(a, e):
+  if a or e > 0:
+    assert surds.power(surds.rational(a), Fraction(e)) == surds.rational(a**e)
+
+
+@given(st.integers(0, 10**12), st.integers(0, 4))
+def test_decimals_and_thousands_are_fractions(n, places):
+  number = f"{n // 10**places:,}." + str(n % 10**places).zfill(places)
+  assert answers.compare(in_latex(Fraction(n, 10**places)), number)
+  assert not answers.compare(in_latex(Fraction(n + 1, 10**places)), number)
+
+
+marks = st.sampled_from("0129.,+-/^_(){}[]\\ xi%$\"'frac sqrt|!=")
+
+
+@given(st.text(marks, max_size=30))
+def test_any_text_has_a_verdict(text):
+  assert answers.compare("7", text) in (True, False, None)
+  assert score("gsm8k", "7", text) in (0, 1)
+  assert score("multiple_choice", "B", text) in (0, 1)
+  assert score("exact", "7", text) in (0, 1)
+
+
+@pytest.mark.parametrize("text", [
+    "9^{9^{9}}", "2^{101}", "(1+\\sqrt2)^{99}", "9" * 1001, "1/0", "0^0",
+    "\\sqrt{1234567890123456789}", "(" * 21 + "1" + ")" * 21, "\\sqrt{\\pi}",
+    "1" * 900 + "^{100}", "", "-", "\\frac{1}", "x", "2+",
+])  # fmt: skip
+def test_what_is_large_or_unclear_is_not_evaluated(text):
+  with pytest.raises(surds.Unknown):
+    surds.read(text)
+
+
+@pytest.mark.parametrize("text", [
+    "1/2\\pi", "2\\frac{3}{2}", "\\frac123", "4 2",
+])  # fmt: skip
+def test_what_two_people_read_differently_is_refused(text):
+  with pytest.raises(surds.Ambiguous):
+    surds.read(text)
+
+
+# -------------------------------------------------------- reading a reply
+
+
+@pytest.mark.parametrize("text,expected", [
+    (r"\boxed{7}", "7"), (r"\boxed{1}, no, \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\frac{\sqrt{\frac{1}{2}}}{3}}.", r"\frac{\sqrt{\frac{1}{2}}}{3}"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"), (r"\boxed{\left\{1\right\}}", r"\left\{1\right\}"),
+    (r"\fbox{3}", "3"), (r"\boxed 5$.", "5"), (r"\boxed{}", ""),
+    (r"\boxed{1} and \boxed{2", ""), ("none", None), (r"\boxedx{1}", None),
+])  # fmt: skip
+def test_the_last_box(text, expected):
+  assert reply.last_boxed(text) == expected
+
+
+@pytest.mark.parametrize("text,expected", [
+    (r"\boxed{1} the answer is 2", "1"), ("The answer is 2.", "2"),
+    ("the answer is $\\frac12$.", "\\frac12"), ("Answer: 3.5 cm. Done.", "3.5 cm"),
+    ("the answer is $5$ or $6$", "$5$ or $6$"), ("**Answer:** 7\nbye", "7"),
+    ("the answer is $5$ million", "$5$ million"), ("no idea", None),
+    ("The answer is: \\(x = 2\\), as asked", "x = 2"),
+])  # fmt: skip
+def test_the_final_answer_of_competition_maths(text, expected):
+  assert maths.final(text) == expected
+
+
+@pytest.mark.parametrize("reference,text,expected", [
+    ("18", "9 * 2 = 18\n#### 18", 1), ("18", "#### 19", 0), ("18", "#### $18.00", 1),
+    ("1,234", "#### 1234", 1), ("2,125", "it is 2,125.", 1), ("18", "18 and 19", 0),
+    ("She has 3.\n#### 18", "#### 18", 1), ("18", "\\boxed{18} for 3 days", 1),
+    ("18", "#### 18 dollars per day", 1), ("18", "#### 2 x 9 = 18", 1),
+    ("18", "#### 18 or 19", 0), ("2", "the answer is 1/2", 0), ("1", "#### 1/2", 0),
+    ("5", "#### 5 million", 0), ("5", "that is 5 million", 0), ("10", "2^10", 0),
+    ("10", "so 2^{10}", 0), ("5", "it is .5", 0), ("0.5", "it is .5", 1),
+    ("5", "He lost -$5", 0), ("-5", "He lost -$5", 1), ("50", "50% of them", 1),
+    ("0.5", "50%", 1), ("2", "\\frac{1}{2}", 0), ("1.5", "3/2", 1), ("3", "", 0),
+    ("20", "between 10-20", 1), ("18", "18!", 1), ("5", "#### five", 0),
+    ("18", "#### 17\n#### 18", 1), ("18", "#### 18\n#### 17", 0),
+    ("3", "\\boxed{2}\n#### 3", 1), ("1000", "1e3", 0), ("5", "2.5", 0),
+    ("18", "**18**", 1), ("1000", "$1{,}000$", 1), ("18", "18.0", 1),
+])  # fmt: skip
+def test_gsm8k(reference, text, expected):
+  assert score("gsm8k", reference, text) == expected
+
+
+@pytest.mark.parametrize("reference,text,expected", [
+    ("B", "B", 1), ("B", "(B)", 1), ("B", "b", 1), ("(B)", "B.", 1), ("B", "A", 0),
+    ("B", "The answer is (B).", 1), ("B", "answer is **B**", 1), ("B", "#### B", 1),
+    ("B", "\\boxed{\\text{B}}", 1), ("B", "\\boxed{B. 42}", 1), ("B", "B) 42", 1),
+    ("B", "The answer is B because A is wrong.", 1), ("B", "B or C", 0),
+    ("B", "answer is (B) or (C)", 0), ("A", "The answer is A dog", 0),
+    ("A", "the answer is a dog", 0), ("B", "Because of this.", 0), ("B", "", 0),
+    ("B", "Let me see.\nB", 1), ("B", "Option B", 1), ("C", "B, C", 0),
+    ("B", "The answer is B, C", 0), ("D", "Answer: d)", 1),
+])  # fmt: skip
+def test_multiple_choice(reference, text, expected):
+  assert score("multiple_choice", reference, text) == expected
+
+
+@pytest.mark.parametrize("reference,text,expected", [
+    ("Paris", "paris", 1), ("Paris", "The answer is Paris.", 1), ("Paris", "Rome", 0),
+    ("Paris", "Paris or Rome", 0), ("0.5", "1/2", 1), ("0.5", "0.51", 0),
+    ("the  cat", "The cat", 1), ("the cat", "thecat", 0), ("12", "#### 12", 1),
+    ("12", "\\boxed{12}", 1), ("12", "1 2", 0), ("a\nb", "a\nb", 1), ("x", " ", 0),
+    ("True", "answer: true\nbecause", 1), ("yes", "no", 0),
+])  # fmt: skip
+def test_exact(reference, text, expected):
+  assert score("exact", reference, text) == expected
+
+
+# --------------------------------------------------------------- refusals
+
+ONLY_JUDGE = ("gsm8k", "maths", "multiple_choice", "exact")
+
+
+@pytest.mark.parametrize("name", ONLY_JUDGE)
+def test_a_task_that_only_judges_says_where_problems_come_from(name):
+  with pytest.raises(ValueError, match="config.data.train"):
+    tasks.open_task(name, "answer").examples("train/0")
+  with pytest.raises(ValueError, match="no options"):
+    tasks.open_task(f"{name}:x", "answer")
+  for missing in (None, "", "  "):
+    with pytest.raises(judged.NoReference, match="example 0 has no answer"):
+      verify(name, missing, "7")
+
+
+@pytest.mark.parametrize("reference,found", [
+    ("x", "\\text{x} y"), ("x", "\\overline{x}"), ("x", "(" * 13 + "x" + ")" * 13),
+    ("x", "x+0" + "+0" * 150), ("xy", "x2y"), ("east", "seat"),
+])  # fmt: skip
+def test_math_verify_is_not_asked_what_it_misreads(monkeypatch, reference, found):
+  monkeypatch.setattr(maths, "library", lambda: pytest.fail("asked"))
+  assert not maths.by_algebra(reference, found)

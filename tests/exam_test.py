@@ -1,0 +1,276 @@
+"""A killed evaluation goes on as if nothing had been; others are refused."""
+
+import json
+import pathlib
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import opsd
+from opsd_jax import checkpoint, exam, prepare, sets, structs, tasks
+from opsd_jax.models import lora
+from opsd_jax.structs import Example, Verdict
+from tests.models_test import assert_trees_equal
+
+ROOT = pathlib.Path(__file__).parents[1]
+HOW = exam.How(
+    samples=2, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
+    max_new_tokens=6, stop=(), seed=0, template=None, confidence="logp",
+    batch=3, slots=8, bins=4, resamples=50,
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def subject():
+  return exam.load_model("tiny", "float32")
+
+
+class Killed(BaseException):
+  pass
+
+
+class Judge:
+  """Counts what it is asked; dies at the call told."""
+
+  def __init__(self, dies_at=None):
+    self.seen, self.calls, self.dies_at = [], 0, dies_at
+
+  def __call__(self, examples, texts):
+    self.calls += 1
+    if self.calls == self.dies_at:
+      raise Killed
+    self.seen += [e.id for e in examples]
+    return [
+        Verdict(float(len(t) % 2), t[:1] if len(t) % 3 else None)
+        for t in texts
+    ]
+
+
+def some(judge, count=8, name="some"):
+  examples = tuple(
+      Example(str(i), f"What is {i} + {i}?", None, str(2 * i))
+      for i in range(count)
+  )
+  return sets.Set(name, examples, judge, {"source": "here", "task": "none"})
+
+
+def run(subject, path, *judges, **how):
+  chosen = [some(j, name=f"set{i}") for i, j in enumerate(judges)]
+  return exam.evaluate(subject, chosen, path, HOW._replace(**how))
+
+
+def contents(path):
+  return {
+      p.name: p.read_bytes() for p in path.iterdir() if p.suffix != ".png"
+  }
+
+
+def test_a_killed_evaluation_ends_as_an_uninterrupted_one(subject, tmp_path):
+  whole = run(subject, tmp_path / "whole", Judge(), Judge())
+  path = tmp_path / "killed"
+  first, second = Judge(), Judge(dies_at=2)
+  with pytest.raises(Killed):
+    run(subject, path, first, second)
+  with (path / "set1.jsonl").open("a") as f:  # a batch torn in its writing
+    f.write((tmp_path / "whole" / "set1.jsonl").read_text().split("\n")[3])
+    f.write('\n{"id": "4", "repl')
+  again = Judge(), Judge()
+  assert run(subject, path, *again) == whole
+  assert contents(path) == contents(tmp_path / "whole")
+  assert first.seen == [str(i) for i in range(8) for _ in range(2)]
+  assert second.seen + again[1].seen == first.seen and not again[0].seen
+  # and once more there is nothing to do
+  third = Judge()
+  assert run(subject, path, third, third) == whole and not third.calls
+
+
+def test_every_reply_is_kept(subject, tmp_path):
+  summary = run(subject, tmp_path, Judge())
+  lines = (tmp_path / "set0.jsonl").read_text().splitlines()
+  problems = [json.loads(line) for line in lines]
+  assert [p["id"] for p in problems] == [str(i) for i in range(8)]
+  assert set(problems[0]) == {"id", "question", "answer", "replies"}
+  for i, reply in enumerate(problems[5]["replies"]):
+    assert (reply["sample"], reply["seed"]) == (i, 0)
+    assert reply["truncated"] == (reply["tokens"] == 6)
+    # a model of random weights is all but uniform over 320 tokens
+    assert reply["logp"] / reply["tokens"] == pytest.approx(-5.77, abs=0.3)
+    assert reply["score"] == len(reply["text"]) % 2
+  texts = [r["text"] for p in problems for r in p["replies"]]
+  assert len(set(texts)) == 16
+  assert summary["sampling"] == {
+      "samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
+      "max_new_tokens": 6, "stop": [], "seed": 0,
+  }  # fmt: skip
+  assert summary["model"] == {"source": "tiny", "dtype": "float32"}
+  right = sum(r["score"] for p in problems for r in p["replies"])
+  assert summary["sets"]["set0"]["avg@2"]["value"] == right / 16
+  assert (tmp_path / "set0_logp.png").stat().st_size > 1000
+
+
+def test_a_seed_decides_the_replies_and_a_batch_does_not(subject, tmp_path):
+  texts = lambda path: [
+      r["text"]
+      for line in (path / "set0.jsonl").read_text().splitlines()
+      for r in json.loads(line)["replies"]
+  ]
+  for name, how in (("a", {}), ("b", {"batch": 5}), ("c", {"seed": 1})):
+    run(subject, tmp_path / name, Judge(), **how)
+  a, b, c = (texts(tmp_path / name) for name in "abc")
+  assert a == b and not set(a) & set(c)
+
+
+def test_other_settings_are_refused_and_other_figures_are_not(
+    subject, tmp_path
+):
+  run(subject, tmp_path, Judge())
+  with pytest.raises(ValueError, match="temperature: 1.0 there, 0.5 now"):
+    run(subject, tmp_path, Judge(), temperature=0.5)
+  with pytest.raises(ValueError, match="sets.set1.problems: None there, 8 now"):
+    run(subject, tmp_path, Judge(), Judge())
+  other = some(Judge(), name="set0")
+  changed = other.examples[0].__class__("0", "Another?", None, "0")
+  other = other._replace(examples=(changed, *other.examples[1:]))
+  with pytest.raises(ValueError, match="set0.sha256"):
+    exam.evaluate(subject, [other], tmp_path, HOW)
+  judge = Judge()
+  run(subject, tmp_path, judge, bins=7)
+  assert not judge.calls
+
+
+def test_what_cannot_be_asked_is_counted(subject, tmp_path):
+  long = Example("long", "x" * 3000, None, "1")
+  forged = Example("forged", "<|im_end|>", None, "1")
+  good = some(Judge(), 2)
+  chosen = good._replace(examples=(long, forged, *good.examples))
+  summary = exam.evaluate(subject, [chosen], tmp_path, HOW)
+  assert summary["sets"]["some"]["problems"] == 2
+  assert summary["sets"]["some"]["dropped"] == {
+      "a prompt is longer than 2042 tokens": 1,
+      "its text holds a control token": 1,
+  }
+  with pytest.raises(ValueError, match="nothing to ask"):
+    chosen = good._replace(examples=(long,))
+    exam.evaluate(subject, [chosen], tmp_path / "none", HOW)
+
+
+def test_a_stated_confidence_is_asked_for_and_not_judged(
+    subject, tmp_path, monkeypatch
+):
+  asked, judged = [], []
+
+  def complete(*args, **how):
+    asked.extend(args[3])
+    texts = ("It is 7.\nConfidence: 80%", "It is 8.")
+    return [
+        [structs.Completion(t, (5, 6), (-1.0, -2.0), False) for t in texts]
+        for _ in args[3]
+    ]
+
+  def verify(examples, texts):
+    judged.extend(texts)
+    return [Verdict(float("7" in t), t) for t in texts]
+
+  monkeypatch.setattr(exam.rollout, "complete", complete)
+  summary = run(subject, tmp_path, verify, confidence="stated")
+  assert "Confidence: N%" in subject.tokenizer.decode(asked[0])
+  assert judged[:2] == ["It is 7.\n", "It is 8."]
+  found = summary["sets"]["set0"]["calibration"]
+  assert found["stated"]["without"] == 0.5 and found["stated"]["replies"] == 8
+  assert found["stated"]["brier"]["value"] == pytest.approx(0.2**2)
+  assert found["logp"]["without"] == 0
+
+
+@pytest.mark.parametrize("how,words", [
+    ({"samples": 0}, "samples is 0"), ({"top_p": 0.0}, "top_p"),
+    ({"temperature": 0.0}, "set samples to 1"), ({"template": "no"}, "unknown"),
+    ({"confidence": "felt"}, "logp, stated"), ({"stop": ("",)}, "stop is"),
+])  # fmt: skip
+def test_bad_settings_are_one_line(how, words):
+  with pytest.raises(ValueError, match=words) as e:
+    exam.validate(HOW._replace(**how))
+  assert "\n" not in str(e.value)
+
+
+def test_one_of_model_and_run():
+  for model, run in ((None, None), ("tiny", "runs/x")):
+    with pytest.raises(ValueError, match="expected one of them"):
+      exam.load(model, run, "float32")
+  with pytest.raises(ValueError, match="dtype is 'float8', known: float32"):
+    exam.load("tiny", None, "float8")
+  with pytest.raises(ValueError, match="expected a directory and at least one"):
+    exam.sit(HOW, [], "w", model="tiny", run=None, dtype="float32", count=1,
+             task_seed=None, compile_cache="")  # fmt: skip
+
+
+# ---------------------------------------------------------- a training run
+
+
+def leave_run(path, params, rank=0):
+  config = opsd.get_config("tiny").to_dict()
+  config["lora"]["rank"], config["task"]["seed"] = rank, 3
+  prepare.claim(ConfigDict(config), path)
+  manager = checkpoint.open_manager(path / "checkpoints", keep=1)
+  memory = {"of_all": jnp.zeros(3)}
+  checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))
+  manager.close()
+  return path
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
+  tree = jax.tree.map(lambda x: x + 1, subject.params)
+  if rank:
+    tree = lora.init(
+        subject.params, key=jax.random.key(0), targets="q_proj", rank=rank
+    )
+  path = leave_run(tmp_path / "run", tree, rank)
+  trained = exam.load_run(path)
+  assert exam.held_out_seed(path) == 3 and exam.held_out_seed(None) == 0
+  assert trained.about == {
+      "source": "tiny", "dtype": "float32", "run": str(path), "step": 2,
+  }  # fmt: skip
+  assert trained.template == "short" and trained.template_args == {}
+  expected = lora.join(subject.params, tree) if rank else tree
+  assert_trees_equal(trained.params, expected)
+
+
+def test_the_problems_of_a_task_are_those_that_training_held_out():
+  held_out = tasks.load(
+      "largest_number", train_count=9, eval_count=8, seed=3,
+      privileged_field="answer",
+  ).eval  # fmt: skip
+  chosen = sets.open_set(sets.parse("largest_number"), count=8, seed=3)
+  assert chosen.examples == held_out
+
+
+# ------------------------------------------------------------- command line
+
+
+def command(*args):
+  return subprocess.run(
+      [sys.executable, "-m", "experiments.evaluate", *map(str, args)],
+      cwd=ROOT, capture_output=True, text=True,
+  )  # fmt: skip
+
+
+def test_the_command_compares_a_run_with_itself(subject, tmp_path):
+  run(subject, tmp_path / "a", Judge())
+  done = command("--compare", tmp_path / "a", tmp_path / "a")
+  assert done.returncode == 0, done.stderr
+  rows = [line.split("  ") for line in done.stdout.splitlines()]
+  cells = {r[0]: r[-1].strip() for r in rows if len(r) > 1}
+  assert cells["avg"] == cells["pass@2"] == "0.000 [0.000, 0.000] p=1"
+  assert "all settings are the same" in done.stdout
+
+
+def test_the_command_ends_a_wrong_flag_in_one_line(tmp_path):
+  done = command("--model=tiny", "--set=a=absent.jsonl", "--set=b",
+                 f"--workdir={tmp_path / 'w'}")  # fmt: skip
+  [line] = done.stderr.splitlines()
+  assert done.returncode == 1 and line.startswith("error: ")
+  assert not (tmp_path / "w").exists()

@@ -1,0 +1,139 @@
+"""Figures from the files alone: a known coin, by hand, two runs compared."""
+
+import json
+
+import numpy as np
+import pytest
+
+from opsd_jax import grades, statistics
+
+HOW = {"resamples": 500, "seed": 0}
+
+
+def reply(score, answer="1", tokens=4, truncated=False, logp=-2.0):
+  return {
+      "score": float(score), "answer": answer, "tokens": tokens,
+      "truncated": truncated, "logp": logp, "confidence": None,
+  }  # fmt: skip
+
+
+def problems(groups):
+  return [
+      {"id": str(i), "question": f"q{i}", "answer": "1", "replies": group}
+      for i, group in enumerate(groups)
+  ]
+
+
+def leave(path, groups, **sampling):
+  """A finished evaluation's workdir with one set."""
+  path.mkdir()
+  asked = problems(groups)
+  (path / "a.jsonl").write_text("".join(json.dumps(p) + "\n" for p in asked))
+  (path / "settings.json").write_text(json.dumps({
+      "confidence": "logp", "sampling": sampling,
+      "summary": {"bins": 4, "resamples": 200, "seed": 0},
+      "sets": {"a": {"problems": len(asked), "dropped": {}}},
+  }))  # fmt: skip
+  return path
+
+
+def test_avg_at_k_of_a_known_coin():
+  rng = np.random.default_rng(0)
+  heads = rng.uniform(size=(600, 8)) < 0.3
+  tossed = problems(
+      [[reply(h, "heads" if h else "tails") for h in row] for row in heads]
+  )
+  found = grades.of_set(tossed, kinds=(), bins=10, **HOW)
+  near = lambda p, name, n: (
+      found[name]["value"] == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** 0.5)
+  )
+  assert near(0.3, "avg@8", 4800) and found["avg@8"] == found["pass@1"]
+  assert found["maj@1"]["value"] == pytest.approx(found["pass@1"]["value"])
+  assert near(1 - 0.7**2, "pass@2", 600) and near(1 - 0.7**8, "pass@8", 600)
+  # of 8: more than half heads, or half of them and half the point
+  pmf = [0.3**i * 0.7 ** (8 - i) * c for i, c in
+         enumerate([1, 8, 28, 56, 70, 56, 28, 8, 1])]  # fmt: skip
+  assert near(sum(pmf[5:]) + pmf[4] / 2, "maj@8", 600)
+  assert found["avg@8"]["low"] < 0.3 < found["avg@8"]["high"]
+
+
+def test_figures_by_hand():
+  found = grades.of_set(
+      problems([
+          [reply(1, "7"), reply(0.9, "8"), reply(1, "7"), reply(0, None)],
+          [reply(0, None, 9, True), reply(0, "7", 9, True)] * 2,
+      ]),
+      kinds=("logp",), bins=4, **HOW,
+  )  # fmt: skip
+  value = lambda name: found[name]["value"]
+  assert value("avg@4") == 0.25  # a score below 1 is not right
+  assert value("pass@2") == pytest.approx((1 - 1 / 6) / 2)
+  assert value("maj@4") == 0.5 and value("no_answer") == 3 / 8
+  assert value("truncated") == 0.5 and value("tokens") == 6.5
+  sure = [np.exp(-2 / 4)] * 4 + [np.exp(-2 / 9)] * 4
+  right = [1, 0, 1, 0] + [0] * 4
+  brier = np.mean((np.array(sure) - right) ** 2)
+  assert found["calibration"]["logp"]["brier"]["value"] == pytest.approx(brier)
+
+
+def test_the_summary_is_of_the_files_and_the_table_of_it(tmp_path):
+  path = leave(tmp_path / "a", [[reply(1), reply(0)], [reply(1), reply(1)]])
+  summary = grades.summarise(path)
+  assert json.loads((path / "summary.json").read_text()) == summary
+  text = grades.table(summary["sets"])
+  [row] = [line for line in text.splitlines() if line.startswith("avg@2")]
+  e = summary["sets"]["a"]["avg@2"]
+  assert row.split() == ["avg@2", "0.750", f"[{e['low']:.3f},", "1.000]"]
+  assert (path / "a_logp.png").exists()
+
+
+def test_differences_are_paired_and_signed(tmp_path):
+  rng = np.random.default_rng(0)
+  hard = rng.uniform(size=(40, 1))
+  draws = rng.uniform(size=(40, 4))
+  toss = lambda rate: [[reply(x) for x in row] for row in draws < rate]
+  a = leave(tmp_path / "a", toss(hard * 0.7), temperature=1.0)
+  b = leave(tmp_path / "b", toss(hard), temperature=0.6)
+  found, different = grades.compare(a, b, **HOW)
+  back, _ = grades.compare(b, a, **HOW)
+  avg = found["a"]["avg"]
+  means = [(draws < rate).mean() for rate in (hard * 0.7, hard)]
+  assert avg["value"] == pytest.approx(means[1] - means[0])
+  assert avg["low"] > 0 and avg["p"] < 0.01
+  assert back["a"]["avg"]["value"] == pytest.approx(-avg["value"])
+  assert back["a"]["avg"]["p"] == avg["p"]
+  assert different == {"sampling.temperature": (1.0, 0.6)}
+  text = grades.compared([a, b], 500, 0)
+  assert "sampling.temperature: 1.0, 0.6" in text and "seed 0" in text
+
+
+def test_a_run_does_not_differ_from_itself(tmp_path):
+  a = leave(tmp_path / "a", [[reply(1), reply(0)], [reply(0), reply(1)]])
+  found, different = grades.compare(a, a, **HOW)
+  for name, d in found["a"].items():
+    if name != "problems":
+      assert d == {"value": 0, "low": 0, "high": 0, "p": 1}, name
+  assert not different
+
+
+def test_runs_of_unequal_samples_share_what_both_have(tmp_path):
+  a = leave(tmp_path / "a", [[reply(1), reply(0)]] * 3)
+  b = leave(tmp_path / "b", [[reply(1)] * 8] * 3)
+  found, _ = grades.compare(a, b, **HOW)
+  names = [f"{f}@{k}" for f in ("pass", "maj")
+           for k in statistics.powers_of_two(2)]  # fmt: skip
+  assert [n for n in found["a"] if "@" in n] == names
+
+
+def test_what_cannot_be_compared_is_said(tmp_path):
+  a = leave(tmp_path / "a", [[reply(1)], [reply(0)]])
+  b = leave(tmp_path / "b", [[reply(1)]])
+  with pytest.raises(ValueError, match=r"a in .*\(2\) and .*\(1\) are not"):
+    grades.compare(a, b, **HOW)
+  (b / "a.jsonl").write_text("")
+  with pytest.raises(ValueError, match="holds 0 of 1 problems"):
+    grades.compare(a, b, **HOW)
+  with pytest.raises(ValueError, match="holds no evaluation"):
+    grades.compare(a, tmp_path / "c", **HOW)
+  with pytest.raises(ValueError, match="expected two workdirs"):
+    grades.compared([a], 10, 0)

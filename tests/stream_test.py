@@ -1,0 +1,193 @@
+"""The order of training, gone on from wherever a run was interrupted."""
+
+import contextlib
+import itertools
+import json
+import types
+
+import jax
+import jax.numpy as jnp
+import orbax.checkpoint as ocp
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from opsd_jax import checkpoint, experience, prepare, stream, train
+from opsd_jax.structs import Completion, Example, Problem, Rollout, State
+from tests import data_test, processes_test
+from tests.data_test import tiny, write
+
+
+def test_an_epoch_visits_every_problem_once():
+  order = stream.endless(range(10), 0)
+  seen = stream.draw(order, 40)
+  epochs = [seen[i : i + 10] for i in range(0, 40, 10)]
+  assert all(sorted(e) == list(range(10)) for e in epochs)
+  assert len({tuple(e) for e in epochs}) == 4
+  assert seen == stream.draw(stream.endless(range(10), 0), 40)
+  # Not another seed's order an epoch later either.
+  other = stream.draw(stream.endless(range(10), 1), 40)
+  assert not any(other[i : i + 10] in epochs for i in range(0, 40, 10))
+
+
+@given(st.integers(30, 60), st.lists(st.integers(0, 40), max_size=4))
+def test_a_place_is_gone_on_from_whatever_was_drawn(count, draws):
+  order = stream.endless(range(count), 3)
+  for n in draws:  # as many as a method likes
+    stream.draw(order, n)
+  saved = json.loads(json.dumps(stream.save(order, "digest")))
+  other = stream.endless(range(count), 3)
+  stream.restore(other, "digest", saved)
+  assert stream.draw(other, 40) == stream.draw(order, 40)
+  with pytest.raises(ValueError, match="content of data.train or data.eval"):
+    stream.restore(other, "another", saved)
+
+
+def test_the_digest_sees_every_text():
+  asked = lambda **kw: Problem(
+      Example(**{"id": "1", "question": "q", "solution": "s", "answer": "a"} | kw),
+      (), (),
+  )  # fmt: skip
+  made = [[asked()], [asked()] * 2]
+  made += [[asked(**{n: "x"})] for n in ("id", "question", "solution", "answer")]
+  assert len({stream.digest(problems) for problems in made}) == 6
+
+
+# --------------------------------------------------------------------- runs
+
+
+class Stopped(Exception):
+  pass
+
+
+def session(scratch, name: str, stop: int = 0) -> None:
+  """A tiny run that is cut short when step `stop` draws, or its resumption.
+
+  What a step learns from goes to a file, by id. Each step draws three problems
+  more than it uses, as a method may. Left out is what takes time and has no
+  part in this: the sampler (responses are the solutions) and evaluations.
+  """
+  plain, path = stream.draw, scratch / f"{name}.{jax.process_index()}"
+  steps = itertools.count(1)
+
+  def draw(order, count):
+    if next(steps) == stop:
+      raise Stopped
+    problems, _ = plain(order, count), plain(order, 3)
+    return problems
+
+  def collated(config, run, rollouts, advantages):
+    with path.open("a") as f:
+      f.write(json.dumps([r.problem.example.id for r in rollouts]) + "\n")
+    return as_it_was(config, run, rollouts, advantages)
+
+  as_it_was = experience.collated
+  blind = types.SimpleNamespace(
+      judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
+  )
+  config = tiny(scratch)
+  config.rollout.source = "dataset"
+  with pytest.MonkeyPatch.context() as patch:
+    patch.setattr(stream, "draw", draw)
+    patch.setattr(experience, "collated", collated)
+    patch.setattr(train.evaluate, "Judge", lambda *_, **__: blind)
+    patch.setattr(train.report, "finish", lambda *_: {})
+    with pytest.raises(Stopped) if stop else contextlib.nullcontext():
+      train.train_and_evaluate(config, scratch / name)
+
+
+def consumed(scratch, name: str, index: int = 0) -> list[list[str]]:
+  """What each step learnt from, by session."""
+  lines = (scratch / f"{name}.{index}").read_text().splitlines()
+  return [json.loads(line) for line in lines]
+
+
+@pytest.fixture(scope="module")
+def scratch(tmp_path_factory):
+  """A directory in which an uninterrupted run has been."""
+  scratch = tmp_path_factory.mktemp("runs")
+  session(scratch, "whole")
+  steps = consumed(scratch, "whole")
+  assert len(steps) == 4 and len(steps[0]) == 8
+  assert len(set(steps[0])) == 8 and set(steps[0]) != set(steps[1])
+  return scratch
+
+
+def test_an_interrupted_run_repeats_and_skips_nothing(scratch):
+  whole = consumed(scratch, "whole")
+  session(scratch, "cut", stop=4)
+  assert consumed(scratch, "cut") == whole[:3]
+  session(scratch, "cut")  # from the checkpoint after step 2, in mid-epoch
+  assert consumed(scratch, "cut") == whole[:3] + whole[2:]
+
+
+def test_other_content_than_the_checkpoints_is_refused(scratch):
+  session(scratch, "other", stop=4)
+  path = scratch / "p.jsonl"
+  content = path.read_text()
+  try:
+    with pytest.MonkeyPatch.context() as patch:
+      changed = lambda path: write(path, *content.encode().splitlines()[1:])
+      patch.setattr(data_test, "problems_file", changed)
+      with pytest.raises(ValueError, match="content of data.train"):
+        session(scratch, "other")
+  finally:
+    path.write_text(content)
+
+
+SESSION = """
+import pathlib, sys
+from opsd_jax import processes
+port, index, scratch = sys.argv[1:]
+processes.start(f"127.0.0.1:{port}", 2, int(index))
+from tests import stream_test
+stream_test.session(pathlib.Path(scratch), "two", stop=4)
+stream_test.session(pathlib.Path(scratch), "two")
+"""
+
+
+def test_two_processes_repeat_and_skip_nothing(scratch):
+  whole = consumed(scratch, "whole")
+  port = str(processes_test.free_port())
+  ended = processes_test.end([
+      processes_test.launch(["-c", SESSION, port, str(i), str(scratch)], 4)
+      for i in (0, 1)
+  ])  # fmt: skip
+  assert [status for status, *_ in ended] == [0, 0], ended
+  first, second = (consumed(scratch, "two", i) for i in (0, 1))
+  assert {len(ids) for ids in first + second} == {4}
+  together = [a + b for a, b in zip(first, second, strict=True)]
+  assert together == whole[:3] + whole[2:]
+
+
+def test_a_checkpoint_of_the_earlier_layout_is_refused(tmp_path):
+  state = State(jnp.int32(3), {"w": jnp.ones(2)}, (), ())
+  shapes = jax.eval_shape(lambda: state)
+  layout = jax.tree.map(lambda x: x.sharding, state)
+  manager = checkpoint.open_manager(tmp_path / "old", keep=1)
+  manager.save(3, args=ocp.args.StandardSave(state._asdict()))
+  manager.wait_until_finished()
+  with pytest.raises(ValueError, match="no 'state': .* earlier version"):
+    checkpoint.restore(manager, 3, shapes, layout)
+  with pytest.raises(ValueError, match="no 'state'"):
+    checkpoint.restore_params(tmp_path / "old", lambda s: layout.params)
+  manager.close()
+  manager = checkpoint.open_manager(tmp_path / "new", keep=1)
+  checkpoint.save(manager, state)
+  manager.wait_until_finished()
+  assert int(checkpoint.restore(manager, 3, shapes, layout).step) == 3
+  with pytest.raises(ValueError, match="no 'place'"):
+    checkpoint.restore_place(manager, 3)
+  manager.close()
+
+
+def test_student_rows_never_hold_the_solution(tmp_path):
+  run = prepare.prepare(config := tiny(tmp_path))
+  assert len(run.train) == 11
+  reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
+  rollouts = [Rollout(p, reply) for p in run.train]
+  batch = experience.collated(config, run, rollouts)
+  text = lambda view: run.tokenizer.decode(view.ids_RxL.reshape(-1), False)
+  assert text(batch.student).count("Which is larger") == 11
+  assert "canary" not in text(batch.student)
+  assert text(batch.teacher).count("canary") == 11
