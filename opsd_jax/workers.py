@@ -34,6 +34,7 @@ LONGEST = 500_000  # characters of a reply that is looked at
 BATCH = 64  # replies a worker is sent at once, at most
 HEADROOM = 16 << 20  # bytes a worker must find free once it has started
 START = 120.0  # seconds that a worker may take to import what its task needs
+STARTS = 5  # of them that may be killed in a row
 GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
 
 
@@ -121,7 +122,7 @@ class Pool:
         raise ValueError(f"{name} is {value}, expected above 0")
     tasks.open_task(task_name, privileged_field)
     self.how = (task_name, privileged_field, seconds, memory_mb)
-    self.timeouts = self.crashes = 0
+    self.timeouts = self.crashes = self.failed_starts = 0
     self.lock = threading.Lock()
     self.workers = [Worker(*self.how) for _ in range(workers)]
     self.is_closed = False
@@ -190,7 +191,7 @@ class Pool:
       return
     for line in lines:
       if line == "ready":
-        worker.is_ready = True
+        worker.is_ready, self.failed_starts = True, 0
       elif isinstance(line, str):
         raise ValueError(line)
       else:
@@ -203,6 +204,9 @@ class Pool:
     code = worker.end()
     self.workers[i] = Worker(*self.how)
     if not worker.is_ready:
+      self.failed_starts += 1
+      if code < 0 and not reason and self.failed_starts < STARTS:
+        return  # somebody killed it
       raise RuntimeError(
           f"a worker of {self.how[0]} did not start (return code {code}):"
           f" {worker.complaint() or reason or 'it said nothing'}"

@@ -46,7 +46,7 @@ def test_a_corpus_labelled_by_hand():
 
 def test_most_of_it_needs_no_algebra():
   unknown = [(a, b) for a, b, _ in CORPUS if answers.compare(a, b) is None]
-  assert len(unknown) < 0.2 * len(CORPUS), unknown
+  assert len(unknown) < 0.25 * len(CORPUS), unknown
 
 
 def test_an_answer_is_itself():

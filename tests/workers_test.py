@@ -148,6 +148,24 @@ def test_a_killed_worker_is_replaced(sign):
     assert p.crashes == 0
 
 
+def test_a_worker_killed_as_it_starts_is_replaced_but_not_for_ever(monkeypatch):
+  with pool("gsm8k") as p:
+    os.kill(p.workers[0].process.pid, signal.SIGKILL)
+    assert p([example("7")], ["#### 7"])[0].score == 1
+  monkeypatch.setattr(workers.Worker, "__init__", killed(workers.Worker.__init__))
+  with pool("gsm8k") as p:
+    with pytest.raises(RuntimeError, match="did not start .return code -9"):
+      p([example("7")], ["#### 7"])
+
+
+def killed(init):
+  def made(worker, *how):
+    init(worker, *how)
+    os.kill(worker.process.pid, signal.SIGKILL)
+
+  return made
+
+
 def test_a_worker_killed_at_work_costs_one_reply():
   with pool(seconds=30) as p:
     p([example("7")], ["\\boxed{7}"])
