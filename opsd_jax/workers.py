@@ -219,6 +219,7 @@ class Pool:
     if reason or code == -signal.SIGALRM:
       self.timeouts += 1
       feedback = f"not judged within {worker.seconds} s"
+      feedback += ", nor stopped by its timer" if reason else ""
     else:
       self.crashes += 1
       feedback = f"its judge died (return code {code})"
