@@ -41,13 +41,14 @@ def main():
   from configs import base
   from opsd_jax import exam, grades
 
+  config = base.get_config()
   how = exam.How(**{name: flag.value for name, flag in HOW.items()})
   if COMPARE.value:
     return print(grades.compared(COMPARE.value, how.resamples, how.seed))
   summary = exam.sit(
       how, SETS.value, WORKDIR.value, model=MODEL.value, run=RUN.value,
       dtype=DTYPE.value, count=COUNT.value, task_seed=SEED.value,
-      compile_cache=base.get_config().compile_cache,
+      compile_cache=config.compile_cache, verify=config.verify.to_dict(),
   )  # fmt: skip
   print(grades.table(summary["sets"]))
 

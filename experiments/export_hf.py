@@ -36,7 +36,7 @@ def main():
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   there = workdir / "summary.json"
   summary = json.loads(there.read_text()) if there.exists() else None
-  ours, usual = (prepare.flat(c.to_dict()) for c in (config, base.get_config()))
+  ours, usual = (files.flat(c.to_dict()) for c in (config, base.get_config()))
   text = card.card(
       ours, usual, step=step, summary=summary, adapter=ADAPTER.value
   )

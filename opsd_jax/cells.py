@@ -15,7 +15,7 @@ import numpy as np
 from absl import flags
 from ml_collections import ConfigDict, config_flags
 
-from opsd_jax import files, prepare
+from opsd_jax import files
 
 ROOT = pathlib.Path(__file__).parents[1]
 BASE = "configs/base.py"  # what the command of a ConfigDict starts from
@@ -168,7 +168,7 @@ def override(config, name: str, value):
 
 def leaves(config) -> dict[str, Any]:
   """Every field by its whole name."""
-  return prepare.flat(config.to_dict())
+  return files.flat(config.to_dict())
 
 
 def beside_base(config) -> dict[str, Any]:

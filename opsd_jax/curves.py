@@ -72,7 +72,7 @@ def directories(what) -> list:
 def settings(paths) -> dict[str, list]:
   """{label: rows of metrics.jsonl of every seed}."""
   configs = [
-      prepare.flat(json.loads((p / "config.json").read_text())) for p in paths
+      files.flat(json.loads((p / "config.json").read_text())) for p in paths
   ]
   names = [
       k

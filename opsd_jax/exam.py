@@ -30,6 +30,7 @@ from opsd_jax import (
   sets,
   sharding,
   tokenizer,
+  workers,
 )
 from opsd_jax.draw import Knobs, check
 from opsd_jax.models import lora, sources
@@ -345,10 +346,11 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
 
 def sit(
     how: How, sets_as_text, workdir, *, model, run, dtype: str, count: int,
-    task_seed: int | None, compile_cache: str,
+    task_seed: int | None, compile_cache: str, verify: dict,
 ) -> dict:  # fmt: skip
   """`evaluate` with everything by name: what experiments/evaluate.py does.
 
+  `verify` is how replies are judged, as config.verify says it.
   What needs no model is checked before one is loaded.
   """
   validate(how)
@@ -362,8 +364,9 @@ def sit(
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   seed = held_out_seed(run) if task_seed is None else task_seed
+  judge = lambda task: workers.shared(task, "answer", **verify)
   chosen = [
-      sets.open_set(sets.parse(text), count=count, seed=seed)
+      sets.open_set(sets.parse(text), count=count, seed=seed, judge=judge)
       for text in sets_as_text
   ]
   return evaluate(load(model, run, dtype), chosen, workdir, how)

@@ -42,3 +42,15 @@ def write_whole(path, text: str) -> None:
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text(text)
   temporary.replace(path)
+
+
+def flat(tree: dict, at: str = "") -> dict:
+  """{"a": {"b": 1}} -> {"a.b": 1}."""
+  leaves = {}
+  for name, value in tree.items():
+    leaves |= (
+        flat(value, f"{at}{name}.")
+        if isinstance(value, dict)
+        else {at + name: value}
+    )
+  return leaves

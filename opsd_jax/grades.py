@@ -173,21 +173,9 @@ def table(sets: dict[str, dict]) -> str:
 # ------------------------------------------------------------------- compare
 
 
-def flat(tree: dict, at: str = "") -> dict:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  leaves = {}
-  for name, value in tree.items():
-    leaves |= (
-        flat(value, f"{at}{name}.")
-        if isinstance(value, dict)
-        else {at + name: value}
-    )
-  return leaves
-
-
 def differ(a: dict, b: dict) -> dict[str, tuple]:
   """field -> (a's value, b's value) where two settings are not the same."""
-  a, b = flat(a), flat(b)
+  a, b = files.flat(a), files.flat(b)
   return {
       k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)
   }

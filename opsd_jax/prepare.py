@@ -316,10 +316,10 @@ def refuse_other(config, workdir) -> None:
       raise ValueError(f"{workdir} holds checkpoints of an unknown config")
     return
   try:
-    there = flat(json.loads(path.read_text()))
+    there = files.flat(json.loads(path.read_text()))
   except ValueError as e:
     raise ValueError(f"{path} is not readable: {e}") from e
-  now = flat(json.loads(config.to_json_best_effort()))
+  now = files.flat(json.loads(config.to_json_best_effort()))
   differ = [
       f"  {k}: {there.get(k)!r} there, {now.get(k)!r} now"
       for k in sorted({*there, *now})
@@ -364,15 +364,3 @@ def with_tuples(tree: dict) -> dict:
       name: with_tuples(x) if isinstance(x, dict) else of(x)
       for name, x in tree.items()
   }
-
-
-def flat(tree: dict, at: str = "") -> dict:
-  """{"a": {"b": 1}} -> {"a.b": 1}."""
-  leaves = {}
-  for name, value in tree.items():
-    leaves |= (
-        flat(value, f"{at}{name}.")
-        if isinstance(value, dict)
-        else {at + name: value}
-    )
-  return leaves

@@ -15,6 +15,7 @@ from typing import NamedTuple
 
 from opsd_jax.structs import Example
 from opsd_jax.tasks import same_text
+from opsd_jax.tasks.reply import last_boxed
 
 MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
 SHOWN = 5  # bad rows named in an error
@@ -40,7 +41,6 @@ CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab, LF
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-BOX = re.compile(r"\\(?:boxed|fbox)\b\s*")
 
 
 class Columns(NamedTuple):
@@ -259,7 +259,7 @@ def example_of(row: dict, at: Columns, worked: bool) -> Example:
     if at.answer is not None:
       answer = text_of(row, at.answer, number=True).strip()
     else:
-      answer = last_box(solution)
+      answer = (last_boxed(solution) or "").strip() or None
   id = "" if at.id is None else text_of(row, at.id, number=True)
   return Example(id, question, solution, answer)
 
@@ -270,29 +270,3 @@ def with_id(example: Example, repeats) -> Example:
   repeats[digest] += 1
   id = digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}"
   return Example(id, example.question, example.solution, example.answer)
-
-
-def last_box(text: str) -> str | None:
-  """What the last \\boxed{} holds, braces balanced; None without one.
-
-  Of `\\boxed 5` the next word or number, as some of MATH's solutions write it.
-  """
-  *_, last = [None, *BOX.finditer(text)]
-  if last is None:
-    return None
-  rest = text[last.end() :]
-  if not rest.startswith("{"):
-    return (re.match(r"[^\s$.,;]+", rest) or [None])[0]
-  depth = 0
-  for place, sign in braces(rest):
-    depth += 1 if sign == "{" else -1
-    if depth == 0:
-      return rest[1:place].strip() or None
-  return None
-
-
-def braces(text: str):
-  """(place, brace) of every brace that no backslash escapes."""
-  for found in re.finditer(r"\\.|[{}]", text, re.DOTALL):
-    if found[0] in "{}":
-      yield found.start(), found[0]

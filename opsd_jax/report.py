@@ -3,7 +3,7 @@
 import json
 import textwrap
 
-from opsd_jax import collate, metrics, processes
+from opsd_jax import collate, metrics
 from opsd_jax.models import transformer
 
 
@@ -30,16 +30,11 @@ def text(run, ids) -> str:
   return run.tokenizer.decode(ids, False)
 
 
-def show_samples(
-    run, directory, step: int, rollouts, token, div_BxT, count: int
-) -> None:
-  """The first process's first rollouts with their per-token divergence, to a
-  file and the terminal."""
-  if not processes.is_first():
-    return
-  rows, shown = [], rollouts[:count]
-  divs = collate.of_responses(div_BxT, token, len(shown))
-  for (problem, completion), div in zip(shown, divs, strict=True):
+def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
+  """A batch's first rollouts with their per-token divergence, to a file and the
+  terminal."""
+  rows, divs = [], collate.of_responses(div_BxT, token, len(rollouts))
+  for (problem, completion), div in zip(rollouts, divs, strict=True):
     rows.append({
         "step": step,
         "prompt": text(run, problem.student_ids),

@@ -1,11 +1,10 @@
 """Sets of problems to evaluate on: files by path and name, and tasks."""
 
-import os
 import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from opsd_jax import data, tasks, workers
+from opsd_jax import data, tasks
 from opsd_jax.structs import Example
 
 
@@ -46,20 +45,18 @@ def parse(text: str) -> Spec:
   return Spec(name, source, task or "maths")
 
 
-def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
+def open_set(spec: Spec, *, count: int, seed: int, judge):
   """Spec -> Set: all problems of a file, `count` of a task that makes its own
   (those that training with `seed` as task.seed holds out).
 
-  load(source) -> Examples; judge(task) -> verify(examples, texts) -> Verdicts;
-  by default those below.
+  judge(task) -> verify(examples, texts) -> Verdicts.
   """
   if count < 1:
     raise ValueError(f"{count} problems of {spec.name}, expected at least 1")
-  load, judge = load or of_file, judge or in_pool
   task = spec.task or spec.source
   verify = judge(task)
   if spec.task:
-    examples = tuple(load(spec.source))
+    examples = data.load(spec.source, data.Columns()).examples
     about = {"source": spec.source, "task": task}
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
@@ -70,16 +67,3 @@ def open_set(spec: Spec, *, count: int, seed: int, load=None, judge=None):
     what = "no problems" if not ids else "problems of the same id"
     raise ValueError(f"set {spec.name}: {spec.source} has {what}")
   return Set(spec.name, examples, verify, about)
-
-
-def of_file(source: str) -> tuple[Example, ...]:
-  """Examples of any source that data.load takes, columns found by their usual
-  names; ValueError at the first bad row."""
-  return data.load(source, data.Columns()).examples
-
-
-def in_pool(task: str):
-  """verify(examples, texts) -> Verdicts, by worker processes."""
-  return workers.shared(
-      task, "answer", workers=os.cpu_count(), seconds=1.5, memory_mb=2048
-  )

@@ -189,6 +189,6 @@ def summary_of(cell: Cell, directory) -> dict | None:
   if not (path.exists() and (directory / "config.json").exists()):
     return None
   try:
-    return prepare.flat(json.loads(path.read_text()))
+    return files.flat(json.loads(path.read_text()))
   except ValueError:  # torn by a kill
     return None

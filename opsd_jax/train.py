@@ -254,7 +254,13 @@ def learn(
           f" at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      report.show_samples(run, judge.samples_dir, step, *seen, config.log.samples)
+      rollouts, token, div_BxT = seen
+      own_div_BxT = processes.own_rows(div_BxT, run.mesh)
+      if processes.is_first():
+        report.show_samples(
+            run, judge.samples_dir, step, rollouts[: config.log.samples], token,
+            own_div_BxT,
+        )  # fmt: skip
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
@@ -279,11 +285,12 @@ def step_of(config, run, state, step: int, draw, respond, train_step):
       on_device, train_step, state, run, config.reinforce.updates
   )
   # A process has sampled and collated its own rows; here it sees all of them.
-  all_tok, all_last, batch = processes.all_rows((tok, last, on_device), run.mesh)
+  all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
   row = metrics.of_step(loss, grad_norm, all_tok, batch, rollouts)
   if config.reinforce.updates > 1:
+    logp_BxT = processes.all_rows(last.logp_BxT, run.mesh)
     of_rewards |= metrics.of_ratio(
-        all_last.logp_BxT - all_tok.logp_BxT, batch.token,
+        logp_BxT - all_tok.logp_BxT, batch.token,
         config.reinforce.clip_low, config.reinforce.clip_high,
     )  # fmt: skip
   row |= of_rewards | {
@@ -292,8 +299,7 @@ def step_of(config, run, state, step: int, draw, respond, train_step):
       "compiles": watch.compiles().count - compiled,
       "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
   }  # fmt: skip
-  own_div = processes.own_rows(tok.div_BxT, run.mesh)
-  return state, row, (rollouts, own_batch.token, own_div)
+  return state, row, (rollouts, own_batch.token, tok.div_BxT)
 
 
 def learn_from(batch, train_step, state, run, updates: int):

@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, opsd
-from opsd_jax import prepare, train
+from opsd_jax import files, prepare, train
 from opsd_jax.models import families
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -54,8 +54,8 @@ def get_config(name, arg=None) -> ConfigDict:
 def test_config_is_valid_and_has_no_field_of_its_own(name):
   config = get_config(name)
   prepare.validate(config)
-  assert set(prepare.flat(config.to_dict())) == set(
-      prepare.flat(base.get_config().to_dict())
+  assert set(files.flat(config.to_dict())) == set(
+      files.flat(base.get_config().to_dict())
   )
 
 
@@ -65,8 +65,8 @@ def test_presets_are_the_papers(model):
   released = opsd.get_config(f"{model},recipe=upstream")
   for config in (full, released):
     prepare.validate(config)
-    assert set(prepare.flat(config.to_dict())) == set(
-        prepare.flat(base.get_config().to_dict())
+    assert set(files.flat(config.to_dict())) == set(
+        files.flat(base.get_config().to_dict())
     )
     assert prepare.rows_per_step(config) == 32
     assert config.batch.max_row == 3072
@@ -93,9 +93,9 @@ def test_a_bad_preset_names_the_known_ones(arg, words):
 @pytest.mark.parametrize("control", ["none", "other", "answer"])
 @pytest.mark.parametrize("preset", ["", "tiny,", "qwen3_8b,recipe=upstream,"])
 def test_a_control_changes_what_the_teacher_is_told_alone(preset, control):
-  plain = prepare.flat(opsd.get_config(preset.rstrip(",")).to_dict())
+  plain = files.flat(opsd.get_config(preset.rstrip(",")).to_dict())
   config = opsd.get_config(f"{preset}control={control}")
-  told = prepare.flat(config.to_dict())
+  told = files.flat(config.to_dict())
   prepare.validate(config)
   assert told.pop("context.privileged") == control
   assert plain.pop("context.privileged") == "solution"

@@ -204,7 +204,7 @@ def test_one_of_model_and_run():
     exam.load("tiny", None, "float8")
   with pytest.raises(ValueError, match="expected a directory and at least one"):
     exam.sit(HOW, [], "w", model="tiny", run=None, dtype="float32", count=1,
-             task_seed=None, compile_cache="")  # fmt: skip
+             task_seed=None, compile_cache="", verify={})  # fmt: skip
 
 
 # ---------------------------------------------------------- a training run
@@ -244,7 +244,9 @@ def test_the_problems_of_a_task_are_those_that_training_held_out():
       "largest_number", train_count=9, eval_count=8, seed=3,
       privileged_field="answer",
   ).eval  # fmt: skip
-  chosen = sets.open_set(sets.parse("largest_number"), count=8, seed=3)
+  chosen = sets.open_set(
+      sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
+  )
   assert chosen.examples == held_out
 
 

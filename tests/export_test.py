@@ -18,6 +18,7 @@ from opsd_jax import (
   api,
   card,
   checkpoint,
+  files,
   prepare,
   structs,
   tokenizer,
@@ -572,7 +573,7 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path):
 
 
 def test_the_card_of_an_unfinished_run_and_of_an_adapter():
-  config = prepare.flat(opsd.get_config().to_dict())
+  config = files.flat(opsd.get_config().to_dict())
   text = card.card(config, config, step=3, summary=None, adapter=True)
   assert "3 of 40 steps" in text and "not come to its end" in text
   assert "PeftModel" in text and "    nothing" in text

@@ -34,7 +34,7 @@ MAY_IMPORT = {
     "statistics": set(), "calibration": {"statistics"},
     "grades": {"statistics", "calibration", "files"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
-    "cells": {"files", "prepare"},
+    "cells": {"files"},
     "sweep": {"cells", "curves", "files", "prepare", "processes", "train"},
     "curves": {"files", "prepare"},
 }  # fmt: skip

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from opsd_jax import sets
+from opsd_jax import sets, tasks
 from opsd_jax.sets import Spec
 
 
@@ -30,6 +30,11 @@ def test_what_is_no_set_is_refused(text):
     sets.parse(text)
 
 
+def judge(task):
+  verify = tasks.open_task(task, "answer").verify
+  return lambda examples, texts: list(map(verify, examples, texts))
+
+
 ROWS = [
     {"id": 60, "problem": "1 + 1?", "solution": "It is 2.", "answer": 2},
     {"id": 61, "problem": "2 + 1?", "solution": "2 + 1 is 3.", "answer": 3},
@@ -40,7 +45,7 @@ def test_a_file_with_the_usual_columns(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
   spec = sets.parse(f"a={path},task=largest_number")
-  found = sets.open_set(spec, count=1, seed=0)
+  found = sets.open_set(spec, count=1, seed=0, judge=judge)
   told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
   assert told == [
       ("60", "1 + 1?", "It is 2.", "2"), ("61", "2 + 1?", "2 + 1 is 3.", "3"),
@@ -49,12 +54,12 @@ def test_a_file_with_the_usual_columns(tmp_path):
   assert [(v.score, v.answer) for v in verdicts] == [(1, "2"), (0, "4")]
   path.write_text(path.read_text() + '{"problem": "?"}\n')
   with pytest.raises(ValueError, match="a.jsonl:3: column"):
-    sets.open_set(spec, count=1, seed=0)
+    sets.open_set(spec, count=1, seed=0, judge=judge)
 
 
 def test_a_task_is_asked_for_some():
   with pytest.raises(ValueError, match="0 problems of largest_number"):
-    sets.open_set(sets.parse("largest_number"), count=0, seed=0)
+    sets.open_set(sets.parse("largest_number"), count=0, seed=0, judge=judge)
 
 
 def test_ids_must_differ(tmp_path):
@@ -62,4 +67,4 @@ def test_ids_must_differ(tmp_path):
   path.write_text((json.dumps(ROWS[0]) + "\n") * 2)
   spec = sets.parse(f"a={path},task=largest_number")
   with pytest.raises(ValueError, match="an id twice: '60'"):
-    sets.open_set(spec, count=1, seed=0)
+    sets.open_set(spec, count=1, seed=0, judge=judge)

@@ -4,7 +4,7 @@
   python -m experiments.largest_number.compare
 
 The first trains every cell that is not finished (8 to 11 minutes each on 2
-cores) and gathers the finished ones into results.jsonl; interrupt it whenever
+cores) and gathers the finished ones into methods.jsonl; interrupt it whenever
 you like. The second draws the committed results again. `--only=GRPO` takes the
 methods whose name holds that text; `--commands` prints what would start each
 cell alone.
@@ -157,7 +157,7 @@ def main(argv=None) -> None:
   parser.add_argument("--only", default="", help="methods with this text")
   parser.add_argument("--commands", action="store_true", help="print, run none")
   args = parser.parse_args(argv)
-  results = HERE / "results.jsonl"
+  results = HERE / "methods.jsonl"
   if args.workdir:
     from opsd_jax import sweep
 
@@ -175,8 +175,10 @@ def main(argv=None) -> None:
         if (args.workdir / cell.name / "summary.json").exists()
     ]
     results.write_text("".join(json.dumps(r) + "\n" for r in runs))
+  if not results.exists() or not results.read_text():
+    raise SystemExit(f"error: no finished cell in {results}: give --workdir")
   runs = [json.loads(line) for line in results.open()]
-  draw(runs, HERE / "figure.png")
+  draw(runs, HERE / "methods.png")
   print(table(runs))
 
 
