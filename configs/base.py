@@ -69,7 +69,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.data = ConfigDict()
   # "task" (the problems that c.task.name makes), "jsonl:path", "hf:org/name",
-  # "tfds:name", "reasoning_gym:<task>,size=n,seed=n"; c.task.name is the judge
+  # "tfds:name" (both ",split=train" unless told), "reasoning_gym:<task>"
+  # (",size=500,seed=0" unless told); c.task.name is the judge
   c.data.train = "task"
   c.data.eval = "task"  # what training asks too is removed from training
   # columns: a name, "auto" for what the public files call it, "" for none
