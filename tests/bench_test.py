@@ -162,6 +162,17 @@ def test_batches_that_grow_have_their_sizes():
   assert batch.student.ids_RxL.max() == 6
 
 
+def test_rollouts_that_grow_have_the_log_probs_of_a_forward_pass(monkeypatch, capsys):
+  monkeypatch.setattr(scaling, "NEW_TOKENS", (30, 60))
+  rows = dict(scaling.rollouts("tiny"))
+  # 2 layers of 32 keys and as many values, float32: 512 bytes a position.
+  assert [r["cache_bytes"] for r in rows.values()] == [
+      512 * 4 * 64, 512 * 4 * 128,  # 4 rows; the prompt has 34 bytes
+  ]  # fmt: skip
+  (forward,) = map(json.loads, capsys.readouterr().out.splitlines())
+  assert forward["new_tokens"] == 60 and forward["most_logp_gap"] < 1e-4
+
+
 def test_a_machine_says_what_it_does_at_most(monkeypatch):
   monkeypatch.setattr(lines, "SIZE", 2**16)
   most = lines.ceilings()

@@ -73,7 +73,9 @@ def bars(axis, found: dict[str, dict[str, float]]) -> None:
 
 def growth(axis, rows: list[dict]) -> None:
   """Seconds over size, relative to the smallest of each, with its slope."""
-  colours = dict(rows=OURS, length=PEER, vocabulary=OTHER)
+  colours = {
+      "rows": OURS, "length": PEER, "vocabulary": OTHER, "new tokens": GREY,
+  }  # fmt: skip
   for name, colour in colours.items():
     points = [r for r in rows if r["what"] == "scaling" and r["axis"] == name]
     if not points:
@@ -86,11 +88,12 @@ def growth(axis, rows: list[dict]) -> None:
         f" {slope(sizes, seconds):.2f}",
     )  # fmt: skip
   axis.set(
-      xscale="log", yscale="log", title="Our train step as one size grows",
+      xscale="log", yscale="log", title="A train step, or rollout, as one size grows",
       xlabel="times the smallest", ylabel="seconds",
   )  # fmt: skip
   axis.set_xticks([1, 2, 4, 8, 16], [1, 2, 4, 8, 16])
   axis.minorticks_off()
+  axis.set_ylim(top=20 * axis.get_ylim()[1])  # room for the legend
   axis.legend(frameon=False, fontsize=8)
 
 

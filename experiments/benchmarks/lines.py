@@ -16,10 +16,13 @@ def say(what: str, **line) -> None:
 
 
 def rounded(x):
-  """Numbers with a fraction to four places, at any depth of dicts."""
+  """Numbers with a fraction to four places, those below 0.1 to four digits, at
+  any depth of dicts."""
   if isinstance(x, dict):
     return {name: rounded(value) for name, value in x.items()}
-  return round(x, 4) if isinstance(x, float) else x
+  if not isinstance(x, float):
+    return x
+  return round(x, 4) if abs(x) >= 0.1 else float(f"{x:.4g}")
 
 
 def spread(x) -> dict[str, float]:

@@ -1,8 +1,13 @@
-"""`bench scaling`: our train step as rows, length or vocabulary double.
+"""`bench scaling`: our train step as rows, length or vocabulary double, and
+rollouts as their new tokens do.
 
 A small decoder, random tokens; one size varies, the others stay. Everything but
 attention, quadratic in length, is a matter of proportion: a slope of 1 on paper
 with two logarithmic axes, and less where what does not grow still counts.
+
+The rollouts are of the model asked for: 4 prompts, lengths forced. The log-prob
+of every token of the longest is compared with that of one forward pass over the
+whole sequence, without a cache.
 """
 
 import math
@@ -15,6 +20,8 @@ SIZES = {
     "length": (64, 128, 256, 512, 1024),
     "vocabulary": (4096, 8192, 16_384, 32_768, 65_536),
 }
+NEW_TOKENS = (128, 256, 512, 1024, 2048)
+BUCKET = 64  # positions of the smallest cache
 MODEL = {
     "model_type": "llama", "hidden_size": 256, "intermediate_size": 768,
     "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
@@ -85,14 +92,96 @@ def slope(sizes, seconds) -> float:
   return sum(d * v for d, v in zip(dx, y, strict=True)) / sum(d * d for d in dx)
 
 
-def scaling() -> None:
-  """A line a size, and a slope an axis."""
-  lines.machine(model=MODEL, base=BASE)
+def asked(tokenizer) -> list[list[int]]:
+  return [
+      tokenizer.encode(f"A long story about the number {n}:") for n in range(4)
+  ]
+
+
+def generate(model, prompts, new_tokens: int):
+  """The Samples of all prompts, as long as that."""
+  from opsd_jax import draw, rollout, sample
+
+  return sample.sample(
+      model.config, model.params, prompts,
+      rollout.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
+      draw.Knobs(), max_new_tokens=new_tokens, eos_ids=(-1,), slots=4,
+      bucket=BUCKET, steps=32,
+  )  # fmt: skip
+
+
+def forward_logp(model, prompt, reply):
+  """log p of every token of a reply, nats, by one forward pass."""
+  import jax
+  import jax.numpy as jnp
+
+  from opsd_jax import decode
+  from opsd_jax.models import transformer
+
+  @jax.jit
+  def logp_of(params, ids_1xL):
+    h_1xLxD, _ = transformer.apply(model.config, params, ids_1xL)
+    h_TxD = h_1xLxD[0, len(prompt) - 1 : -1]
+    logits_TxV = decode.logits_of(model.config, params, h_TxD)
+    y_T = ids_1xL[0, len(prompt) :, None]
+    return jnp.take_along_axis(jax.nn.log_softmax(logits_TxV), y_T, 1)[:, 0]
+
+  return logp_of(model.params, jnp.array([[*prompt, *reply]]))
+
+
+def cache_bytes(config, longest: int) -> int:
+  """Of 4 rows of `longest` tokens."""
+  import jax
+
+  from opsd_jax.models import kv_cache
+  from opsd_jax.slots import doubles, least
+
+  positions = least(doubles(BUCKET, config.max_positions), longest)
+  cache = jax.eval_shape(lambda: kv_cache.init(config, 4, positions))
+  return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
+
+
+def rollouts(source: str):
+  """(size, its line) as responses double; then says how far the longest are
+  from a forward pass."""
+  import numpy as np
+
+  from opsd_jax import api, memory
+
+  memory.keep_freed()
+  model = api.load_model(source)
+  prompts = asked(model.tokenizer)
+  longest = max(map(len, prompts))
+  for size in NEW_TOKENS:
+    (seconds,) = lines.seconds_of(
+        lambda: generate(model, prompts, size), times=3  # noqa: B023
+    )
+    yield size, {
+        "seconds": seconds,
+        "cache_bytes": cache_bytes(model.config, longest + size),
+        "milliseconds_per_token": 1000 * seconds["median"] / (4 * size),
+    }  # fmt: skip
+  got = generate(model, prompts, size)
+  gaps = [
+      np.abs(forward_logp(model, p, ids) - logp).max()
+      for p, ids, logp in zip(prompts, got.ids_RxT, got.logp_RxT, strict=True)
+  ]
+  lines.say("forward", new_tokens=size, rows=4, most_logp_gap=float(max(gaps)))
+
+
+def measure(axis: str, rows) -> None:
+  """A line a size, and a slope."""
+  sizes, medians = [], []
+  for size, row in rows:
+    lines.say("scaling", axis=axis, size=size, **row)
+    sizes.append(size)
+    medians.append(row["seconds"]["median"])
+  lines.say("slope", axis=axis, of_all=slope(sizes, medians),
+            of_last_two=slope(sizes[-2:], medians[-2:]))  # fmt: skip
+
+
+def scaling(source: str) -> None:
+  lines.machine(model=MODEL, base=BASE, source=source)
   for axis, sizes in SIZES.items():
-    medians = []
-    for size in sizes:
-      row = point(**BASE | {axis: size})
-      lines.say("scaling", axis=axis, size=size, **row)
-      medians.append(row["seconds"]["median"])
-    lines.say("slope", axis=axis, of_all=slope(sizes, medians),
-              of_last_two=slope(sizes[-2:], medians[-2:]))  # fmt: skip
+    measure(axis, ((size, point(**BASE | {axis: size})) for size in sizes))
+  measure("new tokens", rollouts(source))

@@ -3,22 +3,24 @@
   python -m experiments.largest_number.compare --workdir=runs/compare
   python -m experiments.largest_number.compare
 
-The first trains every cell that is not finished (8 to 11 minutes each on 2
-cores) and gathers the finished ones into methods.jsonl; interrupt it whenever
-you like. The second draws the committed results again. `--only=GRPO` takes the
-methods whose name holds that text; `--commands` prints what would start each
-cell alone.
+The first trains every cell that is not finished, all methods of a seed before
+the next seed, and gathers the finished ones into methods.jsonl; interrupt it
+whenever you like. The second draws the committed results again. `--only=GRPO`
+takes the methods whose name holds that text; `--commands` prints what would
+start each cell alone. A finished cell's checkpoint, 2 GB, is dropped.
 """
 
 import argparse
 import json
 import pathlib
+import shutil
 
 import numpy as np
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 OPSD = "configs/opsd.py"
+COMMON = {"eval.every": [40], "checkpoint.every": [20]}
 METHODS = {  # the config, and what differs from it
     "SFT on the reference": ("configs/sft.py", {}),
     "RFT": ("configs/rft.py", {}),
@@ -36,17 +38,30 @@ METHODS = {  # the config, and what differs from it
 GROUPS = (("control", "#CC79A7"), ("OPSD", "#0072B2"), ("", "#D55E00"))
 
 
-def cells_of(only: str) -> dict:
-  """method -> its cells, one a seed."""
+def cells_of(method: str) -> list:
+  """A method's cells, one a seed."""
   from opsd_jax import sweep
 
-  return {
-      method: sweep.grid(
-          config, {k: [v] for k, v in changed.items()} | {"seed": SEEDS}
-      )
-      for method, (config, changed) in METHODS.items()
-      if only in method
-  }
+  config, changed = METHODS[method]
+  axes = {field: [value] for field, value in changed.items()}
+  return sweep.grid(config, COMMON | axes | {"seed": SEEDS})
+
+
+def train(only: str, workdir: pathlib.Path) -> None:
+  """Every cell of the methods that hold `only`, one seed after the other."""
+  from opsd_jax import sweep
+
+  cells = [cells_of(method) for method in METHODS if only in method]
+  for of_seed in zip(*cells, strict=True):
+    done = sweep.run(of_seed, workdir)
+    print(done[["status", "error"]].to_string(), flush=True)
+    for cell in of_seed:
+      if is_finished(workdir / cell.name):
+        shutil.rmtree(workdir / cell.name / "checkpoints", ignore_errors=True)
+
+
+def is_finished(directory: pathlib.Path) -> bool:
+  return (directory / "summary.json").exists()
 
 
 def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
@@ -55,6 +70,8 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   evals = [r for r in rows if "eval/accuracy" in r]
   replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
   scores = [json.loads(line)["score"] for line in replies.open()]
+  config = json.loads((workdir / "config.json").read_text())
+  samples = config["rollout"]["source"] == "on_policy"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   return {
       "method": method, "seed": seed,
@@ -64,7 +81,9 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
       ],
       "teacher": round(evals[0]["eval/teacher_accuracy"], 4),
       "right": "".join(str(int(score >= 1)) for score in scores),
-      "generated_tokens": sum(r.get("response_tokens", 0) for r in rows),
+      "generated_tokens": samples * sum(
+          r.get("response_tokens", 0) for r in rows
+      ),
       "seconds": round(json.loads(
           (workdir / "summary.json").read_text())["seconds"]),
   }  # fmt: skip
@@ -159,20 +178,17 @@ def main(argv=None) -> None:
   args = parser.parse_args(argv)
   results = HERE / "methods.jsonl"
   if args.workdir:
-    from opsd_jax import sweep
-
-    cells = cells_of(args.only)
-    every = [cell for of_method in cells.values() for cell in of_method]
+    every = [(method, cell) for method in METHODS for cell in cells_of(method)]
     if args.commands:
-      print("\n".join(cell.command(args.workdir) for cell in every))
+      print("\n".join(
+          cell.command(args.workdir) for m, cell in every if args.only in m
+      ))  # fmt: skip
       return
-    done = sweep.run(every, args.workdir)
-    print(done[["status", "error"]].to_string())
+    train(args.only, args.workdir)
     runs = [
         gather(method, cell.overrides["seed"], args.workdir / cell.name)
-        for method, of_method in cells_of("").items()
-        for cell in of_method
-        if (args.workdir / cell.name / "summary.json").exists()
+        for method, cell in every
+        if is_finished(args.workdir / cell.name)
     ]
     results.write_text("".join(json.dumps(r) + "\n" for r in runs))
   if not results.exists() or not results.read_text():

@@ -1,0 +1,77 @@
+"""The study's table and picture, from runs written by hand."""
+
+import json
+
+import pytest
+
+from experiments.largest_number import compare
+
+
+def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
+  """A finished run of two steps, as train_and_evaluate leaves it."""
+  (directory / "samples").mkdir(parents=True)
+  scores = dict(drift=0.1, tokens=9.0, truncated=0.0, sampled_accuracy=0.5)
+  evaluation = lambda step, accuracy: {
+      "step": step, "eval/accuracy": accuracy, "eval/teacher_accuracy": 1.0,
+      **{f"eval/{k}": v for k, v in scores.items()},
+  }  # fmt: skip
+  rows = [
+      evaluation(0, 0.25), {"step": 1, "response_tokens": 70},
+      {"step": 2, "response_tokens": 50}, evaluation(2, sum(right) / 4),
+  ]  # fmt: skip
+  lines = lambda found: "".join(json.dumps(x) + "\n" for x in found)
+  (directory / "metrics.jsonl").write_text(lines(rows))
+  judged = lines({"score": s} for s in right)
+  (directory / "samples" / "eval_000002.jsonl").write_text(judged)
+  (directory / "samples" / "eval_000000.jsonl").write_text(judged)
+  config = {"rollout": {"source": source}}
+  (directory / "config.json").write_text(json.dumps(config))
+  (directory / "summary.json").write_text(json.dumps({"seconds": 90.2}))
+  return directory
+
+
+def test_a_run_is_gathered_with_the_tokens_that_it_generated(tmp_path):
+  run = compare.gather("OPSD", 1, write_run(tmp_path / "a"))
+  assert (run["right"], run["generated_tokens"]) == ("1101", 120)
+  assert [e["step"] for e in run["evals"]] == [0, 2]
+  assert (run["seconds"], run["teacher"], run["seed"]) == (90, 1.0, 1)
+  told = write_run(tmp_path / "b", source="dataset")
+  assert compare.gather("SFT on the reference", 0, told)["generated_tokens"] == 0
+
+
+def test_the_interval_is_over_problems_not_over_seeds(tmp_path):
+  """The same problems right in all seeds: more seeds make nothing narrower."""
+  once = compare.gather("GRPO", 0, write_run(tmp_path / "a"))
+  value, low, high = compare.interval([once])
+  assert (value, compare.interval([once] * 3)) == (0.75, (0.75, low, high))
+  assert 0 <= low < 0.75 < high <= 1
+
+
+def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
+  runs = [
+      compare.gather("OPSD", 0, write_run(tmp_path / "a")),
+      compare.gather("OPSD", 1, write_run(tmp_path / "b", right=(1, 1, 1, 1))),
+      compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
+  ]  # fmt: skip
+  _, _, base, grpo, opsd = compare.table(runs).splitlines()
+  assert base.startswith("| base | | 0.250 |")
+  assert grpo.startswith("| GRPO | 1 | 0.250 [") and "| 0.250 | 0.500" in grpo
+  assert opsd.startswith("| OPSD | 2 | 0.875 [")
+  assert "| 0.750 1.000 | 0.500 | 0.100 | 120 | 1.5 |" in opsd
+  compare.draw(runs, tmp_path / "a.png")
+  assert (tmp_path / "a.png").stat().st_size > 10_000
+
+
+def test_every_method_is_a_cell_that_can_run():
+  for method in compare.METHODS:
+    cells = compare.cells_of(method)
+    assert [c.overrides["seed"] for c in cells] == [0, 1, 2]
+    assert [c.error for c in cells] == [None] * 3
+    assert {c.config.steps * c.config.rollout.prompts * c.config.rollout.samples
+            for c in cells} == {640}  # responses  # fmt: skip
+
+
+def test_without_a_result_it_says_what_to_do(tmp_path, monkeypatch):
+  monkeypatch.setattr(compare, "HERE", tmp_path)
+  with pytest.raises(SystemExit, match="give --workdir"):
+    compare.main([])
