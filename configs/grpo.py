@@ -4,7 +4,10 @@ arXiv:2402.03300).
 As many responses a step as configs/opsd.py has, 8 to a prompt; a response's
 advantage is its reward less the mean of its prompt's, over their standard
 deviation. The KL to the base is off, as in most later work; to switch it on:
-`--config.reinforce.kl_weight=0.04 --config.teacher.name=fixed`.
+`--config.reinforce.kl_weight=0.04 --config.teacher.name=fixed`. The learning
+rate is the better of two on other problems (task.seed=1, one seed): 5e-5 ends at
+0.785 greedy and 0.715 sampled accuracy from 0.297 and 0.094, 1e-4 at 0.273 and
+0.254.
 
   python -m experiments.train --config=configs/grpo.py --workdir=runs/grpo
 """

@@ -1,9 +1,10 @@
 """One token a row: from logits to an id and its log-probs, without a sort.
 
-A token is drawn by inverse CDF: one uniform number a row and token, looked up
-in the running sum of exp(z) over the vocabulary, first over blocks of it, then
-inside one block. The number has 23 bits, so that is how finely probabilities
-are told apart. Filters find their thresholds by halving the floats.
+A token is drawn in two stages by Gumbel-max (argmax of log p + g, g standard
+Gumbel, is a draw from p: Gumbel 1954): first a block of the vocabulary by its
+mass, then a token of the block. That takes V / BLOCK + BLOCK random numbers a
+token instead of V, and a draw changes with the rounding of logits only where
+two candidates all but tie. Filters find their thresholds by halving the floats.
 """
 
 import zlib
@@ -133,35 +134,20 @@ def at(x_RxV, i_R):
   return jnp.take_along_axis(x_RxV, i_R[:, None], 1)[:, 0]
 
 
-def locate(mass_RxN, target_R):
-  """(index of the entry in which the running sum passes target, sum before it).
-
-  Never an entry without mass, whatever was rounded.
-  """
-  after_RxN = jnp.cumsum(mass_RxN, -1)
-  i_N, N = jnp.arange(mass_RxN.shape[1]), mass_RxN.shape[1]
-  passed_RxN = (after_RxN > target_R[:, None]) & (mass_RxN > 0)
-  first_R = jnp.where(passed_RxN, i_N, N).min(-1)
-  last_R = jnp.where(mass_RxN > 0, i_N, 0).max(-1)
-  i_R = jnp.minimum(first_R, last_R)
-  return i_R, at(after_RxN - mass_RxN, i_R)
-
-
 def block_sums(z_RxV, top_R):
   """Sums of exp(z - top) over each block, s_RxN."""
   return jnp.exp(in_blocks(z_RxV) - top_R[:, None, None]).sum(-1)
 
 
-def pick(z_RxV, top_R, s_RxN, u_R):
-  """The token of each row at which the distribution's integral passes u.
-
-  z are its logits up to a constant, top_R the largest, s_RxN their block sums.
-  """
-  target_R = u_R * s_RxN.sum(-1)
-  n_R, before_R = locate(s_RxN, target_R)
+def pick(z_RxV, s_RxN, keys_R):
+  """A token of each row, drawn from softmax(z); s are block sums of exp(z) up
+  to a factor. Never one whose z is -inf."""
+  N = s_RxN.shape[1]
+  draw_one = lambda key: jax.random.gumbel(key, (N + BLOCK,), mode="high")
+  g_RxG = jax.vmap(draw_one)(keys_R)
+  n_R = (jnp.log(s_RxN) + g_RxG[:, :N]).argmax(-1)
   z_RxM = jnp.take_along_axis(in_blocks(z_RxV), n_R[:, None, None], 1)[:, 0]
-  m_R, _ = locate(jnp.exp(z_RxM - top_R[:, None]), target_R - before_R)
-  return n_R * BLOCK + m_R
+  return n_R * BLOCK + (z_RxM + g_RxG[:, N:]).argmax(-1)
 
 
 def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
@@ -174,8 +160,7 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
   V, top_R = logits_RxV.shape[1], logits_RxV.max(-1)
   s_RxN = block_sums(logits_RxV, top_R)
   zero_R = top_R + jnp.log(s_RxN.sum(-1))  # a logit of probability 1
-  fold = jax.vmap(jax.random.fold_in)
-  u_R = jax.vmap(jax.random.uniform)(fold(keys_R, t_R))
+  keys_R = jax.vmap(jax.random.fold_in)(keys_R, t_R)
   greedy_R = knobs.temperature == 0
   temperature_R = jnp.where(greedy_R, 1.0, knobs.temperature)
 
@@ -187,14 +172,14 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
     return jnp.zeros(len(top_R), jnp.int32), jnp.zeros_like(top_R)
 
   def plain():
-    y_R = pick(logits_RxV, top_R, s_RxN, u_R)
+    y_R = pick(logits_RxV, s_RxN, keys_R)
     return y_R, at(logits_RxV, y_R) - zero_R
 
   def tempered(keep=lambda z_RxV, top_R, _: z_RxV):
     high_R = top_R / temperature_R
     z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, knobs)
     s_RxN = block_sums(z_RxV, high_R)
-    y_R = pick(z_RxV, high_R, s_RxN, u_R)
+    y_R = pick(z_RxV, s_RxN, keys_R)
     return y_R, at(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
 
   kept_R = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
