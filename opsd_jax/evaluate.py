@@ -183,14 +183,19 @@ class Judge:
     done = lambda: any("eval/accuracy" in row for row in self.writer.rows())
     if processes.from_first(done):
       return
-    scores, _ = self.accuracy(params, "teacher", self.samples)
-    self.judge(params, 0, {f"eval/teacher_{k}": v for k, v in scores.items()})
+    teacher = None
+    if any(p.teacher_ids != p.student_ids for p in self.run.eval):
+      teacher, _ = self.accuracy(params, "teacher", self.samples)
+    self.judge(params, 0, lambda student: {
+        f"eval/teacher_{k}": v for k, v in (teacher or student).items()
+    })  # fmt: skip
 
-  def judge(self, params, step: int, more=None) -> None:
+  def judge(self, params, step: int, more=lambda scores: {}) -> None:
+    """`more`: the student's scores -> what else the row says."""
     began = time.time()
     scores, replies = self.accuracy(params, "student", self.samples)
     row = {f"eval/{k}": v for k, v in scores.items()}
-    row |= {"eval/drift": self.drift(params), **(more or {})}
+    row |= {"eval/drift": self.drift(params), **more(scores)}
     row["time/evaluate"] = time.time() - began
     # The replies before the row: the row says that the evaluation is complete.
     if processes.is_first():

@@ -1,6 +1,7 @@
 """Intervals against known numbers; accuracy by hand; drift from the base."""
 
 import re
+import types
 
 import jax
 import jax.numpy as jnp
@@ -183,3 +184,28 @@ def test_the_unrelated_prompts_are_not_about_the_task():
   )  # fmt: skip
   for prompt in evaluate.unrelated_prompts(64):
     assert not related.search(prompt), prompt
+
+
+@pytest.mark.parametrize("told,sides", [
+    ((1, 2), ["teacher", "student"]), ((1,), ["student"]),
+])  # fmt: skip
+def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
+  """Its replies would be the student's."""
+  judge, asked, rows = object.__new__(evaluate.Judge), [], []
+  judge.run = types.SimpleNamespace(
+      eval=[types.SimpleNamespace(student_ids=(1,), teacher_ids=told)]
+  )
+  judge.writer = types.SimpleNamespace(rows=lambda: [])
+  judge.samples = 1
+
+  def accuracy(params, side, samples):
+    asked.append(side)
+    return {"accuracy": {"student": 0.25, "teacher": 0.75}[side]}, []
+
+  judge.accuracy = accuracy
+  judge.judge = lambda params, step, more: rows.append(
+      more(judge.accuracy(params, "student", 1)[0])
+  )
+  judge.judge_base({})
+  assert asked == sides
+  assert rows == [{"eval/teacher_accuracy": 0.75 if len(sides) > 1 else 0.25}]
