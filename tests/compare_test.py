@@ -5,6 +5,7 @@ import json
 import pytest
 
 from experiments.largest_number import compare
+from opsd_jax import sweep
 
 
 def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
@@ -69,6 +70,38 @@ def test_every_method_is_a_cell_that_can_run():
     assert [c.error for c in cells] == [None] * 3
     assert {c.config.steps * c.config.rollout.prompts * c.config.rollout.samples
             for c in cells} == {640}  # responses  # fmt: skip
+
+
+def test_interrupted_it_gathers_what_is_finished(tmp_path, monkeypatch, capsys):
+  """Of no other than this config, and not what a kill has torn."""
+
+  def interrupt(cells, workdir):
+    raise KeyboardInterrupt
+
+  for seed, cell in enumerate(compare.cells_of("GRPO")):
+    there = write_run(tmp_path / cell.name)
+    (there / "config.json").write_text(json.dumps(cell.config.to_dict()))
+    if seed == 1:
+      (there / "summary.json").write_text('{"seconds"')
+  monkeypatch.setattr("opsd_jax.sweep.run", interrupt)
+  monkeypatch.setattr(compare, "HERE", tmp_path)
+  compare.main([f"--workdir={tmp_path}"])
+  runs = [json.loads(x) for x in (tmp_path / "methods.jsonl").open()]
+  assert [(r["method"], r["seed"]) for r in runs] == [("GRPO", 0), ("GRPO", 2)]
+  assert "| GRPO | 2 | 0.750" in capsys.readouterr().out
+
+
+def test_checkpoints_of_finished_cells_alone_are_dropped(tmp_path, monkeypatch):
+  cells = compare.cells_of("OPSD")[:1] + compare.cells_of("RFT")[:1]
+  for cell in cells:
+    (tmp_path / cell.name / "checkpoints" / "20").mkdir(parents=True)
+    config = json.dumps(cell.config.to_dict())
+    (tmp_path / cell.name / "config.json").write_text(config)
+  (tmp_path / cells[0].name / "summary.json").write_text('{"seconds": 1}')
+  monkeypatch.setattr("opsd_jax.sweep.run", lambda c, w: sweep.table(cells, w))
+  compare.train("OPSD, JSD", tmp_path)
+  kept = [(tmp_path / c.name / "checkpoints").exists() for c in cells]
+  assert kept == [False, True]
 
 
 def test_without_a_result_it_says_what_to_do(tmp_path, monkeypatch):

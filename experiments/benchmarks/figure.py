@@ -88,8 +88,8 @@ def growth(axis, rows: list[dict]) -> None:
         f" {slope(sizes, seconds):.2f}",
     )  # fmt: skip
   axis.set(
-      xscale="log", yscale="log", title="A train step, or rollout, as one size grows",
-      xlabel="times the smallest", ylabel="seconds",
+      title="A train step, or rollout, as one size grows",
+      xscale="log", xlabel="times the smallest", yscale="log", ylabel="seconds",
   )  # fmt: skip
   axis.set_xticks([1, 2, 4, 8, 16], [1, 2, 4, 8, 16])
   axis.minorticks_off()

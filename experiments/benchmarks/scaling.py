@@ -93,6 +93,7 @@ def slope(sizes, seconds) -> float:
 
 
 def asked(tokenizer) -> list[list[int]]:
+  """Token ids of 4 prompts."""
   return [
       tokenizer.encode(f"A long story about the number {n}:") for n in range(4)
   ]
@@ -100,11 +101,11 @@ def asked(tokenizer) -> list[list[int]]:
 
 def generate(model, prompts, new_tokens: int):
   """The Samples of all prompts, as long as that."""
-  from opsd_jax import draw, rollout, sample
+  from opsd_jax import draw, sample
 
   return sample.sample(
       model.config, model.params, prompts,
-      rollout.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
+      draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
       draw.Knobs(), max_new_tokens=new_tokens, eos_ids=(-1,), slots=4,
       bucket=BUCKET, steps=32,
   )  # fmt: skip
@@ -153,15 +154,17 @@ def rollouts(source: str):
   prompts = asked(model.tokenizer)
   longest = max(map(len, prompts))
   for size in NEW_TOKENS:
+    made = []
     (seconds,) = lines.seconds_of(
-        lambda: generate(model, prompts, size), times=3  # noqa: B023
+        lambda: made.append(generate(model, prompts, size)),  # noqa: B023
+        times=3,
     )
     yield size, {
         "seconds": seconds,
         "cache_bytes": cache_bytes(model.config, longest + size),
         "milliseconds_per_token": 1000 * seconds["median"] / (4 * size),
     }  # fmt: skip
-  got = generate(model, prompts, size)
+  got = made[-1]
   gaps = [
       np.abs(forward_logp(model, p, ids) - logp).max()
       for p, ids, logp in zip(prompts, got.ids_RxT, got.logp_RxT, strict=True)

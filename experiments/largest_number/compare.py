@@ -4,13 +4,14 @@
   python -m experiments.largest_number.compare
 
 The first trains every cell that is not finished, all methods of a seed before
-the next seed, and gathers the finished ones into methods.jsonl; interrupt it
-whenever you like. The second draws the committed results again. `--only=GRPO`
+the next seed, and gathers the finished ones into methods.jsonl, also where you
+interrupt it. The second draws the committed results again. `--only=GRPO`
 takes the methods whose name holds that text; `--commands` prints what would
 start each cell alone. A finished cell's checkpoint, 2 GB, is dropped.
 """
 
 import argparse
+import contextlib
 import json
 import pathlib
 import shutil
@@ -20,7 +21,7 @@ import numpy as np
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 OPSD = "configs/opsd.py"
-COMMON = {"eval.every": [40], "checkpoint.every": [20]}
+COMMON = {"eval.every": [40], "checkpoint.every": [20]}  # evaluated at the end
 METHODS = {  # the config, and what differs from it
     "SFT on the reference": ("configs/sft.py", {}),
     "RFT": ("configs/rft.py", {}),
@@ -55,13 +56,20 @@ def train(only: str, workdir: pathlib.Path) -> None:
   for of_seed in zip(*cells, strict=True):
     done = sweep.run(of_seed, workdir)
     print(done[["status", "error"]].to_string(), flush=True)
-    for cell in of_seed:
-      if is_finished(workdir / cell.name):
-        shutil.rmtree(workdir / cell.name / "checkpoints", ignore_errors=True)
+    for directory in done.workdir[done.status == "finished"]:
+      shutil.rmtree(f"{directory}/checkpoints", ignore_errors=True)
 
 
-def is_finished(directory: pathlib.Path) -> bool:
-  return (directory / "summary.json").exists()
+def gathered(workdir: pathlib.Path) -> list[dict]:
+  """`gather` of every finished cell."""
+  from opsd_jax import sweep
+
+  runs = []
+  for method in METHODS:
+    found = sweep.table(cells_of(method), workdir)
+    for row in found[found.status == "finished"].itertuples():
+      runs.append(gather(method, row.seed, pathlib.Path(row.workdir)))
+  return runs
 
 
 def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
@@ -71,7 +79,7 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
   scores = [json.loads(line)["score"] for line in replies.open()]
   config = json.loads((workdir / "config.json").read_text())
-  samples = config["rollout"]["source"] == "on_policy"
+  is_sampled = config["rollout"]["source"] == "on_policy"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   return {
       "method": method, "seed": seed,
@@ -81,8 +89,8 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
       ],
       "teacher": round(evals[0]["eval/teacher_accuracy"], 4),
       "right": "".join(str(int(score >= 1)) for score in scores),
-      "generated_tokens": samples * sum(
-          r.get("response_tokens", 0) for r in rows
+      "generated_tokens": sum(
+          r.get("response_tokens", 0) for r in rows if is_sampled
       ),
       "seconds": round(json.loads(
           (workdir / "summary.json").read_text())["seconds"]),
@@ -140,7 +148,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 
   methods = by_method(runs)
   figure, (bars, plane) = plt.subplots(
-      1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained",
+      1, 2, figsize=(11, max(0.32 * len(methods) + 1.6, 3)), layout="constrained",
       sharey=False,
   )  # fmt: skip
   base, teacher = runs[0]["evals"][0]["accuracy"], runs[0]["teacher"]
@@ -177,19 +185,15 @@ def main(argv=None) -> None:
   parser.add_argument("--commands", action="store_true", help="print, run none")
   args = parser.parse_args(argv)
   results = HERE / "methods.jsonl"
+  if args.workdir and args.commands:
+    for method in METHODS:
+      for cell in cells_of(method) if args.only in method else ():
+        print(cell.command(args.workdir))
+    return
   if args.workdir:
-    every = [(method, cell) for method in METHODS for cell in cells_of(method)]
-    if args.commands:
-      print("\n".join(
-          cell.command(args.workdir) for m, cell in every if args.only in m
-      ))  # fmt: skip
-      return
-    train(args.only, args.workdir)
-    runs = [
-        gather(method, cell.overrides["seed"], args.workdir / cell.name)
-        for method, cell in every
-        if is_finished(args.workdir / cell.name)
-    ]
+    with contextlib.suppress(KeyboardInterrupt):
+      train(args.only, args.workdir)
+    runs = gathered(args.workdir)
     results.write_text("".join(json.dumps(r) + "\n" for r in runs))
   if not results.exists() or not results.read_text():
     raise SystemExit(f"error: no finished cell in {results}: give --workdir")
