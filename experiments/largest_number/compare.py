@@ -148,7 +148,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 
   methods = by_method(runs)
   figure, (bars, plane) = plt.subplots(
-      1, 2, figsize=(11, max(0.32 * len(methods) + 1.6, 3)), layout="constrained",
+      1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained",
       sharey=False,
   )  # fmt: skip
   base, teacher = runs[0]["evals"][0]["accuracy"], runs[0]["teacher"]
@@ -170,7 +170,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
   for line, name in ((base, "base"), (teacher, "privileged teacher")):
     bars.axvline(line, color="#555555", ls="--", lw=1)
     plane.axhline(line, color="#555555", ls="--", lw=1)
-    bars.text(line, -0.8, name, fontsize=7, ha="center", color="#555555")
+    bars.text(line, 1.02, name, fontsize=7, ha="center", color="#555555",
+              transform=bars.get_xaxis_transform())  # fmt: skip
   plane.margins(x=0.3)
   for axis in (bars, plane):
     axis.spines[["top", "right"]].set_visible(False)
