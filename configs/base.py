@@ -152,6 +152,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.reinforce = ConfigDict()  # learning from the task's rewards
   c.reinforce.weight = 0.0  # of the surrogate beside the divergence; 0: off
+  c.reinforce.reward = "right"  # 1 or 0; or the task's score, a part for a part
   # reward, centred, standardised, leave_one_out, whitened
   c.reinforce.advantage = "standardised"
   c.reinforce.surrogate = "ppo"  # plain, ppo, cispo

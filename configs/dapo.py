@@ -1,9 +1,10 @@
 """DAPO (Yu et al. 2025, arXiv:2503.14476): GRPO that keeps exploring.
 
-The ratio may rise further than it may fall, every token of the batch counts
-alike, prompts whose responses are all right or all wrong are replaced by others
-(here for at most 4 rounds of sampling a step, so a step may cost four times as
-many responses), and a response that comes near the end of its budget pays.
+The ratio may rise further than it may fall (so a batch of rollouts gives two
+updates: at the first the ratio is 1), every token of the batch counts alike,
+prompts whose responses are all right or all wrong are replaced by others (here
+for at most 4 rounds of sampling, so a batch may cost four times as many
+responses), and a response that comes near the end of its budget pays.
 
   python -m experiments.train --config=configs/dapo.py --workdir=runs/dapo
 """
@@ -15,6 +16,7 @@ def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = grpo.get_config(arg)
   c.reinforce.clip_high = 0.28
+  c.reinforce.updates = 2
   c.reinforce.rounds = 4
   c.reinforce.overlong = c.rollout.max_new_tokens // 4
   c.token_weight.name = "uniform"

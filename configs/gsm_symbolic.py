@@ -2,7 +2,7 @@
 
 Grade-school word problems drawn from templates (GSM-Symbolic, Mirzadeh et al.
 2024, arXiv:2410.05229, as reasoning-gym generates them); the teacher reads a
-worked solution. Ten steps, to look at what the solution tells the teacher:
+worked solution. Twenty steps, to look at what the solution tells the teacher:
 compare teacher/nll with student/nll in metrics.jsonl.
 
   python -m experiments.train --config=configs/gsm_symbolic.py --workdir=runs/gsm
@@ -18,11 +18,11 @@ def get_config(arg=None):
   c.task.privileged_field = "answer_cot"
   c.task.train_count = 1024
   c.task.eval_count = 32
-  c.steps = 10
+  c.steps, c.optimizer.warmup_steps = 20, 4
   c.rollout.prompts = 8
   c.rollout.max_new_tokens = 160
   c.eval.max_new_tokens = 160
-  c.eval.every = 10
+  c.eval.every = 20
   c.batch.row_tokens = 768
   if arg == "tiny":
     base.shrink(c)

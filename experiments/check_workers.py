@@ -23,7 +23,9 @@ import sys
 import uuid
 
 ROOT = pathlib.Path(__file__).parents[1]
-PACKAGES = ("jax", "jaxlib", "libtpu", "flax", "numpy")
+PACKAGES = (
+    "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
+)
 TPU_DEVICES = ("/dev/accel", "/dev/vfio/")
 LOCKFILE = pathlib.Path("/tmp/libtpu_lockfile")
 

@@ -21,7 +21,7 @@ ASK = (
 )
 STATED = re.compile(
     r"\**confidence(?:\s+level)?\**\s*(?::|=|\bis\b)\s*\**\s*"
-    r"(\d+(?:\.\d+)?|\.\d+)\s*(%|percent\b|/\s*\d+)?",
+    r"(\d+(?:\.\d+)?|\.\d+)\s*(%|percent\b|(?:/|out of)\s*\d+)?",
     re.IGNORECASE,
 )
 
@@ -41,15 +41,15 @@ def stated(text: str) -> tuple[str, float | None]:
   """(the text up to its last statement of confidence and after it, the
   confidence), or (text, None) where there is none in [0, 1].
 
-  "Confidence: 80%", "confidence is 0.8", "Confidence: 8/10". A bare number
+  "Confidence: 80%", "confidence is 0.8", "8/10" or "8 out of 10". A bare number
   above 1 is percent; 1 itself is certainty.
   """
   *_, found = None, *STATED.finditer(text)
   if found is None:
     return text, None
   value, unit = float(found[1]), found[2] or ""
-  if unit.startswith("/"):
-    whole = float(unit[1:])
+  if of := re.search(r"\d+", unit):
+    whole = float(of[0])
     value = value / whole if whole else math.inf
   elif unit or value > 1:
     value /= 100

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from opsd_jax.pick import pick
 from opsd_jax.structs import Example
+from opsd_jax.tasks import same_text
 
 
 class Missing(ValueError):
@@ -97,12 +98,17 @@ def none(example: Example, pool) -> None:
 
 
 def other(example: Example, pool) -> str:
-  """Another problem's solution, the next in the pool that reads differently:
-  the control of the reference's form."""
+  """Another problem's solution: the next in the pool whose question, solution
+  and answer all read differently. The control of the reference's form."""
   ids = [e.id for e in pool]
   here = ids.index(example.id)
   for e in (*pool[here + 1 :], *pool[:here]):
-    if (e.solution or "").strip() and e.solution != example.solution:
+    alike = (
+        e.answer is not None and e.answer == example.answer
+        or (e.solution or "").strip() in ("", (example.solution or "").strip())
+        or same_text(e.question) == same_text(example.question)
+    )  # fmt: skip
+    if not alike:
       return e.solution
   raise Missing("other problem with another solution")
 

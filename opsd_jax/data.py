@@ -162,7 +162,7 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
   of_split = lambda n: any(
       fnmatch.fnmatch(part, pattern)
       for part in n.split("/")
-      for pattern in (split, f"{split}.*", f"{split}[-_]*")
+      for pattern in (split, f"{split}.*", f"{split}[-_][0-9]*")
   )
   config = options.get("config")
   found = [
@@ -258,13 +258,14 @@ def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
 
 def both(
     train: str, eval: str, columns: Columns, *, skip_bad: int, train_limit: int,
-    eval_limit: int, task: dict,
+    eval_limit: int, rewarded: bool, task: dict,
 ) -> Problems:  # fmt: skip
   """Training and evaluation problems, disjoint by their questions' text.
 
-  `task` holds the keywords of tasks.load. A limit is a number of problems from
-  the source's beginning, 0 for all. As with a task's own problems, evaluation
-  asks no question twice and training may.
+  `rewarded`: replies to training problems are judged, so those without an
+  answer are dropped too. `task` holds the keywords of tasks.load. A limit is a
+  number of problems from the source's beginning, 0 for all. As with a task's own
+  problems, evaluation asks no question twice and training may.
   """
   if train == eval == TASK:
     d = tasks.load(**task)
@@ -275,7 +276,7 @@ def both(
     held_out, repeated = own_problems(task, "eval", set())
   else:
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
-    rows = answered(eval, rows, dropped)
+    rows = answered(eval, rows, dropped, "evaluation")
     held_out = tuple(by_text(rows).values())
     repeated = len(rows) - len(held_out)
     held_out = limited(held_out, eval_limit, "evaluation", dropped)
@@ -284,6 +285,8 @@ def both(
     learnt, overlap = own_problems(task, "train", asked)
   else:
     rows = read(train, columns, skip_bad, "training", dropped, counts)
+    if rewarded:
+      rows = answered(train, rows, dropped, "training")
     learnt = tuple(e for e in rows if tasks.same_text(e.question) not in asked)
     overlap = len(rows) - len(learnt)
     learnt = limited(learnt, train_limit, "training", dropped)
@@ -313,13 +316,13 @@ def read(source, columns, skip_bad: int, use: str, dropped, counts):
   return loaded.examples
 
 
-def answered(source, examples, dropped):
+def answered(source, examples, dropped, use: str):
   """Those that can be judged; reasoning-gym's are without an answer too."""
   if source.startswith("reasoning_gym:"):
     return examples
   kept = [e for e in examples if e.answer is not None]
   if len(kept) < len(examples):
-    dropped["evaluation: no answer"] = len(examples) - len(kept)
+    dropped[f"{use}: no answer"] = len(examples) - len(kept)
   return kept
 
 

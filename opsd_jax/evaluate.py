@@ -24,6 +24,7 @@ from opsd_jax import (
 from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
 from opsd_jax.statistics import wilson
+from opsd_jax.structs import UNJUDGED
 
 
 def rate(name: str, scores) -> dict[str, float]:
@@ -40,6 +41,7 @@ class Reply(NamedTuple):
   score: float  # the task's, in [0, 1]
   truncated: bool
   tokens: int
+  unjudged: bool
 
 
 def accuracy(
@@ -61,7 +63,8 @@ def accuracy(
           for c in group]  # fmt: skip
   verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
   own = [
-      (c.text, v.score, bool(c.truncated), len(c.ids))
+      (c.text, v.score, bool(c.truncated), len(c.ids),
+       v.feedback.startswith(UNJUDGED))
       for (_, c), v in zip(flat, verdicts, strict=True)
   ]
   each = 1 + samples
@@ -75,6 +78,7 @@ def accuracy(
   greedy = [Reply(*group[0]) for group in judged]
   metrics["truncated"] = float(np.mean([r.truncated for r in greedy]))
   metrics["tokens"] = float(np.mean([r.tokens for r in greedy]))
+  metrics["unjudged"] = float(np.mean([r.unjudged for r in greedy]))
   return metrics, greedy
 
 
@@ -166,10 +170,12 @@ class Judge:
     )  # fmt: skip
 
   def accuracy(self, params, side: str, samples: int):
-    """(metrics, greedy Replies) to the student's or the teacher's prompts."""
+    """(metrics, greedy Replies) to the student's or the teacher's prompts, of
+    the problems that this side can be asked."""
+    asked = [p for p in self.run.eval if getattr(p, f"{side}_ids")]
     return accuracy(
-        params, [getattr(p, f"{side}_ids") for p in self.run.eval],
-        [p.example for p in self.run.eval], self.run.verify,
+        params, [getattr(p, f"{side}_ids") for p in asked],
+        [p.example for p in asked], self.run.verify,
         lambda params, prompts, ids, **how: self.complete(
             params=params, prompts=prompts, ids=ids,
             max_new_tokens=self.max_new_tokens, stop=self.stop, **how,
@@ -183,11 +189,13 @@ class Judge:
     done = lambda: any("eval/accuracy" in row for row in self.writer.rows())
     if processes.from_first(done):
       return
-    teacher = None
-    if any(p.teacher_ids != p.student_ids for p in self.run.eval):
+    told = [p for p in self.run.eval if p.teacher_ids]
+    teacher = None if told else {}  # None: as the student
+    if any(p.teacher_ids != p.student_ids for p in told):
       teacher, _ = self.accuracy(params, "teacher", self.samples)
     self.judge(params, 0, lambda student: {
-        f"eval/teacher_{k}": v for k, v in (teacher or student).items()
+        f"eval/teacher_{k}": v
+        for k, v in (student if teacher is None else teacher).items()
     })  # fmt: skip
 
   def judge(self, params, step: int, more=lambda scores: {}) -> None:

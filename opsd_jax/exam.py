@@ -15,6 +15,8 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from tqdm import tqdm
 
 from opsd_jax import (
@@ -82,6 +84,8 @@ def validate(how: How) -> None:
                "resamples"):  # fmt: skip
     if (value := getattr(how, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
+  if how.seed < 0:
+    raise ValueError(f"seed is {how.seed}, expected at least 0")
   if how.confidence not in CONFIDENCE:
     raise ValueError(
         f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
@@ -105,11 +109,24 @@ def load(model: str | None, run, dtype: str) -> Subject:
   return load_run(run) if run else load_model(model, dtype)
 
 
-def held_out_seed(run) -> int:
-  """task.seed of a training run, 0 without one."""
-  return (
-      prepare.read_config(files.open_workdir(run)).task.seed if run else 0
-  )
+def held_out(run, source: str, count: int | None, seed: int | None):
+  """(count, seed) of a task's problems, where they are not given: those that
+  the run's training held out, of another task or without a run 256 of seed 0.
+
+  Raises ValueError for more than training held out.
+  """
+  if not run:
+    return count or 256, seed or 0
+  own = prepare.read_config(files.open_workdir(run)).task
+  seed = own.seed if seed is None else seed
+  if (source, seed) != (own.name, own.seed):
+    return count or 256, seed
+  if (count or 0) > own.eval_count:
+    raise ValueError(
+        f"{count} problems of {source}: the training of {run} held out"
+        f" {own.eval_count} (task.eval_count), and may have seen the others"
+    )
+  return count or own.eval_count, seed
 
 
 def load_model(source: str, dtype: str) -> Subject:
@@ -137,7 +154,7 @@ def load_run(workdir) -> Subject:
   mesh = sharding.make_mesh(**config.mesh)
   path = sources.resolve(config.model.source)
   about = {"source": config.model.source, "dtype": config.model.dtype}
-  about["run"] = str(workdir)
+  about |= {"run": str(workdir)}
 
   def load(layout, run):
     about["step"], params = checkpoint.restore_params(
@@ -161,10 +178,28 @@ def _subject(mesh, path, run, about, load, template, args) -> Subject:
   model_config = prepare.fit_to(sources.read_config(path, **run), mesh, False)
   layout = functools.partial(sharding.tree_shardings, mesh=mesh)
   params = load(layout, run | {"attention": model_config.attention})
+  about["weights"] = fingerprint(params, mesh)
   return Subject(
       mesh, model_config, params, tokenizer.load(path), template, args,
       about,
   )  # fmt: skip
+
+
+def fingerprint(params, mesh) -> str:
+  """Tells weights apart: a hash of the sums of the bits of every array, which
+  are the same however they are laid out."""
+  words = {2: jnp.uint16, 4: jnp.uint32}
+
+  def total(x):
+    bits = jax.lax.bitcast_convert_type(x, words[x.dtype.itemsize])
+    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  sums = jax.jit(
+      lambda p: jnp.stack([total(x) for x in jax.tree.leaves(p)]),
+      out_shardings=whole,
+  )(params)
+  return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------- answer
@@ -345,8 +380,8 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
 
 
 def sit(
-    how: How, sets_as_text, workdir, *, model, run, dtype: str, count: int,
-    task_seed: int | None, compile_cache: str, verify: dict,
+    how: How, sets_as_text, workdir, *, model, run, dtype: str,
+    count: int | None, task_seed: int | None, compile_cache: str, verify: dict,
 ) -> dict:  # fmt: skip
   """`evaluate` with everything by name: what experiments/evaluate.py does.
 
@@ -363,10 +398,12 @@ def sit(
   cache = pathlib.Path(compile_cache).expanduser()
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
-  seed = held_out_seed(run) if task_seed is None else task_seed
   judge = lambda task: workers.shared(task, "answer", **verify)
-  chosen = [
-      sets.open_set(sets.parse(text), count=count, seed=seed, judge=judge)
-      for text in sets_as_text
-  ]
+  chosen = []
+  for spec in map(sets.parse, sets_as_text):
+    number, seed = held_out(run, spec.source, count, task_seed)
+    found = sets.open_set(spec, count=number, seed=seed, judge=judge)
+    if spec.task:
+      prepare.unverified(found.verify, found.examples, spec.task, spec.source)
+    chosen.append(found)
   return evaluate(load(model, run, dtype), chosen, workdir, how)

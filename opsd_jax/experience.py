@@ -1,12 +1,13 @@
 """What a step learns from: problems answered, judged, compared, collated."""
 
+import collections
 from typing import NamedTuple
 
 import numpy as np
 
 from opsd_jax import collate, processes, reinforce, sharding
 from opsd_jax.models import attention
-from opsd_jax.structs import Rollout
+from opsd_jax.structs import UNJUDGED, Rollout
 
 
 class Experience(NamedTuple):
@@ -21,38 +22,43 @@ def collect(config, run, respond, draw) -> Experience:
   """Rollouts of a step's problems and, where they are learned from, rewards.
 
   Args:
-    respond: this process's problems -> `samples` rollouts of each, in order.
+    respond: this process's problems, and how often each has been asked in this
+      step before -> `samples` rollouts of each, in order.
     draw: () -> the next problems of all processes.
 
   With reinforce.rounds above 1 problems are drawn and answered again until
   every process has its number of prompts whose responses differ in score, or
   the rounds are over (DAPO's dynamic sampling, arXiv:2503.14476, eq. 11); what
-  is missing then is filled up with prompts without signal.
+  is missing then is filled up with prompts without signal, whose advantages,
+  where they compare, are 0: no penalty of theirs counts.
   """
   c, samples = config.reinforce, config.rollout.samples
+  asked = collections.Counter()
   if not c.weight:
-    return Experience(respond(processes.share(draw())), None, {})
-  groups, scores, rounds, missing = [], [], 0, True
+    return Experience(respond(*ask(draw, asked)), None, {})
+  groups, scores, lost, rounds, missing = [], [], 0, 0, True
   while missing and rounds < c.rounds:
-    problems = processes.share(draw())
-    rollouts, rounds = respond(problems), rounds + 1
-    scores += judged(run, rollouts, samples)
+    problems, before = ask(draw, asked)
+    rollouts, rounds = respond(problems, before), rounds + 1
+    found, unjudged = judged(run, rollouts, samples)
+    scores, lost = scores + found, lost + unjudged
     groups += [
         rollouts[i : i + samples] for i in range(0, len(rollouts), samples)
     ]
-    found = reinforce.signal(np.array(scores)).sum()
-    missing = processes.maximum([len(problems) - found])[0] > 0
-  signal = reinforce.signal(np.array(scores))
-  first = np.argsort(~signal, kind="stable")[: len(problems)]
-  chosen = [groups[i] for i in sorted(first)]
-  scores_PxN = np.array([scores[i] for i in sorted(first)])
-  reward_PxN = scores_PxN + penalties(
-      chosen, config.rollout.max_new_tokens, c.overlong
-  )
+    rewards_PxN = reinforce.REWARDS[c.reward](np.array(scores))
+    signal_P = reinforce.signal(rewards_PxN)
+    missing = processes.maximum([len(problems) - signal_P.sum()])[0] > 0
+  first = sorted(np.argsort(~signal_P, kind="stable")[: len(problems)])
+  chosen = [groups[i] for i in first]
+  penalty_PxN = penalties(chosen, config.rollout.max_new_tokens, c.overlong)
+  if c.rounds > 1:
+    penalty_PxN *= signal_P[first][:, None]
+  reward_PxN = rewards_PxN[first] + penalty_PxN
   metrics = {
       "score": processes.mean(np.mean(scores)),
       "reward": processes.mean(reward_PxN.mean()),
-      "reinforce/no_signal": processes.mean(1 - signal.mean()),
+      "unjudged": processes.mean(lost / np.size(scores)),
+      "reinforce/no_signal": processes.mean(1 - signal_P.mean()),
       "reinforce/rounds": rounds,
   }
   advantage_PxN = own_advantages(c.advantage, reward_PxN)
@@ -60,14 +66,27 @@ def collect(config, run, respond, draw) -> Experience:
   return Experience(rollouts, advantage_PxN.reshape(-1), metrics)
 
 
-def judged(run, rollouts, samples: int) -> list[list[float]]:
-  """The task's score of each rollout, a list a prompt."""
+def ask(draw, asked: collections.Counter):
+  """This process's next problems, and how often each was asked before: a
+  problem that comes twice in a step is answered with other draws."""
+  problems, before = draw(), []
+  for problem in problems:
+    before.append(asked[problem.example.id])
+    asked[problem.example.id] += 1
+  return processes.share(problems), processes.share(before)
+
+
+def judged(run, rollouts, samples: int) -> tuple[list[list[float]], int]:
+  """(the task's score of each rollout, a list a prompt; how many it could not
+  judge)."""
   verdicts = run.verify(
       [r.problem.example for r in rollouts],
       [r.completion.text for r in rollouts],
   )
   scores = [v.score for v in verdicts]
-  return [scores[i : i + samples] for i in range(0, len(scores), samples)]
+  unjudged = sum(v.feedback.startswith(UNJUDGED) for v in verdicts)
+  groups = [scores[i : i + samples] for i in range(0, len(scores), samples)]
+  return groups, unjudged
 
 
 def penalties(groups, max_new_tokens: int, margin: int) -> np.ndarray:

@@ -9,6 +9,8 @@ import json
 import numpy as np
 
 from opsd_jax import calibration, files, statistics
+from opsd_jax.structs import UNJUDGED
+from opsd_jax.tasks import answers
 
 
 def read(workdir, name: str) -> list[dict]:
@@ -40,27 +42,41 @@ def settings(workdir) -> dict:
 def columns(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   """name -> (one value a problem, whether it is a rate).
 
-  avg, pass@k and maj@k for every k, truncated, no_answer, tokens. A reply is
-  right when its score is 1.
+  avg, pass@k and maj@k for every k, truncated, no_answer, unjudged, tokens. A
+  reply is right when its score is 1; in a vote right replies are of one answer.
   """
   replies = [p["replies"] for p in problems]
   of = lambda field: [[r[field] for r in group] for group in replies]
   right_NxK = np.array([[s >= 1 for s in group] for group in of("score")])
   n, c_N = right_NxK.shape[1], right_NxK.sum(1)
-  answers = of("answer")
+  votes = [[vote(r) for r in group] for group in replies]
   voted = lambda k: np.array([
       statistics.maj_at_k(a, right, k)
-      for a, right in zip(answers, right_NxK, strict=True)
+      for a, right in zip(votes, right_NxK, strict=True)
   ])  # fmt: skip
   each = {"avg": (right_NxK.mean(1), True)}
   each |= {f"pass@{k}": (statistics.pass_at_k(n, c_N, k), True) for k in ks}
   each |= {f"maj@{k}": (voted(k), True) for k in ks}
-  silent_NxK = np.array([[a is None for a in group] for group in answers])
+  silent_NxK = np.array([[a is None for a in g] for g in of("answer")])
+  lost = [[f.startswith(UNJUDGED) for f in g] for g in of("feedback")]
   return each | {
       "truncated": (np.array(of("truncated")).mean(1), True),
       "no_answer": (silent_NxK.mean(1), True),
+      "unjudged": (np.array(lost).mean(1), True),
       "tokens": (np.array(of("tokens")).mean(1), False),
   }
+
+
+def vote(reply: dict):
+  """What a reply votes for: None without an answer; the right one, however it
+  is written; a wrong one by its value where that can be read, else its text."""
+  if reply["answer"] is None:
+    return None
+  if reply["score"] >= 1:
+    return True
+  text = answers.clean(reply["answer"][: answers.LONGEST])
+  value = answers.read(text)
+  return answers.folded(text) if value.data is None else value[:2]
 
 
 def confidences(problems: list[dict], kind: str):

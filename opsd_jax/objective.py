@@ -76,6 +76,7 @@ def of_rewards(config) -> dict[str, Any]:
     if r[name] < 0:
       raise ValueError(f"reinforce.{name} is {r[name]}, expected at least 0")
   surrogate = pick(reinforce.SURROGATES, r.surrogate)
+  pick(reinforce.REWARDS, r.reward)
   pick(reinforce.ADVANTAGES, r.advantage)
   kl = pick(reinforce.KL, r.kl)
   if r.weight and r.advantage not in reinforce.ALONE and samples < 2:
@@ -93,8 +94,25 @@ def of_rewards(config) -> dict[str, Any]:
         "reinforce.kl_weight needs a reference: set teacher.name=fixed,"
         " context.template=plain and context.privileged=none"
     )
-  if not r.weight and config.loss.denominator == "active_tokens":
-    raise ValueError("loss.denominator=active_tokens needs a reinforce.weight")
+  everywhere = config.loss.distill or r.kl_weight or not r.weight
+  if config.loss.denominator == "active_tokens" and everywhere:
+    raise ValueError(
+        "loss.denominator=active_tokens counts the tokens of responses with an"
+        " advantage: it needs a reinforce.weight, and goes neither with"
+        " loss.distill nor with reinforce.kl_weight, which all tokens share"
+    )
+  if r.weight and not config.rollout.temperature > 0:
+    raise ValueError(
+        f"rollout.temperature is {config.rollout.temperature}: greedy responses"
+        " to a prompt are all the same, so rewards say nothing"
+    )
+  is_as_drawn = config.rollout.temperature == config.loss.temperature
+  if r.weight and not is_as_drawn and not r.importance_cap:
+    raise ValueError(
+        f"rollout.temperature={config.rollout.temperature} draws from another"
+        f" distribution than loss.temperature={config.loss.temperature} learns:"
+        " make them equal, or set reinforce.importance_cap (2, say)"
+    )
   if not (r.weight or config.loss.distill):
     raise ValueError(
         "nothing to learn from: loss.distill and reinforce.weight are both 0"

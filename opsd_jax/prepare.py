@@ -27,16 +27,17 @@ from opsd_jax import objective as objectives
 from opsd_jax.draw import Knobs, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
-from opsd_jax.structs import Problem
+from opsd_jax.structs import UNJUDGED, Problem
 
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
 OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
                  "compile_cache", "verify.workers")  # fmt: skip
 
-FAULT = "not judged: "  # how a verdict begins whose verifier failed
 
 DTYPES = ("float32", "bfloat16", "float16")
+
+REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem
 
 COUNTS = (  # fields that must be at least 1
     "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens",
@@ -65,7 +66,7 @@ class Run(NamedTuple):
   removed_as_overlap: int
   dropped: dict[str, int]  # what cannot be asked, by reason
   counts: dict[str, int]  # of the problems as they were read
-  train_digest: str  # of what `train` holds
+  digest: str  # of what `train` and `eval` hold
   objective: Any
   tx: Any
 
@@ -181,11 +182,11 @@ def prepare(config) -> Run:
         f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
         f" dropped: {dropped or 'none'}"
     )
-  digest = stream.digest(train)
+  digest = stream.digest((*train, *held_out))
   if len(set(processes.gather(digest))) > 1:
     raise ValueError(
-        "the processes read different training problems: give each the same"
-        f" content of data.train={config.data.train}"
+        "the processes read different problems: give each the same content of"
+        f" data.train={config.data.train} and data.eval={config.data.eval}"
     )
   return Run(
       mesh, model_config, params, trained(config), tok, train, held_out,
@@ -195,7 +196,8 @@ def prepare(config) -> Run:
 
 
 def read_problems(config):
-  """(verify, data.Problems); every evaluation answer can be judged.
+  """(verify, data.Problems); every answer that replies will be compared with
+  can be judged.
 
   How many answers the task finds wrong, read as a reply, is counted.
   """
@@ -204,26 +206,36 @@ def read_problems(config):
   problems = data.both(
       d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
       skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
+      rewarded=config.reinforce.weight > 0,
       task={
           "name": c.name, "train_count": c.train_count,
           "eval_count": c.eval_count, "seed": c.seed,
           "privileged_field": c.privileged_field,
       },
   )  # fmt: skip
-  if d.eval == data.TASK:
-    return verify, problems
-  own = [e for e in problems.eval if e.answer is not None]
+  counts = dict(problems.counts)
+  if d.eval != data.TASK:
+    wrong = unverified(verify, problems.eval, c.name, d.eval)
+    counts["evaluation answers not verified"] = wrong
+  if d.train != data.TASK and config.reinforce.weight:
+    wrong = unverified(verify, problems.train, c.name, d.train)
+    counts["training answers not verified"] = wrong
+  return verify, problems._replace(counts=counts)
+
+
+def unverified(verify, examples, task: str, source: str) -> int:
+  """How many answers the task finds wrong, read as a reply; ValueError where it
+  cannot judge a problem."""
+  own = [e for e in examples if e.answer is not None]
   replies = [*(e.answer for e in own), *["The answer is 0."] * len(own)]
   verdicts = verify([*own, *own], replies)
   for e, v in zip([*own, *own], verdicts, strict=True):
-    if v.feedback.startswith(FAULT):
+    if v.feedback.startswith(f"{UNJUDGED}: "):
       raise ValueError(
-          f"task.name={c.name} cannot judge problem {e.id} of {d.eval}, whose"
-          f" answer is {e.answer!r} ({v.feedback}): choose another task.name"
+          f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
+          f" {e.answer!r} ({v.feedback}): choose another"
       )
-  wrong = sum(v.score < 1 for v in verdicts[: len(own)])
-  counts = problems.counts | {"evaluation answers not verified": wrong}
-  return verify, problems._replace(counts=counts)
+  return sum(v.score < 1 for v in verdicts[: len(own)])
 
 
 def how_to_run(config) -> dict:
@@ -276,20 +288,33 @@ def ask(
     c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
 ) -> tuple[Problem, ...]:
   """Both sides' prompts of every example; what cannot be asked is dropped and
-  counted by use and reason.
+  counted by use and reason. In evaluation that is what the student cannot be
+  asked; what only the teacher cannot has no teacher's prompt.
 
   `c` is config.context, `room` the longest prompt. `references`, unless 0: the
   response will be the reference solution, in a row of at most so many tokens.
   """
   args = lambda a: {k: v for k, v in a.items() if v is not None}
 
-  def problem(example):
-    told = context.teacher_messages(c.template, c.privileged, example, examples)
-    asked = context.student_messages(c.template, example)
-    student = tuple(tok.chat_ids(asked, **args(c.student_args)))
-    teacher = tuple(tok.chat_ids(told, **args(c.teacher_args)))
-    if max(len(student), len(teacher)) > room:
+  def prompt(messages, how):
+    ids = tuple(tok.chat_ids(messages, **args(how)))
+    if len(ids) > room:
       raise context.Missing(f"a prompt is longer than {room} tokens")
+    return ids
+
+  def of_teacher(example):
+    told = context.teacher_messages(c.template, c.privileged, example, examples)
+    return prompt(told, c.teacher_args)
+
+  def problem(example):
+    asked = context.student_messages(c.template, example)
+    student, teacher = prompt(asked, c.student_args), ()
+    try:
+      teacher = of_teacher(example)
+    except REASONS as e:
+      if use == "training":
+        raise
+      count(e, ", of the teacher alone")
     if references:
       text = context.present(example.solution, "solution")
       size = len(rollout.reference(tok, text).ids)
@@ -297,14 +322,18 @@ def ask(
         raise context.Missing(f"a row is longer than {references} tokens")
     return Problem(example, student, teacher)
 
+  def count(e, of=""):
+    is_missing = isinstance(e, context.Missing)
+    why = e if is_missing else "its text holds a control token"
+    reason = f"{use}{of}: {why}"
+    dropped[reason] = dropped.get(reason, 0) + 1
+
   problems = []
   for example in examples:
     try:
       problems.append(problem(example))
-    except (context.Missing, tokenizer.ControlToken) as e:
-      is_missing = isinstance(e, context.Missing)
-      reason = f"{use}: {e if is_missing else 'its text holds a control token'}"
-      dropped[reason] = dropped.get(reason, 0) + 1
+    except REASONS as e:
+      count(e)
   return tuple(problems)
 
 

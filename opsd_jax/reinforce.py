@@ -21,6 +21,22 @@ sg = jax.lax.stop_gradient
 EPS = 1e-4  # added to a standard deviation
 
 
+# ----------------------------------------------------------------- rewards
+
+
+def right(score_PxN):
+  """1 where the task scores a response 1, else 0: what evaluation counts."""
+  return (score_PxN >= 1).astype(float)
+
+
+def score(score_PxN):
+  """The score itself, of tasks that give a part of it for a part."""
+  return score_PxN
+
+
+REWARDS = {"right": right, "score": score}
+
+
 # -------------------------------------------------------------- advantages
 
 

@@ -86,16 +86,20 @@ def stopper(tokenizer, strings):
 
 
 def on_policy(model_config, tokenizer, **how):
-  """The student answers: (params, problems, step) -> rollouts, `n` a problem.
+  """The student answers: (params, problems, step, before) -> rollouts, `n` a
+  problem; `before`: how often each was asked in this step already.
 
   `how` is what `complete` takes: seed, knobs, n, max_new_tokens, ...
   """
 
-  def source(params, problems, step):
+  def source(params, problems, step, before):
+    names = [
+        f"{p.example.id}/{times}" if times else p.example.id
+        for p, times in zip(problems, before, strict=True)
+    ]
     completions = complete(
-        model_config, params, tokenizer,
-        [p.student_ids for p in problems], [p.example.id for p in problems],
-        step=step, role="rollout", **how,
+        model_config, params, tokenizer, [p.student_ids for p in problems],
+        names, step=step, role="rollout", **how,
     )  # fmt: skip
     return [
         Rollout(problem, completion)
@@ -109,7 +113,7 @@ def on_policy(model_config, tokenizer, **how):
 def dataset(model_config, tokenizer, **how):
   """The reference solutions, each ended by end-of-turn; parameters unused."""
 
-  def source(params, problems, step):
+  def source(params, problems, step, before):
     return [
         Rollout(problem, reference(tokenizer, problem.example.solution))
         for problem in problems

@@ -56,8 +56,14 @@ def open_set(spec: Spec, *, count: int, seed: int, judge):
   task = spec.task or spec.source
   verify = judge(task)
   if spec.task:
+    dropped = {}
     examples = data.load(spec.source, data.Columns()).examples
-    about = {"source": spec.source, "task": task}
+    examples = data.answered(spec.source, examples, dropped, "evaluation")
+    about = {
+        "source": spec.source, "task": task,
+        "without_answer": sum(dropped.values()),
+        "asked_again": len(examples) - len(data.by_text(examples)),
+    }  # fmt: skip
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
     examples, _ = tasks.distinct(stream, count, set(), False, task)

@@ -29,9 +29,16 @@ class Example:
   metadata: Any = None  # whatever the task's own verifier needs
 
 
+UNJUDGED = "not judged"  # how feedback begins that says why
+
+
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a task says of one reply: a score in [0, 1] and the answer it read."""
+  """What a task says of one reply: a score in [0, 1] and the answer it read.
+
+  Where the judge failed, or ran out of time or memory, the score is 0 and the
+  feedback begins with UNJUDGED.
+  """
 
   score: float
   answer: str | None = None  # None: no answer was found in the text

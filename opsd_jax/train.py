@@ -193,7 +193,7 @@ def train_and_evaluate(config, workdir) -> dict:
         order = stream.endless(run.train, config.seed)
         if step := int(state.step):
           place = checkpoint.restore_place(manager, step)
-          stream.restore(order, run.train_digest, place)
+          stream.restore(order, run.digest, place)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
@@ -250,8 +250,8 @@ def learn(
     if bad_steps >= config.optimizer.max_bad_steps:
       raise FloatingPointError(
           f"{bad_steps} steps in a row were not finite, the last is {step};"
-          " none of them changed the weights. Lower the learning rate, or look"
-          f" at {writer.path}"
+          " no such update changed the weights. Lower the learning rate, or"
+          f" look at {writer.path}"
       )
     if step % config.log.samples_every == 0:
       rollouts, token, div_BxT = seen
@@ -265,7 +265,7 @@ def learn(
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state, stream.save(order, run.train_digest))
+      checkpoint.save(manager, state, stream.save(order, run.digest))
   bar.close()
 
 
@@ -273,8 +273,8 @@ def step_of(config, run, state, step: int, draw, respond, train_step):
   """Sample with the student, collate two views, learn -> (state, metrics, what
   there is to see: rollouts, their tokens, divergences)."""
   clock, compiled = [time.time()], watch.compiles().count
-  answer = lambda problems: respond(
-      lora.join(run.params, state.params), problems, step
+  answer = lambda problems, before: respond(
+      lora.join(run.params, state.params), problems, step, before
   )
   found = experience.collect(config, run, answer, draw)
   rollouts, advantages, of_rewards = found

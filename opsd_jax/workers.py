@@ -19,6 +19,7 @@ import json
 import os
 import pathlib
 import resource
+import select
 import selectors
 import signal
 import subprocess
@@ -29,7 +30,7 @@ import time
 import weakref
 
 from opsd_jax import tasks
-from opsd_jax.structs import Example, Verdict
+from opsd_jax.structs import UNJUDGED, Example, Verdict
 from opsd_jax.tasks.judged import NoReference
 
 LONGEST = 500_000  # characters of a reply that is looked at
@@ -38,6 +39,7 @@ HEADROOM = 16 << 20  # bytes a worker must find free once it has started
 START = 120.0  # seconds that a worker may take to import what its task needs
 STARTS = 5  # of them that may be killed in a row
 GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
+SWOLLEN = 77  # return code of a worker that found no more memory
 
 
 class Worker:
@@ -48,6 +50,7 @@ class Worker:
     path = os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     self.errors = tempfile.TemporaryFile()
+    self.memory_mb = memory_mb
     self.process = subprocess.Popen(
         [sys.executable, "-P", "-m", "opsd_jax.workers", task_name,
          privileged_field, str(seconds), str(memory_mb)],
@@ -55,18 +58,22 @@ class Worker:
         env=os.environ | threads | {"PYTHONPATH": path.rstrip(os.pathsep)},
         start_new_session=True, bufsize=0,
     )  # fmt: skip
+    os.set_blocking(self.process.stdin.fileno(), False)
     self.seconds, self.sent, self.rest = seconds, collections.deque(), b""
     self.is_ready, self.deadline = False, time.monotonic() + START
 
   def send(self, batch) -> None:
-    """[(index, example, text), ...]; it must have answered all before."""
+    """[(index, example, text), ...]; it must have answered all before.
+
+    One that does not read is left to its deadline.
+    """
     line = json.dumps([[packed(example), text] for _, example, text in batch])
     self.sent.extend(batch)
     self.expect()
-    left = memoryview(line.encode() + b"\n")
+    left, pipe = memoryview(line.encode() + b"\n"), self.process.stdin.fileno()
     try:
-      while left:
-        left = left[os.write(self.process.stdin.fileno(), left) :]
+      while left and select.select([], [pipe], [], GRACE)[1]:
+        left = left[os.write(pipe, left) :]
     except BrokenPipeError:
       pass  # its output ends too, and says why
 
@@ -165,7 +172,10 @@ class Pool:
         worker.end()
         self.workers[i] = Worker(*self.how)
       else:
-        batch = [waiting.popleft() for _ in range(min(size, len(waiting)))]
+        batch, characters = [], 0
+        while waiting and len(batch) < size and characters < LONGEST:
+          batch.append(waiting.popleft())
+          characters += len(batch[-1][2])
         worker.send(batch)
 
   def collect(self, verdicts, waiting) -> None:
@@ -218,11 +228,13 @@ class Pool:
     index, *_ = worker.sent.popleft()
     if reason or code == -signal.SIGALRM:
       self.timeouts += 1
-      feedback = f"not judged within {worker.seconds} s"
+      feedback = f"{UNJUDGED} within {worker.seconds} s"
       feedback += ", nor stopped by its timer" if reason else ""
     else:
       self.crashes += 1
-      feedback = f"its judge died (return code {code})"
+      feedback = f"{UNJUDGED}: its judge died (return code {code})"
+      if code == SWOLLEN:
+        feedback = f"{UNJUDGED} within {worker.memory_mb} MiB"
     verdicts[index] = Verdict(0.0, None, feedback)
     waiting.extendleft(reversed(worker.sent))
 
@@ -262,7 +274,8 @@ def end_all(workers: list) -> None:
 
 def refused(text: str) -> Verdict:
   return Verdict(
-      0.0, None, f"{len(text)} characters, at most {LONGEST} are looked at"
+      0.0, None,
+      f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at",
   )
 
 
@@ -336,7 +349,10 @@ def serve(task_name, privileged_field, seconds, memory_mb) -> None:
     for (*fields, metadata), text in json.loads(line):
       example = Example(*fields, decode(metadata))
       signal.setitimer(signal.ITIMER_REAL, float(seconds))
-      verdict = judged(verify, example, text)
+      try:
+        verdict = judged(verify, example, text)
+      except MemoryError:
+        os._exit(SWOLLEN)  # what it holds on to would fail the next reply
       signal.setitimer(signal.ITIMER_REAL, 0)
       say(verdict)
 
@@ -358,8 +374,10 @@ def judged(verify, example: Example, text: str):
     return [v.score, v.answer, v.feedback]
   except NoReference as e:
     return str(e)
+  except MemoryError:
+    raise
   except Exception as e:  # of a reply nobody foresaw: wrong, and said why
-    return [0.0, None, f"not judged: {type(e).__name__}: {e}"[:500]]
+    return [0.0, None, f"{UNJUDGED}: {type(e).__name__}: {e}"[:500]]
 
 
 if __name__ == "__main__":

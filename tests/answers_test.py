@@ -50,8 +50,12 @@ def test_most_of_it_needs_no_algebra():
 
 
 def test_an_answer_is_itself():
+  """Also where it is read: written otherwise, it is no equal text."""
   for text in {text for row in CORPUS for text in row[:2]}:
     assert answers.compare(text, text) is True, text
+    value = answers.read(answers.clean(text))
+    if value.data is not None and not answers.NAMED.match(answers.clean(text)):
+      assert answers.compare(text, f"x = {text}") in (True, None), text
 
 
 # ---------------------------------------------------------- exact numbers
@@ -168,6 +172,11 @@ def test_the_final_answer_of_competition_maths(text, expected):
     ("18", "#### 17\n#### 18", 1), ("18", "#### 18\n#### 17", 0),
     ("3", "\\boxed{2}\n#### 3", 1), ("1000", "1e3", 0), ("5", "2.5", 0),
     ("18", "**18**", 1), ("1000", "$1{,}000$", 1), ("18", "18.0", 1),
+    ("18", "#### \\sqrt{18}", 0), ("18", "#### 18k", 0), ("18", "it is 18k", 0),
+    ("5", "#### - 5", 0), ("5", "#### –5", 0), ("5", "minus 5", 0), ("5", "x = - 5", 0),
+    ("5", "#### negative 5", 0), ("-5", "#### –5", 1), ("5", "5 twelfths", 0),
+    ("18", "#### 18cm", 1), ("18", "#### \\text{18 dollars}", 1), ("10", "5–10", 1),
+    ("5", "- 5", 1), ("18", "#### 18 eggs a day", 1),
 ])  # fmt: skip
 def test_gsm8k(reference, text, expected):
   assert score("gsm8k", reference, text) == expected
@@ -182,6 +191,8 @@ def test_gsm8k(reference, text, expected):
     ("A", "the answer is a dog", 0), ("B", "Because of this.", 0), ("B", "", 0),
     ("B", "Let me see.\nB", 1), ("B", "Option B", 1), ("C", "B, C", 0),
     ("B", "The answer is B, C", 0), ("D", "Answer: d)", 1),
+    ("C", "C is incorrect. It should be D.", 0), ("C", "C isn't it", 0),
+    ("C", "C is correct", 1), ("C", "(C) is not right", 0),
 ])  # fmt: skip
 def test_multiple_choice(reference, text, expected):
   assert score("multiple_choice", reference, text) == expected

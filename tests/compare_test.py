@@ -17,8 +17,10 @@ def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
       **{f"eval/{k}": v for k, v in scores.items()},
   }  # fmt: skip
   rows = [
-      evaluation(0, 0.25), {"step": 1, "response_tokens": 70},
-      {"step": 2, "response_tokens": 50}, evaluation(2, sum(right) / 4),
+      evaluation(0, 0.25),
+      {"step": 1, "response_tokens": 70, "time/rollout": 40, "time/step": 20.2},
+      {"step": 2, "response_tokens": 50, "time/rollout": 30},
+      evaluation(2, sum(right) / 4),
   ]  # fmt: skip
   lines = lambda found: "".join(json.dumps(x) + "\n" for x in found)
   (directory / "metrics.jsonl").write_text(lines(rows))
@@ -55,7 +57,7 @@ def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
       compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
   ]  # fmt: skip
   _, _, base, grpo, opsd = compare.table(runs).splitlines()
-  assert base.startswith("| base | | 0.250 |")
+  assert base.startswith("| base | | 0.250 [0.046, 0.699] |")
   assert grpo.startswith("| GRPO | 1 | 0.250 [") and "| 0.250 | 0.500" in grpo
   assert opsd.startswith("| OPSD | 2 | 0.875 [")
   assert "| 0.750 1.000 | 0.500 | 0.100 | 120 | 1.5 |" in opsd
@@ -102,6 +104,28 @@ def test_checkpoints_of_finished_cells_alone_are_dropped(tmp_path, monkeypatch):
   compare.train("OPSD, JSD", tmp_path)
   kept = [(tmp_path / c.name / "checkpoints").exists() for c in cells]
   assert kept == [False, True]
+
+
+def test_studies_of_two_machines_come_together(tmp_path):
+  of = lambda method, *seeds: [
+      compare.gather(method, s, write_run(tmp_path / f"{method}{s}")) for s in seeds
+  ]
+  path = tmp_path / "methods.jsonl"
+  compare.keep(path, of("OPSD", 0, 2))
+  compare.keep(path, [])
+  (newer,) = of("GRPO", 1)
+  compare.keep(path, [newer | {"seconds": 1}])
+  compare.keep(path, [newer])
+  runs = [json.loads(x) for x in path.open()]
+  found = [(r["method"], r["seed"], r["seconds"]) for r in runs]
+  assert found == [("GRPO", 1, 90), ("OPSD", 0, 90), ("OPSD", 2, 90)]
+  assert [r["teacher"] for r in runs] == [None, 1.0, 1.0]
+  compare.draw(runs[:1], tmp_path / "a.png")  # nobody was told anything
+
+
+def test_a_method_that_is_none_is_refused():
+  with pytest.raises(SystemExit, match="GRPO"):
+    compare.main(["--only=grpo"])
 
 
 def test_without_a_result_it_says_what_to_do(tmp_path, monkeypatch):

@@ -97,9 +97,20 @@ def test_other_is_another_problems_solution_and_goes_round():
     assert e.solution not in text and following.solution in text
 
 
+def test_other_is_no_second_solution_of_the_same_problem():
+  make = lambda i, question, solution, answer: Example(
+      str(i), question, solution, answer
+  )
+  pool = (
+      make(0, "What is 1+1?", "one way", "2"), make(1, "what is 1 + 1?", "b", "3"),
+      make(2, "What is 2 + 0?", "another's", "2"), make(3, "1?", "wrong", "1"),
+  )  # fmt: skip
+  assert "wrong" in told("short", "other", pool[0], pool)
+
+
 def test_other_passes_over_equal_and_absent_solutions():
   same = (example(0), example(1), example(2, None), example(3, " "))
-  pool = (*same, example(4, "the fourth"))
+  pool = (*same, example(4, "the fourth", "4"))
   assert "the fourth" in told("short", "other", pool[0], pool)
   assert CANARY in told("short", "other", pool[4], pool)
   with pytest.raises(context.Missing, match="other problem"):

@@ -417,10 +417,10 @@ OWN = {
 }  # fmt: skip
 
 
-def both(train, eval, train_limit=0, eval_limit=0, skip_bad=0):
+def both(train, eval, train_limit=0, eval_limit=0, skip_bad=0, rewarded=False):
   return data.both(
       str(train), str(eval), data.Columns(), skip_bad=skip_bad, task=OWN,
-      train_limit=train_limit, eval_limit=eval_limit,
+      train_limit=train_limit, eval_limit=eval_limit, rewarded=rewarded,
   )  # fmt: skip
 
 
@@ -456,6 +456,9 @@ def test_evaluation_leaves_out_what_has_no_answer(tmp_path):
   assert [e.answer for e in d.eval] == ["7"]
   assert d.dropped == {"evaluation: no answer": 1}
   assert [e.answer for e in both(path, "task").train] == ["7", None]
+  d = both(path, "task", rewarded=True)
+  assert [e.answer for e in d.train] == ["7"]
+  assert d.dropped == {"training: no answer": 1}
 
 
 def test_a_tasks_own_problems_are_as_they_were(tmp_path):

@@ -77,7 +77,7 @@ def test_accuracy_by_hand():
       **evaluate.rate("accuracy", [1, 0, 0, 1]),
       # A problem is one observation, however many samples it has.
       **evaluate.rate("sampled_accuracy", [0.5, 1, 0, 0]),
-      "truncated": 0.25, "tokens": 2.5,
+      "truncated": 0.25, "tokens": 2.5, "unjudged": 0.0,
   }  # fmt: skip
   alone, _ = evaluate.accuracy(
       "weights", "prompts", examples, verify, complete, temperature=0.7,
@@ -187,7 +187,7 @@ def test_the_unrelated_prompts_are_not_about_the_task():
 
 
 @pytest.mark.parametrize("told,sides", [
-    ((1, 2), ["teacher", "student"]), ((1,), ["student"]),
+    ((1, 2), ["teacher", "student"]), ((1,), ["student"]), ((), ["student"]),
 ])  # fmt: skip
 def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
   """Its replies would be the student's."""
@@ -208,4 +208,5 @@ def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
   )
   judge.judge_base({})
   assert asked == sides
-  assert rows == [{"eval/teacher_accuracy": 0.75 if len(sides) > 1 else 0.25}]
+  figure = {"eval/teacher_accuracy": 0.75 if len(sides) > 1 else 0.25}
+  assert rows == [figure if told else {}]  # nobody could be told anything

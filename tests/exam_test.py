@@ -106,7 +106,9 @@ def test_every_reply_is_kept(subject, tmp_path):
       "samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
       "max_new_tokens": 6, "stop": [], "seed": 0,
   }  # fmt: skip
-  assert summary["model"] == {"source": "tiny", "dtype": "float32"}
+  assert summary["model"] == {
+      "source": "tiny", "dtype": "float32", "weights": subject.about["weights"]
+  }  # fmt: skip
   right = sum(r["score"] for p in problems for r in p["replies"])
   assert summary["sets"]["set0"]["avg@2"]["value"] == right / 16
   assert (tmp_path / "set0_logp.png").stat().st_size > 1000
@@ -230,13 +232,35 @@ def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
     )
   path = leave_run(tmp_path / "run", tree, rank)
   trained = exam.load_run(path)
-  assert exam.held_out_seed(path) == 3 and exam.held_out_seed(None) == 0
   assert trained.about == {
       "source": "tiny", "dtype": "float32", "run": str(path), "step": 2,
+      "weights": exam.fingerprint(tree_of(subject, tree, rank), trained.mesh),
   }  # fmt: skip
+  assert trained.about["weights"] != subject.about["weights"]
   assert trained.template == "short" and trained.template_args == {}
-  expected = lora.join(subject.params, tree) if rank else tree
-  assert_trees_equal(trained.params, expected)
+  assert_trees_equal(trained.params, tree_of(subject, tree, rank))
+
+
+def tree_of(subject, tree, rank):
+  return lora.join(subject.params, tree) if rank else tree
+
+
+def test_a_run_is_asked_what_its_training_held_out(subject, tmp_path):
+  path, own = leave_run(tmp_path / "run", subject.params), "largest_number"
+  assert exam.held_out(path, own, None, None) == (8, 3)
+  assert exam.held_out(path, own, 5, None) == (5, 3)
+  assert exam.held_out(path, own, 9, 4) == (9, 4)  # of another seed
+  assert exam.held_out(path, "reasoning_gym:x", None, None) == (256, 3)
+  assert exam.held_out(None, own, None, None) == (256, 0)
+  with pytest.raises(ValueError, match="9 problems of .* held out 8"):
+    exam.held_out(path, own, 9, None)
+
+
+def test_an_evaluation_of_other_weights_is_refused(subject, tmp_path):
+  run(subject, tmp_path / "a", Judge())
+  about = subject.about | {"weights": "0"}
+  with pytest.raises(ValueError, match="model.weights"):
+    run(subject._replace(about=about), tmp_path / "a", Judge())
 
 
 def test_the_problems_of_a_task_are_those_that_training_held_out():

@@ -54,7 +54,8 @@ def collected(config, rights, count=2):
   asked = problems(count)
   right = lambda p: rights[int(p.example.id)]
 
-  def respond(problems):
+  def respond(problems, before):
+    assert before == [0] * len(problems)
     return [
         Rollout(p, Completion(str(r), (5,) * (1 + int(p.example.id)), None, False))
         for p in problems
@@ -73,8 +74,9 @@ def ids(found):
 def test_distillation_looks_at_no_reward():
   config = config_of(**{"reinforce.weight": 0.0, "loss.distill": 1.0})
   run = types.SimpleNamespace(verify=None)
-  found = experience.collect(config, run, lambda p: p, lambda: ["a", "b"])
-  assert found == (["a", "b"], None, {})
+  asked = next(problems(2))
+  found = experience.collect(config, run, lambda p, _: p, lambda: asked)
+  assert found == (asked, None, {})
 
 
 def test_advantages_of_a_step():
@@ -87,7 +89,7 @@ def test_advantages_of_a_step():
   )  # fmt: skip
   assert found.metrics == {
       "score": 0.25, "reward": 0.25, "reinforce/no_signal": 0.5,
-      "reinforce/rounds": 1,
+      "reinforce/rounds": 1, "unjudged": 0,
   }  # fmt: skip
 
 
@@ -105,6 +107,65 @@ def test_what_is_missing_after_the_last_round_has_no_advantage():
   found = collected(config, [[0, 0], [1, 1], [0, 0], [0, 1]])
   assert ids(found) == ["0", "0", "3", "3"]
   assert (found.advantages != 0).tolist() == [False, False, True, True]
+
+
+def test_nor_has_it_one_for_its_length():
+  config = config_of(
+      dapo, **{"rollout.samples": 2, "rollout.prompts": 2, "reinforce.rounds": 2,
+               "rollout.max_new_tokens": 4, "reinforce.overlong": 4},
+  )  # fmt: skip
+  found = long_and_short(config, [[0, 1], [1, 1], [1, 1], [0, 0]])
+  assert (found.advantages != 0).tolist() == [True, True, False, False]
+  config.reinforce.rounds = 1  # nothing is filled up: it pays as any other
+  found = long_and_short(config, [[0, 1], [1, 1]])
+  assert (found.advantages != 0).all()
+
+
+def long_and_short(config, rights):
+  """Every second response is of three tokens, the others of one."""
+  asked = problems(2)
+
+  def respond(problems, before):
+    return [
+        Rollout(p, Completion(str(r), (5,) * (1 + 2 * i), None, False))
+        for p in problems for i, r in enumerate(rights[int(p.example.id)])
+    ]
+
+  verify = lambda examples, texts: [Verdict(float(t)) for t in texts]
+  run = types.SimpleNamespace(verify=verify)
+  return experience.collect(config, run, respond, lambda: next(asked))
+
+
+def test_a_part_of_the_score_is_no_success_unless_asked_for():
+  config = config_of(**{"rollout.samples": 2})
+  found = collected(config, [[0.01, 0], [1, 0.5]])
+  assert (found.advantages != 0).tolist() == [False, False, True, True]
+  assert found.metrics["reinforce/no_signal"] == 0.5
+  assert found.metrics["score"] == pytest.approx(1.51 / 4)
+  assert found.metrics["reward"] == 0.25
+  config.reinforce.reward = "score"
+  found = collected(config, [[0.01, 0], [1, 0.5]])
+  assert (found.advantages != 0).all()
+  assert found.metrics["reward"] == pytest.approx(1.51 / 4)
+
+
+def test_a_problem_that_comes_again_is_told_so():
+  config = config_of(**{"rollout.samples": 2, "reinforce.rounds": 3})
+  a, b = next(problems(2))
+  told = []
+
+  def respond(problems, before):
+    told.append(before)
+    return [
+        Rollout(p, Completion("0", (5,), None, False))
+        for p in problems for _ in range(2)
+    ]
+
+  verify = lambda examples, texts: [Verdict(0.0) for _ in texts]
+  run = types.SimpleNamespace(verify=verify)
+  asked = iter([[a, b], [b, b], [a, b]])
+  experience.collect(config, run, respond, lambda: next(asked))
+  assert told == [[0, 0], [1, 2], [1, 3]]
 
 
 def test_a_response_near_its_budget_pays():
@@ -299,7 +360,11 @@ def test_the_kl_is_from_the_teacher():
     ({"reinforce.weight": -1.0}, "at least 0"),
     ({"reinforce.surrogate": "trpo"}, "cispo"),
     ({"reinforce.advantage": "gae"}, "leave_one_out"),
-    ({"reinforce.kl": "k4"}, "ratio_k3"),
+    ({"reinforce.kl": "k4"}, "ratio_k3"), ({"reinforce.reward": "half"}, "right"),
+    ({"loss.denominator": "active_tokens", "reinforce.kl_weight": 0.1,
+      "teacher.name": "fixed"}, "active_tokens"),
+    ({"rollout.temperature": 0.0}, "all the same"),
+    ({"rollout.temperature": 0.5}, "importance_cap"),
     ({"reinforce.updates": 3}, "multiple of reinforce.updates"),
     ({"reinforce.rounds": 0}, "reinforce.rounds"),
     ({"reinforce.weight": 0.0, "loss.distill": 1.0,

@@ -13,7 +13,7 @@ HOW = {"resamples": 500, "seed": 0}
 def reply(score, answer="1", tokens=4, truncated=False, logp=-2.0):
   return {
       "score": float(score), "answer": answer, "tokens": tokens,
-      "truncated": truncated, "logp": logp, "confidence": None,
+      "truncated": truncated, "logp": logp, "confidence": None, "feedback": "",
   }  # fmt: skip
 
 
@@ -74,6 +74,26 @@ def test_figures_by_hand():
   right = [1, 0, 1, 0] + [0] * 4
   brier = np.mean((np.array(sure) - right) ** 2)
   assert found["calibration"]["logp"]["brier"]["value"] == pytest.approx(brier)
+
+
+def test_equal_answers_vote_together():
+  group = [reply(1, "1/2"), reply(1, "0.5"), reply(1, "\\frac12"), reply(0, "2"),
+           reply(0, "2.0")]  # fmt: skip
+  found = grades.of_set(problems([group]), kinds=(), bins=4, **HOW)
+  assert found["maj@5"]["value"] == 1
+  lost = [r | {"score": 0.0} for r in group[:3]]
+  assert len({grades.vote(r) for r in lost}) == 1 == len(
+      {grades.vote(r) for r in group[3:]}
+  )
+  assert grades.vote(reply(0, "no")) != grades.vote(reply(0, "yes"))
+
+
+def test_replies_that_could_not_be_judged_are_counted():
+  late = reply(0, None) | {"feedback": "not judged within 1.5 s"}
+  found = grades.of_set(
+      problems([[late, reply(0)], [reply(1), reply(0)]]), kinds=(), bins=4, **HOW
+  )
+  assert found["unjudged"]["value"] == 0.25
 
 
 def test_the_summary_is_of_the_files_and_the_table_of_it(tmp_path):

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from opsd_jax import api, rollout, tokenizer
 from opsd_jax.draw import Knobs
 from opsd_jax.models import sources
+from opsd_jax.structs import Example, Problem
 
 TOK = tokenizer.load(sources.resolve("tiny"))
 TEXT = st.text(st.sampled_from("abc\n é€"), max_size=30)
@@ -84,3 +85,19 @@ def test_a_completion_ends_with_the_token_that_completes_a_stop_string():
 def test_stop_strings_that_are_none_are_refused(bad):
   with pytest.raises(ValueError, match="rollout.stop is .*expected a tuple"):
     rollout.check_stop("rollout.stop", bad)
+
+
+def test_a_problem_asked_again_in_a_step_is_answered_with_other_draws():
+  model = api.load_model("tiny")
+  source = rollout.on_policy(
+      model.config, model.tokenizer, seed=0, knobs=Knobs(), n=2,
+      max_new_tokens=8, slots=4, decode_steps=8, prompt_bucket=64,
+  )  # fmt: skip
+  problem = Problem(Example("7", "q", "s", "a"), (5, 6, 7), ())
+  first, again = (
+      [r.completion.ids for r in source(model.params, [problem], 3, [times])]
+      for times in (0, 1)
+  )
+  both = source(model.params, [problem] * 2, 3, [0, 1])
+  assert [r.completion.ids for r in both] == first + again
+  assert not set(first) & set(again)

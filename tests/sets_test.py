@@ -57,6 +57,19 @@ def test_a_file_with_the_usual_columns(tmp_path):
     sets.open_set(spec, count=1, seed=0, judge=judge)
 
 
+def test_what_cannot_be_judged_is_not_asked(tmp_path):
+  path = tmp_path / "a.jsonl"
+  rows = [
+      {"id": str(i), "problem": p, "solution": s} for i, (p, s) in enumerate((
+          ("1 + 1?", "\\boxed{2}"), ("x?", "no box"), ("1+1 ?", "\\boxed{2}")
+      ))
+  ]  # fmt: skip
+  path.write_text("".join(json.dumps(r) + "\n" for r in rows))
+  found = sets.open_set(sets.parse(f"a={path}"), count=1, seed=0, judge=judge)
+  assert [e.id for e in found.examples] == ["0", "2"]
+  assert (found.about["without_answer"], found.about["asked_again"]) == (1, 1)
+
+
 def test_a_task_is_asked_for_some():
   with pytest.raises(ValueError, match="0 problems of largest_number"):
     sets.open_set(sets.parse("largest_number"), count=0, seed=0, judge=judge)

@@ -114,6 +114,15 @@ def test_the_tasks_own_judge_scores():
   assert verify(e, "{}").score < 1
 
 
+@pytest.mark.parametrize("answer,text,score", [
+    ("5", "5", 1), ("5", "-5", 0), ("-5", "-5", 1), ("-5", "5", 0), ("5", "6", 0),
+    ("5", "", 0), ("5.0", "5", 1),
+])  # fmt: skip
+def test_a_sign_counts_in_gsm_symbolic(answer, text, score):
+  verify = tasks.open_task("reasoning_gym:gsm_symbolic", "answer").verify
+  assert verify(Example("0", "", None, answer, {"answer": answer}), text).score == score
+
+
 def test_without_a_solution_there_is_none_to_show():
   (e,) = first("reasoning_gym:graph_color", 1)
   assert e.solution is None and e.answer is None
@@ -135,6 +144,8 @@ def test_without_a_solution_there_is_none_to_show():
     ("Answer:\n1 2\n3 4", "9 9\n9 9", "1 2\n3 4"),
     ("4 - 1 - 7 = -4", "-4", "-4"), ("12, 34", "1", "34"),
     (" whole reply \n", "text", "whole reply"), ('{"1": 2}', None, '{"1": 2}'),
+    ("The answer is 1/2", "2", None), ("1e3", "3", None), ("2^10", "10", None),
+    ("minus 5", "5", None), ("50\\%", "50", "50"),
     ("no digits", "3", None), ("", "3", None), ("  ", "text", None),
 ])  # fmt: skip
 def test_extraction(text, answer, expected):
@@ -204,7 +215,10 @@ def test_what_is_removed_is_counted_and_replaced():
 
 
 def test_case_and_spaces_do_not_make_a_question_new():
-  assert tasks.same_text("What  is\n1 + 1?") == "what is 1 + 1?"
+  for text in ("what is 1 + 1?", "What is $1+1$?", "What is 1 ＋ 1 ?"):
+    assert tasks.same_text("What  is\n1 + 1?") == tasks.same_text(text)
+  assert tasks.same_text("\\dfrac12") == tasks.same_text("\\frac12")
+  assert tasks.same_text("1 2") != tasks.same_text("12")
   assert tasks.same_text("1 + 1") != tasks.same_text("1 + 2")
 
 

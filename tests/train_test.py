@@ -383,6 +383,16 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
+  # what is evaluated does not hang on what the teacher can be told
+  dropped = {}
+  kept = prepare.ask(c, tok, examples, 500, dropped, "evaluation")
+  assert [p.example.id for p in kept] == ["0", "3", "4"]
+  assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
+  assert dropped == {
+      "evaluation: a prompt is longer than 500 tokens": 1,
+      "evaluation: its text holds a control token": 1,
+      "evaluation, of the teacher alone: no solution": 1,
+  }  # fmt: skip
 
 
 @pytest.mark.parametrize("overrides,words", [

@@ -75,7 +75,7 @@ def ours(channel: Channel, settings: dict) -> None:
       before = compiled.count, compiled.seconds
       i, clock = order["step"], [time.perf_counter()]
       problems = asked[i * rows : (i + 1) * rows]
-      rollouts = respond(state.params, problems, i)
+      rollouts = respond(state.params, problems, i, [0] * len(problems))
       clock.append(time.perf_counter())
       batch = experience.collated(config, run, rollouts)
       on_device = processes.put_rows(batch, run.mesh)

@@ -81,20 +81,35 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   config = json.loads((workdir / "config.json").read_text())
   is_sampled = config["rollout"]["source"] == "on_policy"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
+  seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
+  first, _ = METHODS[method]
   return {
       "method": method, "seed": seed,
       "evals": [
           {"step": r["step"], **{k: round(r[f"eval/{k}"], 4) for k in keys}}
           for r in evals
       ],
-      "teacher": round(evals[0]["eval/teacher_accuracy"], 4),
+      "teacher": (
+          round(evals[0]["eval/teacher_accuracy"], 4) if first == OPSD else None
+      ),
       "right": "".join(str(int(score >= 1)) for score in scores),
       "generated_tokens": sum(
           r.get("response_tokens", 0) for r in rows if is_sampled
       ),
-      "seconds": round(json.loads(
-          (workdir / "summary.json").read_text())["seconds"]),
+      "seconds": round(seconds),
   }  # fmt: skip
+
+
+def keep(results: pathlib.Path, runs: list[dict]) -> None:
+  """Writes runs among those that are there, each in the place of its older
+  one: machines may share a study."""
+  there = results.open() if results.exists() else ()
+  of = lambda rows: {(r["method"], r["seed"]): r for r in rows}
+  found = of(map(json.loads, there)) | of(runs)
+  order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
+  whole = results.with_suffix(".new")
+  whole.write_text("".join(json.dumps(found[key]) + "\n" for key in order))
+  whole.rename(results)
 
 
 def by_method(runs: list[dict]) -> dict[str, list[dict]]:
@@ -114,7 +129,9 @@ def interval(rows: list[dict]) -> tuple[float, float, float]:
 
 
 def table(runs: list[dict]) -> str:
-  """Markdown, one row a method."""
+  """Markdown, one row a method; minutes are of its rollouts and steps."""
+  from opsd_jax import statistics
+
   lines = [
       "| | seeds | greedy accuracy | of each seed | sampled | drift | generated"
       " tokens | minutes |",
@@ -122,8 +139,11 @@ def table(runs: list[dict]) -> str:
   ]
   mean = lambda rows, key: float(np.mean([r[key] for r in rows]))
   first = [r["evals"][0] for r in runs]
+  value = mean(first, "accuracy")
+  N = len(runs[0]["right"])
+  low, high = statistics.wilson(value * N, N)
   lines.append(
-      f"| base | | {mean(first, 'accuracy'):.3f} | |"
+      f"| base | | {value:.3f} [{low:.3f}, {high:.3f}] | |"
       f" {mean(first, 'sampled_accuracy'):.3f} | 0 | | |"
   )
   for method, rows in by_method(runs).items():
@@ -151,7 +171,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
       1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained",
       sharey=False,
   )  # fmt: skip
-  base, teacher = runs[0]["evals"][0]["accuracy"], runs[0]["teacher"]
+  base = runs[0]["evals"][0]["accuracy"]
+  teacher = next((r["teacher"] for r in runs if r["teacher"]), None)
   for y, (method, rows) in enumerate(methods.items()):
     colour = next(c for start, c in GROUPS if method.startswith(start))
     value, low, high = interval(rows)
@@ -168,6 +189,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
   bars.set_xlabel("held-out accuracy, greedy; dots: seeds")
   plane.set(xlabel="drift: KL(base‖model), nats a token", ylabel="accuracy")
   for line, name in ((base, "base"), (teacher, "privileged teacher")):
+    if line is None:
+      continue
     bars.axvline(line, color="#555555", ls="--", lw=1)
     plane.axhline(line, color="#555555", ls="--", lw=1)
     bars.text(line, 1.02, name, fontsize=7, ha="center", color="#555555",
@@ -186,6 +209,10 @@ def main(argv=None) -> None:
   parser.add_argument("--commands", action="store_true", help="print, run none")
   args = parser.parse_args(argv)
   results = HERE / "methods.jsonl"
+  if not any(args.only in method for method in METHODS):
+    raise SystemExit(
+        f"error: no method's name holds {args.only!r}; known: {', '.join(METHODS)}"
+    )
   if args.workdir and args.commands:
     for method in METHODS:
       for cell in cells_of(method) if args.only in method else ():
@@ -194,8 +221,7 @@ def main(argv=None) -> None:
   if args.workdir:
     with contextlib.suppress(KeyboardInterrupt):
       train(args.only, args.workdir)
-    runs = gathered(args.workdir)
-    results.write_text("".join(json.dumps(r) + "\n" for r in runs))
+    keep(results, gathered(args.workdir))
   if not results.exists() or not results.read_text():
     raise SystemExit(f"error: no finished cell in {results}: give --workdir")
   runs = [json.loads(line) for line in results.open()]

@@ -6,6 +6,8 @@ and multiple_choice only verify; their examples come from files.
 """
 
 import itertools
+import re
+import unicodedata
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -47,8 +49,11 @@ def open_task(name: str, privileged_field: str) -> Task:
 
 
 def same_text(question: str) -> str:
-  """What two questions that read alike share: case and spaces folded."""
-  return " ".join(question.casefold().split())
+  """What two questions that read alike share: case, spaces that part no words,
+  dollar signs, ways to write a character or a fraction in TeX are folded."""
+  text = unicodedata.normalize("NFKC", question).casefold().replace("$", "")
+  text = re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text)
+  return re.sub(r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", "", " ".join(text.split()))
 
 
 def load(

@@ -9,8 +9,8 @@ What counts as the same:
   written out, a sum or product of others (2 + 3 for 5) is not an answer;
 - a unit, a percent sign or a variable's name (x = 3) may be left out, or added;
   two different ones are different answers. 50% is also 0.5;
-- a list without brackets or in braces has no order; one in ( ) or [ ] has, and
-  its brackets count;
+- a list without brackets or in braces has no order, in braces no repetition
+  either; one in ( ) or [ ] has an order, and its brackets count;
 - words by their letters, whatever their case.
 """
 
@@ -61,6 +61,7 @@ REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
     (r"(?<![a-zA-Z\\])sqrt\b", r"\\sqrt"), (r"(?<![a-zA-Z\\])pi\b", r"\\pi "),
     (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)\b", r"\\infty "),
     (r"([0-9])\s+([0-9]+)/([0-9]+)(?![0-9])", r"\1\\frac{\2}{\3}"),
+    (r"\\text\s*\{\s*([ie])\s*\}", r" \1 "),
     (r"\\text\s*\{([^{}]*)\}", r' "\1" '),
     (r"\\\\\s*\\end(?![a-zA-Z])", r"\\end"),
     (r'"\s*,?\s*(?:and|or)\s*"', " , "), (r"\s+", " "),
@@ -169,10 +170,10 @@ def shape(text: str) -> Value:
     rows = [row for row in match[2].split("\\\\") if row.strip()]
     return collected("matrix", [scalars(split(row, "&")) for row in rows])
   if len(parts := split(text, "\\cup")) > 1:
-    return collected("union", [shape(part) for part in parts], ordered=False)
+    return collected("union", [shape(part) for part in parts], without_order)
   last = len(text) - 1
   if text[:2] == "\\{" and text[-2:] == "\\}" and closes(text, 1) == last:
-    return listed(text[2:-2])
+    return listed(text[2:-2], once)
   if text in ("\\emptyset", "\\varnothing", "\\{\\}"):
     return Value("set", ())
   if text[:1] in tuple("([") and closes(text, 0) == last:
@@ -190,6 +191,14 @@ def shape(text: str) -> Value:
   return scalar(bare)
 
 
+def without_order(data) -> tuple:
+  return tuple(sorted(data, key=repr))
+
+
+def once(data) -> tuple:
+  return without_order(set(data))
+
+
 def joined(match) -> str:
   return match[1] + match[2].replace(",", "")
 
@@ -198,7 +207,7 @@ def scalars(items) -> list[Value]:
   return [scalar(item) for item in items]
 
 
-def listed(text: str) -> Value:
+def listed(text: str, arranged=without_order) -> Value:
   """A list whose order means nothing; a +- b is two of it."""
   items = []
   for item in split(text, ","):
@@ -211,21 +220,24 @@ def listed(text: str) -> Value:
   if len(items) == 1:
     return scalar(items[0])
   values = [(shape if i[:1] in tuple("([") else scalar)(i) for i in items]
-  return collected("set", values, ordered=False)
+  return collected("set", values, arranged)
 
 
-def collected(kind: str, items: list, ordered: bool = True) -> Value:
-  """Values in one; unknown where one of them is."""
+def collected(kind: str, items: list, arranged=tuple) -> Value:
+  """Values in one; unknown where one of them is.
+
+  One unit for all may be left out, as that of a number; where there are two,
+  each is a part of its value.
+  """
   flat = [v for i in items for v in (i if isinstance(i, list) else (i,))]
   if any(v.data is None for v in flat):
     return Value(kind)
-  key = lambda v: (v.kind, v.data)
+  units = {v.unit for v in flat} - {""}
+  own = lambda v: v.unit if len(units) > 1 else ""
+  key = lambda v: (v.kind, v.data, own(v))
   data = [tuple(map(key, i)) if isinstance(i, list) else key(i) for i in items]
-  if not ordered:
-    data = sorted(set(data), key=repr)
-  units = {v.unit for v in flat}
   return Value(
-      kind, tuple(data), unit=units.pop() if len(units) == 1 else "",
+      kind, arranged(data), unit=units.pop() if len(units) == 1 else "",
       plain=all(v.plain for v in flat),
   )  # fmt: skip
 
@@ -242,13 +254,14 @@ MULTIPLIERS = frozenset(
     " trillion trillions dozen dozens score half halves third thirds fourth"
     " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
     " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
-    " thousandths squared cubed factorial percent".split()
+    " thousandths squared cubed factorial percent point lakh lakhs crore"
+    " crores".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
     "and or not no to times plus minus over more less than base mod modulo pi"
     " theta alpha beta gamma infinity power if for when where sin cos tan log"
-    " ln exp sqrt pair pairs of either unless is are equals wrong"
-    " incorrect".split()
+    " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
+    " root above below zero negative".split()
 )
 UNITS = {
     "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter",
@@ -261,9 +274,10 @@ UNITS = {
     "centimetre": "centimeter", "kilometre": "kilometer", "people": "person",
 }  # fmt: skip
 SHORT_UNITS = frozenset(
-    "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie"
-    " usd".split()
+    "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie usd"
+    " per".split()
 )
+FRACTION_WORD = re.compile(r".*(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?")
 TIMES_OF_DAY = re.compile(r"[0-9]{1,2}:[0-9]{2}.*")
 
 
@@ -295,9 +309,16 @@ def scalar(text: str) -> Value:
 def is_unit(text: str) -> bool:
   """Whether it is a unit and no product of variables, as xy is."""
   words = re.findall(r"[a-zA-Z]+", text)
-  return not words or text.startswith(("\\deg", '"')) or all(
+  if text.startswith('"'):
+    return all(len(w) > 1 or w.casefold() in UNITS for w in words)
+  return not words or text.startswith("\\deg") or all(
       len(w) > 3 or w in SHORT_UNITS for w in words
   )  # fmt: skip
+
+
+def multiplies(word: str) -> bool:
+  """Whether it makes another number of the one before: million, twelfths."""
+  return word in MULTIPLIERS or FRACTION_WORD.fullmatch(word) is not None
 
 
 def unit_of(text: str) -> str:
@@ -306,7 +327,9 @@ def unit_of(text: str) -> str:
     return {"\\deg": "degree", "%": "%"}[text]
   words, _, power = text.partition("^")
   words = re.findall(r"[a-z]+", words.casefold())
-  if NO_UNIT & set(words) or re.search(r"[0-9]", text.partition("^")[0]):
+  if NO_UNIT & set(words) or any(map(multiplies, words)):
+    raise Text
+  if re.search(r"[0-9]", text.partition("^")[0]):
     raise Text
   power = "".join(c for c in power if c in "0123456789")
   for word, p in (("square", "2"), ("sq", "2"), ("cubic", "3")):
@@ -362,8 +385,8 @@ def may_meet(a: Value, b: Value) -> bool:
 def percent(a: Value, b: Value) -> bool:
   """p% is p / 100, and p where the sign is left out or added."""
   x, y = dict(a.data), dict(b.data)
-  if a.unit == b.unit:
-    return x == y
+  if a.unit and b.unit:
+    return a.unit == b.unit and x == y
   hundredth = surds.rational(surds.Fraction(1, 100))
   scale = lambda v, unit: surds.multiply(v, hundredth) if unit == "%" else v
   if scale(x, a.unit) == scale(y, b.unit):

@@ -13,12 +13,19 @@ PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(
     rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?"
 )
-DRESS = re.compile(r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|\*\*")
+DRESS = re.compile(
+    r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|\*\*"
+    r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
+)
 JOINED_BEFORE = re.compile(r"[\^_/!.]|[\^_}]\{|[0-9]e")
 JOINED_AFTER = re.compile(
     r"\s*(?:\^|\*\s*[0-9]|\\frac|\\times|×|/\s*[0-9])|e[0-9]"
 )
-WORD_AFTER = re.compile(r"[\s-]*([a-z]+)", re.IGNORECASE)
+WORD_AFTER = re.compile(r"([\s-]*)([a-z]+)", re.IGNORECASE)
+COMMAND = re.compile(r"\\[a-zA-Z]")
+MINUS_BEFORE = re.compile(
+    r"(?:\bminus|\bnegative|=\s*-)\s*$", re.IGNORECASE
+)
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -42,23 +49,34 @@ def final(text: str) -> str | None:
 
 def last_number(text: str, alone: bool) -> str | None:
   """The last number, with its slash and percent sign; None where it is a part
-  of something else (2^10, 5 million). `alone`: and where it is not the only
-  one after the last "="."""
-  text = DRESS.sub("", text.replace("−", "-"))
+  of something else (2^10, 5 million, minus 5, 5k). `alone`: and where it is not
+  the only one after the last "=", or stands in a formula."""
+  text = DRESS.sub("", text.replace("−", "-").replace("–", "-"))
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
-  if not matches or (alone and len(matches) > 1):
+  if not matches or (alone and (len(matches) > 1 or COMMAND.search(text))):
     return None
   last = matches[-1]
-  word = WORD_AFTER.match(text, last.end())
+  before = text[: last.start()]
   if (
-      JOINED_BEFORE.fullmatch(text[max(0, last.start() - 1) : last.start()])
-      or JOINED_BEFORE.fullmatch(text[max(0, last.start() - 2) : last.start()])
+      JOINED_BEFORE.fullmatch(before[-1:])
+      or JOINED_BEFORE.fullmatch(before[-2:])
+      or MINUS_BEFORE.search(before[-20:])
+      or (alone and before.rstrip().endswith("-"))
       or JOINED_AFTER.match(text, last.end())
-      or (word and word[1].casefold() in answers.MULTIPLIERS)
+      or is_multiplied(WORD_AFTER.match(text, last.end()))
   ):
     return None
   return last[0]
+
+
+def is_multiplied(after) -> bool:
+  """Whether a word makes another number of the one before it: 5 million, 5k."""
+  if not after:
+    return False
+  space, word = after[1], after[2].casefold()
+  is_unit = answers.is_unit(word) or word in answers.UNITS
+  return answers.multiplies(word) or not (space or is_unit)
 
 
 task = judged.task("gsm8k", verify)

@@ -49,13 +49,16 @@ def final(text: str) -> str | None:
   match = MATHS.match(sentence)
   if match and not re.search(r"[0-9$]|\b(?:or|and|not)\b", match[2]):
     words = re.findall("[a-z]+", match[2].casefold())
-    return sentence if answers.MULTIPLIERS & set(words) else match[1].strip()
+    is_other = any(map(answers.multiplies, words))
+    return sentence if is_other else match[1].strip()
   return sentence
 
 
 def by_algebra(reference: str, found: str) -> bool:
   """Whether math-verify finds two cleaned answers equal. False for what it is
-  known to misread: words, unknown commands, deep nesting, long texts."""
+  known to misread: words, unknown commands, deep nesting, long texts,
+  equations in other variables, which it takes for equal where neither has a
+  solution."""
   for text in (reference, found):
     known = set(re.findall(r"\\([a-zA-Z]+)", text)) <= COMMANDS
     bare = re.sub(r"\\[a-zA-Z]+", " ", text)
@@ -63,8 +66,18 @@ def by_algebra(reference: str, found: str) -> bool:
       return False
     if depth(text) > DEEPEST or re.search("[a-zA-Z][0-9]", bare):
       return False
+  are_equations = all(map(answers.RELATION.search, (reference, found)))
+  if are_equations and letters(reference) != letters(found):
+    return False
   parse, equal = library()
   return equal(parse(as_latex(reference)), parse(as_latex(found)))
+
+
+def letters(text: str) -> set[str]:
+  """The variables of a formula."""
+  commands = "|".join((r"\\[a-zA-Z]+", *answers.FUNCTIONS))
+  bare = re.sub(commands, " ", text)
+  return set(re.findall("[a-zA-Z]", bare)) - {"e", "i"}
 
 
 def as_latex(text: str) -> str:

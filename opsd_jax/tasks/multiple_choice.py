@@ -17,6 +17,9 @@ LETTER = re.compile(
     r"|([B-HJ-Z])(?=\s)|([a-z])(?=\s*$|[.)](?:\s|$))"
 )
 ANOTHER = re.compile(r"(?:\bor\b|\band\b|,|/|&)\s*\(?[A-Z]\)?(?![A-Za-z'])")
+DENIED = re.compile(
+    r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+))\b"
+)
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -37,7 +40,7 @@ def letter(text: str) -> str | None:
     match = LETTER.match(line, HEAD.match(line).end())
     if match:
       rest = line[match.end() :].partition("\n")[0]
-      if ANOTHER.match(rest.strip()):
+      if ANOTHER.match(rest.strip()) or DENIED.match(rest.strip()):
         return None
       return next(filter(None, match.groups())).upper()
   return None

@@ -14,7 +14,8 @@ import re
 import sys
 
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks.reply import last_number, stated
+from opsd_jax.tasks import answers, gsm8k
+from opsd_jax.tasks.reply import stated
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 
@@ -25,6 +26,7 @@ PARSE_EXPR = (
     "simple_integration", "intermediate_integration", "countdown", "puzzle24",
     "polynomial_multiplication",
 )  # fmt: skip
+SIGNLESS = ("gsm_symbolic",)  # whose scorer takes -5 for 5
 FORMULA = re.compile(
     r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
     r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
@@ -102,6 +104,9 @@ def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
   name = options.partition(",")[0]
+  if name in SIGNLESS:
+    right = found is not None and answers.compare(example.answer, found) is True
+    return Verdict(float(right), found)
   if name in PARSE_EXPR and not FORMULA.fullmatch(found or ""):
     return Verdict(0.0, found, "not scored: no formula")
   try:
@@ -122,12 +127,15 @@ def scorer(options: str):
 def extract(text: str, answer: str | None) -> str | None:
   """The reply's final answer: what it states, one line of it where the true
   answer is one, else the whole reply; of that the last number where the true
-  answer is one."""
+  answer is one, None where that is a part of another (1/2, 2^10)."""
   found = stated(text)
   if found is None:
     found = text
   elif answer is not None and "\n" not in answer:
     found = found.strip("* \n").partition("\n")[0].rstrip("*. ")
   if answer is not None and re.fullmatch(r"-?\d+(\.\d+)?", answer):
-    return last_number(found)
+    number = gsm8k.last_number(found, alone=False)
+    if number is None or "/" in number:
+      return None
+    return number.replace(",", "").rstrip("\\% ")
   return found.strip() or None
