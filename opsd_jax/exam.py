@@ -115,18 +115,19 @@ def held_out(run, source: str, count: int | None, seed: int | None):
 
   Raises ValueError for more than training held out.
   """
+  given = lambda value, otherwise: otherwise if value is None else value
   if not run:
-    return count or 256, seed or 0
+    return given(count, 256), given(seed, 0)
   own = prepare.read_config(files.open_workdir(run)).task
-  seed = own.seed if seed is None else seed
+  seed = given(seed, own.seed)
   if (source, seed) != (own.name, own.seed):
-    return count or 256, seed
-  if (count or 0) > own.eval_count:
+    return given(count, 256), seed
+  if given(count, 0) > own.eval_count:
     raise ValueError(
         f"{count} problems of {source}: the training of {run} held out"
         f" {own.eval_count} (task.eval_count), and may have seen the others"
     )
-  return count or own.eval_count, seed
+  return given(count, own.eval_count), seed
 
 
 def load_model(source: str, dtype: str) -> Subject:
@@ -154,7 +155,7 @@ def load_run(workdir) -> Subject:
   mesh = sharding.make_mesh(**config.mesh)
   path = sources.resolve(config.model.source)
   about = {"source": config.model.source, "dtype": config.model.dtype}
-  about |= {"run": str(workdir)}
+  about["run"] = str(workdir)
 
   def load(layout, run):
     about["step"], params = checkpoint.restore_params(

@@ -252,6 +252,7 @@ def test_a_run_is_asked_what_its_training_held_out(subject, tmp_path):
   assert exam.held_out(path, own, 9, 4) == (9, 4)  # of another seed
   assert exam.held_out(path, "reasoning_gym:x", None, None) == (256, 3)
   assert exam.held_out(None, own, None, None) == (256, 0)
+  assert exam.held_out(None, own, 0, 1) == exam.held_out(path, own, 0, 1) == (0, 1)
   with pytest.raises(ValueError, match="9 problems of .* held out 8"):
     exam.held_out(path, own, 9, None)
 

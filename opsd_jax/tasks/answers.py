@@ -170,7 +170,7 @@ def shape(text: str) -> Value:
     rows = [row for row in match[2].split("\\\\") if row.strip()]
     return collected("matrix", [scalars(split(row, "&")) for row in rows])
   if len(parts := split(text, "\\cup")) > 1:
-    return collected("union", [shape(part) for part in parts], without_order)
+    return collected("union", [shape(part) for part in parts], once)
   last = len(text) - 1
   if text[:2] == "\\{" and text[-2:] == "\\}" and closes(text, 1) == last:
     return listed(text[2:-2], once)
