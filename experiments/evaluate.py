@@ -17,7 +17,7 @@ SETS = flags.DEFINE_multi_string("set", [], "name=source[,task=maths]; repeat")
 DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
 COMPARE = flags.DEFINE_list("compare", [], "two workdirs; second - first")
-COUNT = flags.DEFINE_integer("problems", None, "of a task; else held out, or 256")
+COUNT = flags.DEFINE_integer("problems", None, "of a task; else as held out")
 SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
 HOW = dict(
     samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
@@ -48,7 +48,8 @@ def main():
   summary = exam.sit(
       how, SETS.value, WORKDIR.value, model=MODEL.value, run=RUN.value,
       dtype=DTYPE.value, count=COUNT.value, task_seed=SEED.value,
-      compile_cache=config.compile_cache, verify=config.verify.to_dict(),
+      task=config.task, compile_cache=config.compile_cache,
+      verify=config.verify.to_dict(),
   )  # fmt: skip
   print(grades.table(summary["sets"]))
 

@@ -24,7 +24,6 @@ from opsd_jax import (
 from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
 from opsd_jax.statistics import wilson
-from opsd_jax.structs import UNJUDGED
 
 
 def rate(name: str, scores) -> dict[str, float]:
@@ -63,8 +62,7 @@ def accuracy(
           for c in group]  # fmt: skip
   verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
   own = [
-      (c.text, v.score, bool(c.truncated), len(c.ids),
-       v.feedback.startswith(UNJUDGED))
+      (c.text, v.score, bool(c.truncated), len(c.ids), not v.is_judged)
       for (_, c), v in zip(flat, verdicts, strict=True)
   ]
   each = 1 + samples

@@ -15,8 +15,6 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
-import numpy as np
 from tqdm import tqdm
 
 from opsd_jax import (
@@ -109,19 +107,20 @@ def load(model: str | None, run, dtype: str) -> Subject:
   return load_run(run) if run else load_model(model, dtype)
 
 
-def held_out(run, source: str, count: int | None, seed: int | None):
+def held_out(run, usual, source: str, count: int | None, seed: int | None):
   """(count, seed) of a task's problems, where they are not given: those that
-  the run's training held out, of another task or without a run 256 of seed 0.
+  the run's training held out, of another task or without a run as `usual`, a
+  config.task, says.
 
   Raises ValueError for more than training held out.
   """
   given = lambda value, otherwise: otherwise if value is None else value
   if not run:
-    return given(count, 256), given(seed, 0)
+    return given(count, usual.eval_count), given(seed, usual.seed)
   own = prepare.read_config(files.open_workdir(run)).task
   seed = given(seed, own.seed)
   if (source, seed) != (own.name, own.seed):
-    return given(count, 256), seed
+    return given(count, usual.eval_count), seed
   if given(count, 0) > own.eval_count:
     raise ValueError(
         f"{count} problems of {source}: the training of {run} held out"
@@ -179,28 +178,11 @@ def _subject(mesh, path, run, about, load, template, args) -> Subject:
   model_config = prepare.fit_to(sources.read_config(path, **run), mesh, False)
   layout = functools.partial(sharding.tree_shardings, mesh=mesh)
   params = load(layout, run | {"attention": model_config.attention})
-  about["weights"] = fingerprint(params, mesh)
+  about["weights"] = checkpoint.fingerprint(params, mesh)
   return Subject(
       mesh, model_config, params, tokenizer.load(path), template, args,
       about,
   )  # fmt: skip
-
-
-def fingerprint(params, mesh) -> str:
-  """Tells weights apart: a hash of the sums of the bits of every array, which
-  are the same however they are laid out."""
-  words = {2: jnp.uint16, 4: jnp.uint32}
-
-  def total(x):
-    bits = jax.lax.bitcast_convert_type(x, words[x.dtype.itemsize])
-    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
-
-  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  sums = jax.jit(
-      lambda p: jnp.stack([total(x) for x in jax.tree.leaves(p)]),
-      out_shardings=whole,
-  )(params)
-  return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]
 
 
 # -------------------------------------------------------------------- answer
@@ -382,11 +364,13 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
 
 def sit(
     how: How, sets_as_text, workdir, *, model, run, dtype: str,
-    count: int | None, task_seed: int | None, compile_cache: str, verify: dict,
+    count: int | None, task_seed: int | None, task, compile_cache: str,
+    verify: dict,
 ) -> dict:  # fmt: skip
   """`evaluate` with everything by name: what experiments/evaluate.py does.
 
-  `verify` is how replies are judged, as config.verify says it.
+  `task` is a config.task, whose counts and seed stand for those not given;
+  `verify` how replies are judged, as config.verify says it.
   What needs no model is checked before one is loaded.
   """
   validate(how)
@@ -402,7 +386,7 @@ def sit(
   judge = lambda task: workers.shared(task, "answer", **verify)
   chosen = []
   for spec in map(sets.parse, sets_as_text):
-    number, seed = held_out(run, spec.source, count, task_seed)
+    number, seed = held_out(run, task, spec.source, count, task_seed)
     found = sets.open_set(spec, count=number, seed=seed, judge=judge)
     if spec.task:
       prepare.unverified(found.verify, found.examples, spec.task, spec.source)

@@ -7,7 +7,7 @@ import numpy as np
 
 from opsd_jax import collate, processes, reinforce, sharding
 from opsd_jax.models import attention
-from opsd_jax.structs import UNJUDGED, Rollout
+from opsd_jax.structs import Rollout
 
 
 class Experience(NamedTuple):
@@ -84,7 +84,7 @@ def judged(run, rollouts, samples: int) -> tuple[list[list[float]], int]:
       [r.completion.text for r in rollouts],
   )
   scores = [v.score for v in verdicts]
-  unjudged = sum(v.feedback.startswith(UNJUDGED) for v in verdicts)
+  unjudged = sum(not v.is_judged for v in verdicts)
   groups = [scores[i : i + samples] for i in range(0, len(scores), samples)]
   return groups, unjudged
 

@@ -34,7 +34,6 @@ from opsd_jax.structs import UNJUDGED, Problem
 OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
                  "compile_cache", "verify.workers")  # fmt: skip
 
-
 DTYPES = ("float32", "bfloat16", "float16")
 
 REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem

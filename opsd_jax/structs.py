@@ -44,6 +44,10 @@ class Verdict:
   answer: str | None = None  # None: no answer was found in the text
   feedback: str = ""
 
+  @property
+  def is_judged(self) -> bool:
+    return not self.feedback.startswith(UNJUDGED)
+
 
 class Completion(NamedTuple):
   """One response. `ids` ends with end-of-turn unless truncated."""

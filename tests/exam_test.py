@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import pytest
 from ml_collections import ConfigDict
 
-from configs import opsd
+from configs import base, opsd
 from opsd_jax import checkpoint, exam, prepare, sets, structs, tasks
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
@@ -206,7 +206,7 @@ def test_one_of_model_and_run():
     exam.load("tiny", None, "float8")
   with pytest.raises(ValueError, match="expected a directory and at least one"):
     exam.sit(HOW, [], "w", model="tiny", run=None, dtype="float32", count=1,
-             task_seed=None, compile_cache="", verify={})  # fmt: skip
+             task_seed=None, task=USUAL, compile_cache="", verify={})  # fmt: skip
 
 
 # ---------------------------------------------------------- a training run
@@ -234,7 +234,7 @@ def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
   trained = exam.load_run(path)
   assert trained.about == {
       "source": "tiny", "dtype": "float32", "run": str(path), "step": 2,
-      "weights": exam.fingerprint(tree_of(subject, tree, rank), trained.mesh),
+      "weights": checkpoint.fingerprint(tree_of(subject, tree, rank), trained.mesh),
   }  # fmt: skip
   assert trained.about["weights"] != subject.about["weights"]
   assert trained.template == "short" and trained.template_args == {}
@@ -245,16 +245,19 @@ def tree_of(subject, tree, rank):
   return lora.join(subject.params, tree) if rank else tree
 
 
+USUAL = base.get_config().task  # 256 problems of seed 0
+
+
 def test_a_run_is_asked_what_its_training_held_out(subject, tmp_path):
   path, own = leave_run(tmp_path / "run", subject.params), "largest_number"
-  assert exam.held_out(path, own, None, None) == (8, 3)
-  assert exam.held_out(path, own, 5, None) == (5, 3)
-  assert exam.held_out(path, own, 9, 4) == (9, 4)  # of another seed
-  assert exam.held_out(path, "reasoning_gym:x", None, None) == (256, 3)
-  assert exam.held_out(None, own, None, None) == (256, 0)
-  assert exam.held_out(None, own, 0, 1) == exam.held_out(path, own, 0, 1) == (0, 1)
+  assert exam.held_out(path, USUAL, own, None, None) == (8, 3)
+  assert exam.held_out(path, USUAL, own, 5, None) == (5, 3)
+  assert exam.held_out(path, USUAL, own, 9, 4) == (9, 4)  # of another seed
+  assert exam.held_out(path, USUAL, "reasoning_gym:x", None, None) == (256, 3)
+  assert exam.held_out(None, USUAL, own, None, None) == (256, 0)
+  assert exam.held_out(None, USUAL, own, 0, 1) == exam.held_out(path, USUAL, own, 0, 1) == (0, 1)
   with pytest.raises(ValueError, match="9 problems of .* held out 8"):
-    exam.held_out(path, own, 9, None)
+    exam.held_out(path, USUAL, own, 9, None)
 
 
 def test_an_evaluation_of_other_weights_is_refused(subject, tmp_path):

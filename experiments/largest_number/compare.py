@@ -103,13 +103,14 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
 def keep(results: pathlib.Path, runs: list[dict]) -> None:
   """Writes runs among those that are there, each in the place of its older
   one: machines may share a study."""
+  from opsd_jax import files
+
   there = results.open() if results.exists() else ()
   of = lambda rows: {(r["method"], r["seed"]): r for r in rows}
   found = of(map(json.loads, there)) | of(runs)
   order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
-  whole = results.with_suffix(".new")
-  whole.write_text("".join(json.dumps(found[key]) + "\n" for key in order))
-  whole.rename(results)
+  text = "".join(json.dumps(found[key]) + "\n" for key in order)
+  files.write_whole(results, text)
 
 
 def by_method(runs: list[dict]) -> dict[str, list[dict]]:
