@@ -62,6 +62,7 @@ def measure(workers: dict, steps: int, most: dict) -> None:
     pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
     ratio = statistics.median(theirs) / statistics.median(mine)
     say("ratio", ours_over_trl_steps_per_second=ratio, of_pairs=spread(pairs))
+    workers.pop("trl").close()  # what it holds, the split may need
   parts = workers["ours"].ask(split=True)
   share = parts["learn_gflops_per_second"] / most["matmul_gflops"]
   say("split", rollout=summaries["ours"]["rollout_seconds"]["median"],
