@@ -180,16 +180,26 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
 
 
 def parquet(path, columns):
-  """Yields ("path:row", object), of the columns that may matter."""
+  """Yields ("path:row", object), of the columns that may matter.
+
+  Raises ValueError where the file is torn or its text is not UTF-8.
+  """
   import pyarrow.parquet
 
-  table = pyarrow.parquet.ParquetFile(path)
-  names = [n for n in table.schema_arrow.names if records.may_hold(n, columns)]
   number = 0
-  for batch in table.iter_batches(columns=names or None):
-    for row in batch.to_pylist():
-      number += 1
-      yield f"{path}:{number}", row
+  try:
+    table = pyarrow.parquet.ParquetFile(path)
+    there = table.schema_arrow.names
+    names = [n for n in there if records.may_hold(n, columns)]
+    for batch in table.iter_batches(columns=names or None):
+      for row in batch.to_pylist():
+        number += 1
+        yield f"{path}:{number}", row
+  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
+    reason = str(e).partition("\n")[0]
+    raise ValueError(
+        f"{path}: no parquet can be read after row {number}: {reason}"
+    ) from e
 
 
 def check_gym(name, options) -> None:

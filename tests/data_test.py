@@ -324,6 +324,28 @@ def test_files_of_a_hub(tmp_path, monkeypatch):
     load("hf:openai/gsm8k,config=bad")
 
 
+def test_broken_parquet_is_said(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  path = tmp_path / "train.parquet"
+  parquet(path, [{"problem": f"{i}", "answer": "1"} for i in range(1000)])
+  whole, read = path.read_bytes(), lambda: list(data.parquet(path, data.Columns()))
+  assert len(read()) == 1000
+  middle = len(whole) // 4
+  for broken in (
+      b"", whole[:-9], b"{}\n" * 99,
+      whole[:middle] + bytes(64) + whole[middle + 64 :],
+  ):  # fmt: skip
+    path.write_bytes(broken)
+    with pytest.raises(ValueError, match="train.parquet: no parquet can be read"):
+      read()
+  array = pyarrow.array([b"1", b"\xff"]).cast(pyarrow.string(), safe=False)
+  pyarrow.parquet.write_table(pyarrow.table({"problem": array}), path)
+  with pytest.raises(ValueError, match="after row .*utf-8"):
+    read()
+
+
 def test_a_hub_out_of_reach_is_said(monkeypatch):
   import huggingface_hub
 
