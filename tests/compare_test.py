@@ -93,6 +93,20 @@ def test_interrupted_it_gathers_what_is_finished(tmp_path, monkeypatch, capsys):
   assert "| GRPO | 2 | 0.750" in capsys.readouterr().out
 
 
+def test_a_cell_with_a_result_is_not_trained_again(tmp_path, monkeypatch):
+  trained = []
+
+  def run(cells, workdir):
+    trained.extend(cell.name for cell in cells)
+    return sweep.table(cells, workdir)
+
+  monkeypatch.setattr("opsd_jax.sweep.run", run)
+  known = [{"method": "OPSD, JSD", "seed": 1}]
+  compare.train("OPSD, JSD", tmp_path, known)
+  first, _, last = compare.cells_of("OPSD, JSD")
+  assert trained == [first.name, last.name]
+
+
 def test_checkpoints_of_finished_cells_alone_are_dropped(tmp_path, monkeypatch):
   cells = compare.cells_of("OPSD")[:1] + compare.cells_of("RFT")[:1]
   for cell in cells:

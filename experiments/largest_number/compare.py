@@ -5,9 +5,11 @@
 
 The first trains every cell that is not finished, all methods of a seed before
 the next seed, and gathers the finished ones into methods.jsonl, also where you
-interrupt it. The second draws the committed results again. `--only=GRPO`
-takes the methods whose name holds that text; `--commands` prints what would
-start each cell alone. A finished cell's checkpoint, 2 GB, is dropped.
+interrupt it. A cell with a line there is not trained again, in whatever
+directory: drop its line to repeat it. The second draws the committed results
+again. `--only=GRPO` takes the methods whose name holds that text; `--commands`
+prints what would start each cell alone. A finished cell's checkpoint, 2 GB, is
+dropped.
 """
 
 import argparse
@@ -48,13 +50,17 @@ def cells_of(method: str) -> list:
   return sweep.grid(config, COMMON | axes | {"seed": SEEDS})
 
 
-def train(only: str, workdir: pathlib.Path) -> None:
-  """Every cell of the methods that hold `only`, one seed after the other."""
+def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
+  """Every cell of the methods that hold `only`, one seed after the other, but
+  those whose results are known."""
   from opsd_jax import sweep
 
-  cells = [cells_of(method) for method in METHODS if only in method]
-  for of_seed in zip(*cells, strict=True):
-    done = sweep.run(of_seed, workdir)
+  have = {(row["method"], row["seed"]) for row in known}
+  for i, seed in enumerate(SEEDS):
+    methods = [m for m in METHODS if only in m and (m, seed) not in have]
+    if not methods:
+      continue
+    done = sweep.run([cells_of(method)[i] for method in methods], workdir)
     print(done[["status", "error"]].to_string(), flush=True)
     for directory in done.workdir[done.status == "finished"]:
       shutil.rmtree(f"{directory}/checkpoints", ignore_errors=True)
@@ -100,14 +106,18 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   }  # fmt: skip
 
 
+def read(results: pathlib.Path) -> list[dict]:
+  lines = results.read_text().splitlines() if results.exists() else ()
+  return [json.loads(line) for line in lines]
+
+
 def keep(results: pathlib.Path, runs: list[dict]) -> None:
   """Writes runs among those that are there, each in the place of its older
   one: machines may share a study."""
   from opsd_jax import files
 
-  there = results.open() if results.exists() else ()
   of = lambda rows: {(r["method"], r["seed"]): r for r in rows}
-  found = of(map(json.loads, there)) | of(runs)
+  found = of(read(results)) | of(runs)
   order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
   text = "".join(json.dumps(found[key]) + "\n" for key in order)
   files.write_whole(results, text)
@@ -221,11 +231,11 @@ def main(argv=None) -> None:
     return
   if args.workdir:
     with contextlib.suppress(KeyboardInterrupt):
-      train(args.only, args.workdir)
+      train(args.only, args.workdir, read(results))
     keep(results, gathered(args.workdir))
-  if not results.exists() or not results.read_text():
+  runs = read(results)
+  if not runs:
     raise SystemExit(f"error: no finished cell in {results}: give --workdir")
-  runs = [json.loads(line) for line in results.open()]
   draw(runs, HERE / "methods.png")
   print(table(runs))
 
