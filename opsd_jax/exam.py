@@ -29,6 +29,7 @@ from opsd_jax import (
   rollout,
   sets,
   sharding,
+  tasks,
   tokenizer,
   workers,
 )
@@ -127,6 +128,20 @@ def held_out(run, usual, source: str, count: int | None, seed: int | None):
         f" {own.eval_count} (task.eval_count), and may have seen the others"
     )
   return given(count, own.eval_count), seed
+
+
+def taught(run) -> set[str] | None:
+  """The questions that a run trains on, as `tasks.same_text` writes them; None
+  without a run, or where its data cannot be had."""
+  if not run:
+    return None
+  config = prepare.read_config(files.open_workdir(run))
+  try:
+    problems = prepare.problems_of(config)
+  except ValueError as e:
+    print(f"not known which questions {run} has trained on: {e}", flush=True)
+    return None
+  return {tasks.same_text(e.question) for e in problems.train}
 
 
 def load_model(source: str, dtype: str) -> Subject:
@@ -384,11 +399,14 @@ def sit(
   jax.config.update("jax_compilation_cache_dir", str(cache))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   judge = lambda task: workers.shared(task, "answer", **verify)
-  chosen = []
+  chosen, trained = [], taught(run)
   for spec in map(sets.parse, sets_as_text):
     number, seed = held_out(run, task, spec.source, count, task_seed)
     found = sets.open_set(spec, count=number, seed=seed, judge=judge)
     if spec.task:
       prepare.unverified(found.verify, found.examples, spec.task, spec.source)
+    if trained is not None:
+      asked = [tasks.same_text(e.question) for e in found.examples]
+      found.about["in_training"] = sum(text in trained for text in asked)
     chosen.append(found)
   return evaluate(load(model, run, dtype), chosen, workdir, how)

@@ -162,6 +162,8 @@ def table(sets: dict[str, dict]) -> str:
   of_column = {}
   for name, of in sets.items():
     column = {"": name, "problems": str(of["problems"])}
+    if "in_training" in of:  # questions that the run has trained on
+      column["in training"] = str(of["in_training"])
     column |= {k: shown(v) for k, v in of.items() if is_figure(v)}
     for kind, found in of.get("calibration", {}).items():
       for key, value in found.items():

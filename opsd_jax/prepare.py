@@ -194,15 +194,10 @@ def prepare(config) -> Run:
   )  # fmt: skip
 
 
-def read_problems(config):
-  """(verify, data.Problems); every answer that replies will be compared with
-  can be judged.
-
-  How many answers the task finds wrong, read as a reply, is counted.
-  """
+def problems_of(config) -> data.Problems:
+  """What a run of this config trains and evaluates on."""
   c, d = config.task, config.data
-  verify = workers.shared(c.name, c.privileged_field, **config.verify)
-  problems = data.both(
+  return data.both(
       d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
       skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
       rewarded=config.reinforce.weight > 0,
@@ -212,6 +207,17 @@ def read_problems(config):
           "privileged_field": c.privileged_field,
       },
   )  # fmt: skip
+
+
+def read_problems(config):
+  """(verify, `problems_of`); every answer that replies will be compared with
+  can be judged.
+
+  How many answers the task finds wrong, read as a reply, is counted.
+  """
+  c, d = config.task, config.data
+  verify = workers.shared(c.name, c.privileged_field, **config.verify)
+  problems = problems_of(config)
   counts = dict(problems.counts)
   if d.eval != data.TASK:
     wrong = unverified(verify, problems.eval, c.name, d.eval)

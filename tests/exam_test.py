@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, opsd
-from opsd_jax import checkpoint, exam, prepare, sets, structs, tasks
+from opsd_jax import checkpoint, exam, grades, prepare, sets, structs, tasks
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
 from tests.models_test import assert_trees_equal
@@ -212,9 +212,11 @@ def test_one_of_model_and_run():
 # ---------------------------------------------------------- a training run
 
 
-def leave_run(path, params, rank=0):
+def leave_run(path, params, rank=0, task=None, data=None):
   config = opsd.get_config("tiny").to_dict()
   config["lora"]["rank"], config["task"]["seed"] = rank, 3
+  config["task"] |= task or {}
+  config["data"] |= data or {}
   prepare.claim(ConfigDict(config), path)
   manager = checkpoint.open_manager(path / "checkpoints", keep=1)
   memory = {"of_all": jnp.zeros(3)}
@@ -276,6 +278,37 @@ def test_the_problems_of_a_task_are_those_that_training_held_out():
       sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
   )
   assert chosen.examples == held_out
+
+
+def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
+  def file(name, *questions):
+    rows = [
+        {"problem": q, "solution": "So 2.", "answer": "2"} for q in questions
+    ]
+    (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(tmp_path / name)
+
+  # "b?" is asked in the run's evaluation: its training has dropped it
+  train = file("train.jsonl", "What is a?", "b?", "c?")
+  data = {"train": train, "eval": file("eval.jsonl", "b?", "d?")}
+  path = leave_run(
+      tmp_path / "run", subject.params, task={"name": "maths"}, data=data
+  )
+  asked = file("asked.jsonl", "What  is\nA?", "b?", "c?", "d?", "e?")
+  config = base.get_config()
+  sit = lambda where, **who: exam.sit(
+      HOW, [f"asked={asked}"], tmp_path / where, dtype="float32", count=None,
+      task_seed=None, task=USUAL, compile_cache=config.compile_cache,
+      verify=config.verify.to_dict(), **who,
+  )["sets"]  # fmt: skip
+  found = sit("a", model=None, run=path)
+  assert (found["asked"]["in_training"], found["asked"]["problems"]) == (2, 5)
+  assert ["in", "training", "2"] in [
+      line.split() for line in grades.table(found).splitlines()
+  ]
+  assert "in_training" not in sit("b", model="tiny", run=None)["asked"]
+  pathlib.Path(train).unlink()
+  assert exam.taught(path) is None
 
 
 # ------------------------------------------------------------- command line
