@@ -354,7 +354,10 @@ def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
   asked = [ask(subject, how, s) for s in chosen]
   about = settings_of(subject, how, chosen, asked)
   processes.from_first(lambda: claim(workdir, about))
-  with jax.set_mesh(subject.mesh), processes.ending_with_others():
+  with (
+      jax.set_mesh(subject.mesh), prepare.alone(workdir),
+      processes.ending_with_others(),
+  ):  # fmt: skip
     for set_, (problems, _) in zip(chosen, asked, strict=True):
       answer_set(subject, how, set_, problems, workdir / f"{set_.name}.jsonl")
   return processes.from_first(lambda: grades.summarise(workdir))

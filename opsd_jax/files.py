@@ -1,8 +1,13 @@
 """The workdir, on a disk or in an object store (`gs://bucket/path`)."""
 
+import contextlib
+import errno
+import fcntl
 import importlib
 
 from etils import epath
+
+NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP  # said by such a mount
 
 
 def is_remote(path) -> bool:
@@ -42,6 +47,29 @@ def write_whole(path, text: str) -> None:
   temporary = path.with_name(path.name + ".tmp")
   temporary.write_text(text)
   temporary.replace(path)
+
+
+@contextlib.contextmanager
+def locked(path, wait: bool = False):
+  """Whether this process has the file's lock to itself; waits until it has, or
+  not.
+
+  The lock is the kernel's: it ends with the process, however that ends. Object
+  stores and some mounts of them have none: there everybody has it.
+  """
+  if is_remote(path):
+    yield True
+    return
+  path.parent.mkdir(parents=True, exist_ok=True)
+  with open(path, "w") as f:
+    try:
+      fcntl.lockf(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      is_ours = True
+    except OSError as e:
+      if e.errno not in (errno.EACCES, errno.EAGAIN, *NO_LOCKS):
+        raise
+      is_ours = e.errno in NO_LOCKS
+    yield is_ours
 
 
 def flat(tree: dict, at: str = "") -> dict:

@@ -1,5 +1,6 @@
 """config -> Run: what an experiment means, checked, loaded and tokenised."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -372,6 +373,22 @@ def claim(config, workdir) -> None:
   workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
   files.write_whole(workdir / "config.json", text + "\n")
+
+
+@contextlib.contextmanager
+def alone(workdir):
+  """Nobody else writes here meanwhile: ValueError where somebody already does."""
+  with contextlib.ExitStack() as held:
+
+    def hold():
+      if not held.enter_context(files.locked(workdir / ".lock")):
+        raise ValueError(
+            f"another process is at work in {workdir}: wait for it, end it, or"
+            " give another workdir"
+        )
+
+    processes.from_first(hold)
+    yield
 
 
 def read_config(workdir) -> ConfigDict:

@@ -10,7 +10,6 @@ and what a command has finished `run` finds finished.
 """
 
 import contextlib
-import fcntl
 import gc
 import json
 import sys
@@ -38,8 +37,8 @@ def run(cells, workdir) -> pd.DataFrame:
 
   Several processes may run the same sweep on one disk: each takes cells that no
   other is at, waits for the rest, and returns the whole table. A killed one
-  lets go of its cell. An object store (gs://) has no such locks, and a cell
-  started by its command takes none: keep these apart.
+  lets go of its cell; a cell that its command is running fails with that
+  reason. An object store (gs://) has no locks: keep its cells apart.
 
   Raises ValueError where two cells share a name, or in a run of several
   processes.
@@ -58,7 +57,7 @@ def run(cells, workdir) -> pd.DataFrame:
       for cell in waiting:
         bar.set_postfix_str(cell.name)
         at = keep_programs_of(cell, at)
-        with locked(workdir, cell.name, wait) as is_ours:
+        with files.locked(workdir / ".locks" / cell.name, wait) as is_ours:
           if is_ours:
             errors[cell.name] = attempt(cell, workdir)
             bar.update()
@@ -125,25 +124,6 @@ def printing_to(directory):
   directory.mkdir(parents=True, exist_ok=True)
   with open(directory / "log.txt", "a") as f, contextlib.redirect_stdout(f):
     yield
-
-
-@contextlib.contextmanager
-def locked(workdir, name: str, wait: bool):
-  """Whether this process has the cell to itself; waits until it has, or not.
-
-  The lock is the kernel's: it ends with the process, however that ends.
-  """
-  if files.is_remote(workdir):
-    yield True
-    return
-  (workdir / ".locks").mkdir(parents=True, exist_ok=True)
-  with open(workdir / ".locks" / name, "w") as f:
-    try:
-      fcntl.lockf(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except (BlockingIOError, PermissionError):
-      yield False
-    else:
-      yield True
 
 
 # -------------------------------------------------------------------- table

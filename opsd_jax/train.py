@@ -174,7 +174,7 @@ def train_and_evaluate(config, workdir) -> dict:
   run = prepare.prepare(config)
   print(report.describe(config, run), flush=True)
   processes.from_first(lambda: prepare.claim(config, workdir))
-  with jax.set_mesh(run.mesh):
+  with jax.set_mesh(run.mesh), prepare.alone(workdir):
     writer = metrics.Silent()
     if processes.is_first():
       writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)

@@ -14,6 +14,7 @@ from configs import base, opsd
 from opsd_jax import checkpoint, exam, grades, prepare, sets, structs, tasks
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
+from tests.holding import held
 from tests.models_test import assert_trees_equal
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -278,6 +279,15 @@ def test_the_problems_of_a_task_are_those_that_training_held_out():
       sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
   )
   assert chosen.examples == held_out
+
+
+def test_two_at_once_in_a_workdir_are_refused(subject, tmp_path):
+  with held(tmp_path / ".lock"):
+    with pytest.raises(ValueError, match="another process is at work in"):
+      run(subject, tmp_path, judge := Judge())
+  assert not judge.calls
+  run(subject, tmp_path, judge)  # the lock went with its process
+  assert len(judge.seen) == 8 * HOW.samples
 
 
 def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):

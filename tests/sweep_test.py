@@ -18,6 +18,7 @@ from configs import opsd
 from opsd_jax import cells as cells_of
 from opsd_jax import curves, metrics, prepare, sweep, train
 from opsd_jax.sweep import grid, plot, run
+from tests.holding import held
 
 ROOT = pathlib.Path(__file__).parents[1]
 TINY = "configs/opsd.py:tiny"
@@ -261,25 +262,11 @@ def test_cells_of_one_name_are_refused(trained, tmp_path):
   assert len(trained) == 2
 
 
-HOLD = """
-import fcntl, sys
-f = open(sys.argv[1], "w")
-fcntl.lockf(f, fcntl.LOCK_EX)
-print("held", flush=True)
-sys.stdin.read()
-"""
-
-
 def test_a_cell_of_another_process_is_waited_for(
     trained, tmp_path, monkeypatch
 ):
   cells = grid(TINY, {"seed": range(3)})
-  (tmp_path / ".locks").mkdir()
-  with subprocess.Popen(
-      [sys.executable, "-c", HOLD, tmp_path / ".locks" / cells[0].name],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-  ) as other:  # fmt: skip
-    assert other.stdout.readline() == b"held\n"
+  with held(tmp_path / ".locks" / cells[0].name) as other:
     attempt = sweep.attempt
 
     def and_kill_the_other(cell, workdir):

@@ -18,6 +18,7 @@ import pytest
 from configs import base, opsd
 from opsd_jax import checkpoint, collate, objective, prepare, sharding, train
 from opsd_jax.models import families, transformer
+from tests.holding import held
 
 MODEL = families.tiny()
 
@@ -358,6 +359,13 @@ def test_rows_longer_than_max_row_are_dropped_and_counted():
   dropped = sum(n for r, n in shorter.dropped.items() if "training" in r)
   assert len(shorter.train) + dropped == len(whole.train)
   assert dropped > 0
+
+
+def test_two_runs_at_once_in_a_workdir_are_refused(tmp_path):
+  with held(tmp_path / ".lock"):
+    with pytest.raises(ValueError, match="another process is at work in"):
+      train.train_and_evaluate(opsd.get_config("tiny"), tmp_path)
+  assert not (tmp_path / "metrics.jsonl").exists()
 
 
 def test_a_run_that_could_not_start_does_not_claim_its_workdir(tmp_path):
