@@ -9,7 +9,7 @@ import pandas as pd
 from matplotlib import color_sequences
 from matplotlib.figure import Figure
 
-from opsd_jax import files, prepare
+from opsd_jax import claims, files
 
 PANELS = (
     ("loss", "Training loss", "nats a token"),
@@ -77,7 +77,7 @@ def settings(paths) -> dict[str, list]:
   names = [
       k
       for k in dict.fromkeys(itertools.chain(*configs))
-      if k != "seed" and not k.startswith(prepare.OBSERVATIONAL)
+      if k != "seed" and not k.startswith(claims.OBSERVATIONAL)
       and len({repr(c.get(k)) for c in configs}) > 1
   ]  # fmt: skip
   runs = {}

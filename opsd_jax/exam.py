@@ -20,6 +20,7 @@ from tqdm import tqdm
 from opsd_jax import (
   calibration,
   checkpoint,
+  claims,
   context,
   files,
   grades,
@@ -296,28 +297,6 @@ def append(path, records) -> None:
     f.write(text)
 
 
-def claim(workdir, settings: dict) -> None:
-  """Writes settings.json, or refuses a workdir of another evaluation."""
-  path = workdir / "settings.json"
-  if path.exists():
-    try:
-      there = json.loads(path.read_text())
-    except ValueError as e:
-      raise ValueError(f"{path} is not readable: {e}") from e
-    different = [
-        f"  {k}: {a!r} there, {b!r} now"
-        for k, (a, b) in grades.differ(there, settings).items()
-        if not k.startswith("summary.")
-    ]
-    if different:
-      raise ValueError(
-          f"{workdir} holds an evaluation of other settings; give another"
-          " --workdir:\n" + "\n".join(different)
-      )
-  workdir.mkdir(parents=True, exist_ok=True)
-  files.write_whole(path, json.dumps(settings, indent=2) + "\n")
-
-
 def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
   """All that decides the replies, and under `summary` what is made of them."""
   fields = how._asdict()
@@ -353,9 +332,9 @@ def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
   workdir = files.open_workdir(workdir)
   asked = [ask(subject, how, s) for s in chosen]
   about = settings_of(subject, how, chosen, asked)
-  processes.from_first(lambda: claim(workdir, about))
+  processes.from_first(lambda: claims.claim_evaluation(about, workdir))
   with (
-      jax.set_mesh(subject.mesh), prepare.alone(workdir),
+      jax.set_mesh(subject.mesh), claims.alone(workdir),
       processes.ending_with_others(),
   ):  # fmt: skip
     for set_, (problems, _) in zip(chosen, asked, strict=True):

@@ -72,6 +72,14 @@ def locked(path, wait: bool = False):
     yield is_ours
 
 
+def differ(a: dict, b: dict) -> dict[str, tuple]:
+  """field -> (a's value, b's value) where two settings are not the same."""
+  a, b = flat(a), flat(b)
+  return {
+      k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)
+  }
+
+
 def flat(tree: dict, at: str = "") -> dict:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
   leaves = {}

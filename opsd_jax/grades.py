@@ -191,14 +191,6 @@ def table(sets: dict[str, dict]) -> str:
 # ------------------------------------------------------------------- compare
 
 
-def differ(a: dict, b: dict) -> dict[str, tuple]:
-  """field -> (a's value, b's value) where two settings are not the same."""
-  a, b = files.flat(a), files.flat(b)
-  return {
-      k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)
-  }
-
-
 def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
   """(set -> figure -> difference b - a with interval and p, settings that
   differ), over the sets that both evaluations have.
@@ -231,7 +223,7 @@ def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
         )._asdict()
         for figure in of_a
     }
-  return found, differ(a, b)
+  return found, files.differ(a, b)
 
 
 def compared(workdirs, resamples: int, seed: int) -> str:

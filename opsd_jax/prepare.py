@@ -1,9 +1,7 @@
 """config -> Run: what an experiment means, checked, loaded and tokenised."""
 
-import contextlib
 import dataclasses
 import functools
-import json
 import zlib
 from typing import Any, NamedTuple
 
@@ -11,10 +9,10 @@ import jax
 from ml_collections import ConfigDict
 
 from opsd_jax import (
+  claims,
   context,
   data,
   evaluate,
-  files,
   optimizer,
   processes,
   rollout,
@@ -29,11 +27,6 @@ from opsd_jax.draw import Knobs, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import UNJUDGED, Problem
-
-# What may differ between a run and its resumption: nothing that changes what is
-# trained on, or what an evaluation means.
-OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
-                 "compile_cache", "verify.workers")  # fmt: skip
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -343,75 +336,12 @@ def ask(
   return tuple(problems)
 
 
-def refuse_other(config, workdir) -> None:
-  """Raises ValueError where the workdir holds another experiment."""
-  path = workdir / "config.json"
-  if not path.exists():
-    if (workdir / "checkpoints").exists():
-      raise ValueError(f"{workdir} holds checkpoints of an unknown config")
-    return
-  try:
-    there = files.flat(json.loads(path.read_text()))
-  except ValueError as e:
-    raise ValueError(f"{path} is not readable: {e}") from e
-  now = files.flat(json.loads(config.to_json_best_effort()))
-  differ = [
-      f"  {k}: {there.get(k)!r} there, {now.get(k)!r} now"
-      for k in sorted({*there, *now})
-      if there.get(k) != now.get(k) and not k.startswith(OBSERVATIONAL)
-  ]
-  if differ:
-    raise ValueError(
-        f"{workdir} holds a run of another config; give another --workdir:\n"
-        + "\n".join(differ)
-    )
-
-
-def claim(config, workdir) -> None:
-  """Writes workdir/config.json, or refuses a workdir of another experiment."""
-  refuse_other(config, workdir)
-  workdir.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(json.loads(config.to_json_best_effort()), indent=2)
-  files.write_whole(workdir / "config.json", text + "\n")
-
-
-@contextlib.contextmanager
-def alone(workdir):
-  """Nobody else writes here meanwhile: ValueError where somebody already does."""
-  with contextlib.ExitStack() as held:
-
-    def hold():
-      if not held.enter_context(files.locked(workdir / ".lock")):
-        raise ValueError(
-            f"another process is at work in {workdir}: wait for it, end it, or"
-            " give another workdir"
-        )
-
-    processes.from_first(hold)
-    yield
-
-
 def read_config(workdir) -> ConfigDict:
   """The config of the run that lives in `workdir`, validated."""
-  path = workdir / "config.json"
-  if not path.exists():
-    raise ValueError(f"{path} does not exist: {workdir} holds no run")
   try:
-    there = json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is not readable: {e}") from e
-  try:
-    config = ConfigDict(with_tuples(there)).lock()
+    config = claims.read(workdir)
     validate(config, problems=False)
   except (AttributeError, KeyError, TypeError) as e:
+    path = workdir / claims.CONFIG
     raise ValueError(f"{path} is of another version: {e}") from e
   return config
-
-
-def with_tuples(tree: dict) -> dict:
-  """What JSON has made lists of, as a config holds it."""
-  of = lambda x: tuple(x) if isinstance(x, list) else x
-  return {
-      name: with_tuples(x) if isinstance(x, dict) else of(x)
-      for name, x in tree.items()
-  }

@@ -20,7 +20,7 @@ import jax
 import pandas as pd
 from tqdm import tqdm
 
-from opsd_jax import files, prepare, processes, train
+from opsd_jax import claims, files, processes, train
 from opsd_jax.cells import Cell, grid
 from opsd_jax.curves import plot
 
@@ -165,7 +165,7 @@ def summary_of(cell: Cell, directory) -> dict | None:
   """The summary of a finished cell. Raises ValueError where the directory
   holds another experiment."""
   path = directory / "summary.json"
-  prepare.refuse_other(cell.config, directory)
+  claims.refuse_other(cell.config, directory)
   if not (path.exists() and (directory / "config.json").exists()):
     return None
   try:

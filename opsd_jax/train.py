@@ -13,6 +13,7 @@ import optax
 
 from opsd_jax import (
   checkpoint,
+  claims,
   collate,
   evaluate,
   experience,
@@ -166,15 +167,15 @@ def train_and_evaluate(config, workdir) -> dict:
   watch.compiles()  # from here on
   prepare.validate(config)
   workdir = files.open_workdir(workdir)
-  processes.from_first(lambda: prepare.refuse_other(config, workdir))
+  processes.from_first(lambda: claims.refuse_other(config, workdir))
   if config.compile_cache:
     cache = pathlib.Path(config.compile_cache).expanduser()
     jax.config.update("jax_compilation_cache_dir", str(cache))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   run = prepare.prepare(config)
   print(report.describe(config, run), flush=True)
-  processes.from_first(lambda: prepare.claim(config, workdir))
-  with jax.set_mesh(run.mesh), prepare.alone(workdir):
+  processes.from_first(lambda: claims.claim(config, workdir))
+  with jax.set_mesh(run.mesh), claims.alone(workdir):
     writer = metrics.Silent()
     if processes.is_first():
       writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)

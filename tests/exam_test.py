@@ -11,7 +11,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, opsd
-from opsd_jax import checkpoint, exam, grades, prepare, sets, structs, tasks
+from opsd_jax import checkpoint, claims, exam, grades, sets, structs, tasks
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
 from tests.holding import held
@@ -218,7 +218,7 @@ def leave_run(path, params, rank=0, task=None, data=None):
   config["lora"]["rank"], config["task"]["seed"] = rank, 3
   config["task"] |= task or {}
   config["data"] |= data or {}
-  prepare.claim(ConfigDict(config), path)
+  claims.claim(ConfigDict(config), path)
   manager = checkpoint.open_manager(path / "checkpoints", keep=1)
   memory = {"of_all": jnp.zeros(3)}
   checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))

@@ -18,6 +18,7 @@ from opsd_jax import (
   api,
   card,
   checkpoint,
+  claims,
   files,
   prepare,
   structs,
@@ -413,7 +414,7 @@ def make_workdir(path, params):
   config = opsd.get_config("tiny").to_dict()
   config["steps"] = 2
   config["optimizer"]["learning_rate"] = 1e-2
-  prepare.claim(ConfigDict(config), path)
+  claims.claim(ConfigDict(config), path)
   ends = {"": 0.5, "_ci_low": 0.25, "_ci_high": 0.75}
   (path / "summary.json").write_text(json.dumps(
       {f"accuracy_final{end}": value for end, value in ends.items()}

@@ -35,14 +35,15 @@ MAY_IMPORT = {
     "grades": {"statistics", "calibration", "files", "structs", "tasks"},
     "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
     "cells": {"files"},
-    "sweep": {"cells", "curves", "files", "prepare", "processes", "train"},
-    "curves": {"files", "prepare"},
+    "claims": {"files", "processes"},
+    "sweep": {"cells", "claims", "curves", "files", "processes", "train"},
+    "curves": {"claims", "files"},
 }  # fmt: skip
 NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
           "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
           "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
 READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models", "cells"}  # fmt: skip
+               "flops", "models", "cells", "claims"}  # fmt: skip
 
 
 def imports(path):

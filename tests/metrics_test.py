@@ -8,7 +8,7 @@ import pytest
 from etils.epath import backend, gpath
 
 from configs import opsd
-from opsd_jax import files, metrics, prepare, report
+from opsd_jax import claims, files, metrics, report
 from opsd_jax.structs import (
   Batch,
   Completion,
@@ -234,12 +234,12 @@ def test_a_killed_run_resumes_from_what_was_flushed(store):
 def test_a_store_holds_all_that_a_workdir_does(store):
   workdir = files.open_workdir("gs://bucket/run")
   config = opsd.get_config("tiny")
-  prepare.claim(config, workdir)
-  prepare.claim(config, workdir)
+  claims.claim(config, workdir)
+  claims.claim(config, workdir)
   with config.unlocked():
     config.seed = 1
   with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
-    prepare.claim(config, workdir)
+    claims.claim(config, workdir)
   record = {"question": "q?", "reply": "r.", "score": 1.0}
   for step in (0, 4):
     path = workdir / "samples" / f"eval_{step:06d}.jsonl"

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from configs import opsd
 from opsd_jax import cells as cells_of
-from opsd_jax import curves, metrics, prepare, sweep, train
+from opsd_jax import claims, curves, metrics, sweep, train
 from opsd_jax.sweep import grid, plot, run
 from tests.holding import held
 
@@ -41,7 +41,7 @@ def trained(monkeypatch):
 
   def stand_in(config, workdir):
     seen.append(workdir.name)
-    prepare.claim(config, workdir)
+    claims.claim(config, workdir)
     if config.steps > 10:
       raise FloatingPointError("3 steps in a row were not finite")
     rows = [{"step": s, "loss": config.seed + s} for s in range(config.steps)]

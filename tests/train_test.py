@@ -16,7 +16,15 @@ import optax
 import pytest
 
 from configs import base, opsd
-from opsd_jax import checkpoint, collate, objective, prepare, sharding, train
+from opsd_jax import (
+  checkpoint,
+  claims,
+  collate,
+  objective,
+  prepare,
+  sharding,
+  train,
+)
 from opsd_jax.models import families, transformer
 from tests.holding import held
 
@@ -324,14 +332,14 @@ def _metrics(workdir: pathlib.Path) -> str:
 
 
 def test_another_config_in_the_same_workdir_is_refused(tmp_path):
-  prepare.claim(tiny(), tmp_path)
-  prepare.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
+  claims.claim(tiny(), tmp_path)
+  claims.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
   with pytest.raises(ValueError, match="optimizer.learning_rate: .* there"):
-    prepare.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
+    claims.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
   (tmp_path / "config.json").unlink()
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(ValueError, match="unknown config"):
-    prepare.claim(tiny(), tmp_path)
+    claims.claim(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize("overrides,words", [

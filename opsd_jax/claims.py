@@ -1,0 +1,104 @@
+"""Whose a workdir is: one experiment's, and one process's at a time."""
+
+import contextlib
+import json
+
+from ml_collections import ConfigDict
+
+from opsd_jax import files, processes
+
+CONFIG = "config.json"  # of a training run
+SETTINGS = "settings.json"  # of an evaluation
+
+# What may differ between a run and its resumption: nothing that changes what is
+# trained on, or what an evaluation means.
+OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
+                 "compile_cache", "verify.workers")  # fmt: skip
+SUMMARY = ("summary.",)  # of settings: what is made of the replies
+
+
+def refuse_other(config, workdir) -> None:
+  """Raises ValueError where the workdir holds another experiment."""
+  path = workdir / CONFIG
+  if not path.exists():
+    if (workdir / "checkpoints").exists():
+      raise ValueError(f"{workdir} holds checkpoints of an unknown config")
+    return
+  refuse(path, plain(config), OBSERVATIONAL, "a run of another config")
+
+
+def claim(config, workdir) -> None:
+  """Writes workdir/config.json, or refuses a workdir of another experiment."""
+  refuse_other(config, workdir)
+  workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps(plain(config), indent=2)
+  files.write_whole(workdir / CONFIG, text + "\n")
+
+
+def claim_evaluation(settings: dict, workdir) -> None:
+  """Writes settings.json, or refuses a workdir of another evaluation."""
+  path = workdir / SETTINGS
+  if path.exists():
+    refuse(path, settings, SUMMARY, "an evaluation of other settings")
+  workdir.mkdir(parents=True, exist_ok=True)
+  files.write_whole(path, json.dumps(settings, indent=2) + "\n")
+
+
+def refuse(path, now: dict, free: tuple[str, ...], what: str) -> None:
+  """Raises ValueError where the file holds other settings than `now`, but for
+  fields that begin as `free`."""
+  different = [
+      f"  {k}: {a!r} there, {b!r} now"
+      for k, (a, b) in files.differ(read_json(path), now).items()
+      if not k.startswith(free)
+  ]
+  if different:
+    raise ValueError(
+        f"{path.parent} holds {what}; give another --workdir:\n"
+        + "\n".join(different)
+    )
+
+
+@contextlib.contextmanager
+def alone(workdir):
+  """Nobody else writes here meanwhile: ValueError where somebody already does."""
+  with contextlib.ExitStack() as held:
+
+    def hold():
+      if not held.enter_context(files.locked(workdir / ".lock")):
+        raise ValueError(
+            f"another process is at work in {workdir}: wait for it, end it, or"
+            " give another workdir"
+        )
+
+    processes.from_first(hold)
+    yield
+
+
+def read(workdir) -> ConfigDict:
+  """The config of the run that lives in `workdir`, as it was written."""
+  path = workdir / CONFIG
+  if not path.exists():
+    raise ValueError(f"{path} does not exist: {workdir} holds no run")
+  return ConfigDict(with_tuples(read_json(path))).lock()
+
+
+def read_json(path) -> dict:
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:
+    raise ValueError(f"{path} is not readable: {e}") from e
+
+
+def plain(config) -> dict:
+  """A config as its JSON holds it: tuples are lists there."""
+  return json.loads(config.to_json_best_effort())
+
+
+def with_tuples(tree: dict) -> dict:
+  """What JSON has made lists of, as a config holds it."""
+  of = lambda x: tuple(x) if isinstance(x, list) else x
+  return {
+      name: with_tuples(x) if isinstance(x, dict) else of(x)
+      for name, x in tree.items()
+  }
