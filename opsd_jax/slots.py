@@ -95,7 +95,8 @@ class Board:
 
   def admit(self, waiting) -> list:
     """Free slots to the first of the waiting: (rows, slots) a prompt, for each
-    shard. The shard with most free slots is next."""
+    shard, as many as one prefill takes. The shard with most free slots is
+    next."""
     free = [list(np.flatnonzero(part < 0)) for part in self.rows_GxS]
     admitted = [[] for _ in free]
     room = lambda g: len(free[g]) * (len(admitted[g]) < PREFILL)
@@ -106,6 +107,12 @@ class Board:
       slots, free[g] = free[g][: len(rows)], free[g][len(rows) :]
       self.rows_GxS[g, slots] = waiting.popleft()
       admitted[g].append((rows, slots))
+    most = of_prefill(max(map(len, admitted)))
+    for g, part in enumerate(admitted):
+      for rows, slots in reversed(part[most:]):
+        self.rows_GxS[g, slots] = -1
+        waiting.appendleft(rows)
+      del part[most:]
     return admitted
 
   def reach(self, rows: Rows, steps: int) -> int:
@@ -139,8 +146,16 @@ def shares(slots: int, shards: int) -> tuple[int, int]:
 
 
 def together(prompts: int) -> int:
-  """How many of a shard's prompts one prefill takes: a power of two."""
+  """How many places a prefill of so many of a shard's prompts has: a power of
+  two."""
   return min(1 << (prompts - 1).bit_length(), PREFILL)
+
+
+def of_prefill(prompts: int) -> int:
+  """How many of a shard's prompts come into the next prefill: all, if at most a
+  quarter of its places stay empty, else as many as fill a smaller one."""
+  places = together(prompts)
+  return prompts if 4 * prompts >= 3 * places else places // 2
 
 
 def put(mesh, tree):

@@ -1,5 +1,6 @@
 """The sampler against the full forward pass, in every way of batching."""
 
+import collections
 import dataclasses
 import functools
 
@@ -10,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from opsd_jax import draw, sample
+from opsd_jax import draw, sample, slots
 from opsd_jax.draw import Knobs
 from opsd_jax.models import families, transformer
 
@@ -231,8 +232,8 @@ def test_the_number_of_programs_is_bounded():
   assert 3 < sample.decode._cache_size() - before <= 3 * 5
 
 
-@pytest.mark.parametrize("slots,times", [(5, 1), (2, 2)])
-def test_a_prompt_is_prefilled_once_for_its_samples(slots, times, monkeypatch):
+@pytest.mark.parametrize("width,times", [(5, 1), (2, 2)])
+def test_a_prompt_is_prefilled_once_for_its_samples(width, times, monkeypatch):
   """Or once for as many as there are slots."""
   seen, prefill = [], sample.prefill
 
@@ -241,9 +242,39 @@ def test_a_prompt_is_prefilled_once_for_its_samples(slots, times, monkeypatch):
     return prefill(config, params, prompt_BxP)
 
   monkeypatch.setattr(sample, "prefill", counted)
-  run(tiny(), POOL, Knobs(), n=4, slots=slots)
+  run(tiny(), POOL, Knobs(), n=4, slots=width)
   assert len(seen) == times * len(POOL)
   assert len({tuple(row) for row in seen}) == len(POOL)
+
+
+def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
+  shares, prefill = [], sample.prefill
+
+  def counted(config, params, prompt_BxP):
+    shares.append(np.mean([any(row) for row in prompt_BxP.tolist()]))
+    return prefill(config, params, prompt_BxP)
+
+  monkeypatch.setattr(sample, "prefill", counted)
+  budgets = np.random.default_rng(0).integers(1, 30, 2 * 70).tolist()
+  run(tiny(), prompts(70), Knobs(), n=2, new=budgets, eos=(-1,), slots=64)
+  assert len(shares) > 5 and min(shares) >= 0.75
+
+
+@pytest.mark.parametrize(
+    "waiting,taken",
+    [(1, [1]), (3, [3]), (5, [4, 1]), (6, [6]), (9, [8, 1]), (11, [8, 3]),
+     (12, [12]), (40, [16, 16, 8])],
+)  # fmt: skip
+def test_prompts_come_in_by_prefills_that_are_full(waiting, taken):
+  board = slots.Board(np.full(80, -1), 1, [80], [8])
+  rows = collections.deque([2 * p, 2 * p + 1] for p in range(waiting))
+  came = []
+  while rows:
+    (part,) = board.admit(rows)
+    came.append([members for members, _ in part])
+  assert [len(part) for part in came] == taken
+  assert sum(came, []) == [[2 * p, 2 * p + 1] for p in range(waiting)]
+  assert sorted(board.row_S[board.row_S >= 0]) == list(range(2 * waiting))
 
 
 def test_a_row_that_has_ended_makes_room_before_the_longest_is_done(monkeypatch):
