@@ -60,7 +60,7 @@ def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
   assert base.startswith("| base | | 0.250 [0.046, 0.699] |")
   assert grpo.startswith("| GRPO | 1 | 0.250 [") and "| 0.250 | 0.500" in grpo
   assert opsd.startswith("| OPSD | 2 | 0.875 [")
-  assert "| 0.750 1.000 | 0.500 | 0.100 | 120 | 1.5 |" in opsd
+  assert "| 0.750 1.000 | 0.500 | 0.00 | 0.100 | 120 | 1.5 |" in opsd
   compare.draw(runs, tmp_path / "a.png")
   assert (tmp_path / "a.png").stat().st_size > 10_000
 

@@ -144,9 +144,9 @@ def table(runs: list[dict]) -> str:
   from opsd_jax import statistics
 
   lines = [
-      "| | seeds | greedy accuracy | of each seed | sampled | drift | generated"
-      " tokens | minutes |",
-      "|---|---|---|---|---|---|---|---|",
+      "| | seeds | greedy accuracy | of each seed | sampled | truncated | drift |"
+      " generated tokens | minutes |",
+      "|---|---|---|---|---|---|---|---|---|",
   ]
   mean = lambda rows, key: float(np.mean([r[key] for r in rows]))
   first = [r["evals"][0] for r in runs]
@@ -155,7 +155,8 @@ def table(runs: list[dict]) -> str:
   low, high = statistics.wilson(value * N, N)
   lines.append(
       f"| base | | {value:.3f} [{low:.3f}, {high:.3f}] | |"
-      f" {mean(first, 'sampled_accuracy'):.3f} | 0 | | |"
+      f" {mean(first, 'sampled_accuracy'):.3f} |"
+      f" {mean(first, 'truncated'):.2f} | 0 | | |"
   )
   for method, rows in by_method(runs).items():
     value, low, high = interval(rows)
@@ -163,7 +164,8 @@ def table(runs: list[dict]) -> str:
     each = " ".join(f"{e['accuracy']:.3f}" for e in ends)
     lines.append(
         f"| {method} | {len(rows)} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
-        f" | {mean(ends, 'sampled_accuracy'):.3f} | {mean(ends, 'drift'):.3f}"
+        f" | {mean(ends, 'sampled_accuracy'):.3f}"
+        f" | {mean(ends, 'truncated'):.2f} | {mean(ends, 'drift'):.3f}"
         f" | {mean(rows, 'generated_tokens'):,.0f}"
         f" | {mean(rows, 'seconds') / 60:.1f} |"
     )
@@ -184,6 +186,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
   )  # fmt: skip
   base = runs[0]["evals"][0]["accuracy"]
   teacher = next((r["teacher"] for r in runs if r["teacher"]), None)
+  places = []
   for y, (method, rows) in enumerate(methods.items()):
     colour = next(c for start, c in GROUPS if method.startswith(start))
     value, low, high = interval(rows)
@@ -191,10 +194,16 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     ends = [r["evals"][-1] for r in rows]
     bars.plot([e["accuracy"] for e in ends], [y] * len(ends), ".", color=colour)
     bars.plot(value, y, "|", color=colour, ms=14, mew=2)
-    at = np.mean([e["drift"] for e in ends]), value
-    plane.plot(*at, "o", color=colour)
-    plane.annotate(method, at, xytext=(5, 0), textcoords="offset points",
-                   fontsize=7, va="center")  # fmt: skip
+    drift = np.mean([e["drift"] for e in ends])
+    plane.plot(drift, value, "o", color=colour)
+    places.append((value, drift, method))
+  height = np.inf  # of the label above: none covers another
+  for value, drift, method in sorted(places, reverse=True):
+    height = min(value, height - 0.045)
+    plane.annotate(
+        method, (drift, value), xytext=(0.9, height), fontsize=7,
+        va="center", arrowprops={"arrowstyle": "-", "lw": 0.3},
+    )  # fmt: skip
   bars.set_yticks(range(len(methods)), methods, fontsize=8)
   bars.invert_yaxis()
   bars.set_xlabel("held-out accuracy, greedy; dots: seeds")
@@ -206,6 +215,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     plane.axhline(line, color="#555555", ls="--", lw=1)
     bars.text(line, 1.02, name, fontsize=7, ha="center", color="#555555",
               transform=bars.get_xaxis_transform())  # fmt: skip
+  plane.set_xscale("log")
   plane.margins(x=0.3)
   for axis in (bars, plane):
     axis.spines[["top", "right"]].set_visible(False)
