@@ -7,6 +7,8 @@ for at most 4 rounds of sampling, so a batch may cost four times as many
 responses), and a response that comes near the end of its budget pays.
 
   python -m experiments.train --config=configs/dapo.py --workdir=runs/dapo
+
+Not measured yet on the default task.
 """
 
 from configs import grpo

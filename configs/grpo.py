@@ -10,6 +10,9 @@ rate is the better of two on other problems (task.seed=1, one seed): 5e-5 ends a
 0.254.
 
   python -m experiments.train --config=configs/grpo.py --workdir=runs/grpo
+
+Expected: 0.297 -> 0.781 greedy, 0.773 sampled, drift 0.17 (seed 0); 7 minutes on
+two cores.
 """
 
 from configs import base

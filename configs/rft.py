@@ -5,6 +5,9 @@ The student answers, the verifier keeps what is right, and the loss is the
 negative log-likelihood of that, mean over its tokens.
 
   python -m experiments.train --config=configs/rft.py --workdir=runs/rft
+
+Expected: 0.297 -> 0.914 and 0.762 greedy (seeds 0, 1: it varies), 0.770 sampled,
+drift 0.22; in seed 0 replies do not end; 6 minutes on two cores.
 """
 
 from configs import grpo
