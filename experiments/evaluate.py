@@ -16,8 +16,8 @@ RUN = flags.DEFINE_string("run", None, "or a training run's workdir")
 SETS = flags.DEFINE_multi_string("set", [], "name=source[,task=maths]; repeat")
 DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
 WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
-COMPARE = flags.DEFINE_list("compare", [], "two workdirs; second - first")
-COUNT = flags.DEFINE_integer("problems", None, "of a task; else as held out")
+COMPARE = flags.DEFINE_multi_string("compare", [], "two workdirs; 2nd - 1st")
+COUNT = flags.DEFINE_integer("problems", None, "of a set; else all, or held out")
 SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
 HOW = dict(
     samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
@@ -55,6 +55,8 @@ def main():
 
 
 if __name__ == "__main__":
-  if sys.argv[1:2] == ["--compare"] and len(sys.argv) > 3:
-    sys.argv[2:4] = [",".join(sys.argv[2:4])]  # absl takes one word a flag
+  if "--compare" in sys.argv:  # absl takes one word a flag, this one has two
+    at = sys.argv.index("--compare") + 2
+    if at < len(sys.argv) and not sys.argv[at].startswith("--"):
+      sys.argv[at:at] = ["--compare"]
   cli.start(main, [])

@@ -12,11 +12,24 @@ from opsd_jax import calibration, files, statistics
 from opsd_jax.structs import UNJUDGED
 from opsd_jax.tasks import answers
 
+COUNTS = {  # of a set's problems -> its row in the table
+    "unpaired": "of one evaluation alone",
+    "in_training": "in training",  # questions that the run has trained on
+    "without_answer": "without an answer, not asked",
+    "not_verified": "answers not verified",
+    "asked_again": "asked again",
+}
+
 
 def read(workdir, name: str) -> list[dict]:
   """The problems of a set with their replies, as they were recorded."""
-  lines = (workdir / f"{name}.jsonl").read_text().splitlines()
-  return [json.loads(line) for line in lines]
+  path, problems = workdir / f"{name}.jsonl", []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      problems.append(json.loads(line))
+    except ValueError as e:
+      raise ValueError(f"{path}:{number} is not readable: {e}") from e
+  return problems
 
 
 def settings(workdir) -> dict:
@@ -30,7 +43,7 @@ def settings(workdir) -> dict:
     raise ValueError(f"{path} is not readable: {e}") from e
   for name, about in there["sets"].items():
     file = workdir / f"{name}.jsonl"
-    answered = len(read(workdir, name)) if file.exists() else 0
+    answered = file.read_text().count("\n") if file.exists() else 0  # whole
     if answered != about["problems"]:
       raise ValueError(
           f"{file} holds {answered} of {about['problems']} problems: run the"
@@ -57,12 +70,13 @@ def columns(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   each = {"avg": (right_NxK.mean(1), True)}
   each |= {f"pass@{k}": (statistics.pass_at_k(n, c_N, k), True) for k in ks}
   each |= {f"maj@{k}": (voted(k), True) for k in ks}
-  silent_NxK = np.array([[a is None for a in g] for g in of("answer")])
-  lost = [[f.startswith(UNJUDGED) for f in g] for g in of("feedback")]
+  lost = lambda r: r["feedback"].startswith(UNJUDGED)
+  lost_NxK = np.array([[lost(r) for r in g] for g in replies])
+  silent_NxK = np.array([[r["answer"] is None for r in g] for g in replies])
   return each | {
       "truncated": (np.array(of("truncated")).mean(1), True),
-      "no_answer": (silent_NxK.mean(1), True),
-      "unjudged": (np.array(lost).mean(1), True),
+      "no_answer": ((silent_NxK & ~lost_NxK).mean(1), True),
+      "unjudged": (lost_NxK.mean(1), True),
       "tokens": (np.array(of("tokens")).mean(1), False),
   }
 
@@ -162,8 +176,10 @@ def table(sets: dict[str, dict]) -> str:
   of_column = {}
   for name, of in sets.items():
     column = {"": name, "problems": str(of["problems"])}
-    if "in_training" in of:  # questions that the run has trained on
-      column["in training"] = str(of["in_training"])
+    for key, title in COUNTS.items():
+      if of.get(key) or (key == "in_training" and key in of):
+        column[title] = str(of[key])
+    column |= {f"dropped: {k}": str(n) for k, n in of.get("dropped", {}).items()}
     column |= {k: shown(v) for k, v in of.items() if is_figure(v)}
     for kind, found in of.get("calibration", {}).items():
       for key, value in found.items():
@@ -193,10 +209,9 @@ def table(sets: dict[str, dict]) -> str:
 
 def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
   """(set -> figure -> difference b - a with interval and p, settings that
-  differ), over the sets that both evaluations have.
+  differ), over the sets and problems (by id) that both evaluations have.
 
-  Raises ValueError where a set's problems are not the same ones, or there is no
-  common set.
+  Raises ValueError where a problem is not the same in both, or none is common.
   """
   a, b = settings(workdir_a), settings(workdir_b)
   common = [name for name in a["sets"] if name in b["sets"]]
@@ -207,23 +222,32 @@ def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
     )
   found = {}
   for name in common:
-    pa, pb = read(workdir_a, name), read(workdir_b, name)
-    asked = lambda ps: [(p["id"], p["question"], p["answer"]) for p in ps]
-    if asked(pa) != asked(pb):
-      raise ValueError(
-          f"the problems of {name} in {workdir_a} ({len(pa)}) and {workdir_b}"
-          f" ({len(pb)}) are not the same: a paired comparison needs them so"
-      )
+    pa, pb, unpaired = paired(read(workdir_a, name), read(workdir_b, name), name)
     least = min(len(pa[0]["replies"]), len(pb[0]["replies"]))
     ks = statistics.powers_of_two(least)
     of_a, of_b = columns(pa, ks), columns(pb, ks)
-    found[name] = {"problems": len(pa)} | {
+    found[name] = {"problems": len(pa), "unpaired": unpaired} | {
         figure: statistics.compare(
-            of_a[figure][0], of_b[figure][0], resamples=resamples, seed=seed
+            a_N, of_b[figure][0], is_rate, resamples=resamples, seed=seed
         )._asdict()
-        for figure in of_a
+        for figure, (a_N, is_rate) in of_a.items()
     }
   return found, files.differ(a, b)
+
+
+def paired(a: list[dict], b: list[dict], name: str):
+  """(problems of a, those of b in the same order, how many only one has)."""
+  by_id = {p["id"]: p for p in b}
+  both = [(p, by_id[p["id"]]) for p in a if p["id"] in by_id]
+  asked = lambda p: (p["question"], p["answer"])
+  other = [p["id"] for p, q in both if asked(p) != asked(q)]
+  if other or not both:
+    what = f"{other[0]} is another" if other else "there is none in both"
+    raise ValueError(
+        f"problems of {name}: {what}; a paired comparison needs the same ones"
+    )
+  unpaired = len(a) + len(b) - 2 * len(both)
+  return *map(list, zip(*both, strict=True)), unpaired
 
 
 def compared(workdirs, resamples: int, seed: int) -> str:

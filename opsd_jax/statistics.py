@@ -13,6 +13,8 @@ import numpy as np
 LEVEL = 0.95  # of every interval
 TAIL = (1 - LEVEL) / 2
 BLOCK = 256  # resamples whose weights exist at one time
+FEW = 10  # problems unlike the others: with fewer a bootstrap sees no spread
+Z = 1.959964  # standard deviations to either bound
 
 
 class Estimate(NamedTuple):
@@ -98,7 +100,7 @@ def maj_at_k(answers, scores, k: int) -> float:
           new_s[at, 1:] += odd * (s[of, :-1] + score * p[of, :-1])
       p, s = new_p, new_s
     total += (s[k, 1:] / np.arange(1, s.shape[1])).sum()
-  return float(total / chance(n)[k])
+  return round(float(total / chance(n)[k]), 12)  # what rounding adds
 
 
 def powers_of_two(k: int) -> list[int]:
@@ -114,7 +116,7 @@ def _check_k(k: int, n: int) -> None:
 # ----------------------------------------------------------------- intervals
 
 
-def wilson(successes: float, n: int, z: float = 1.959964):
+def wilson(successes: float, n: int, z: float = Z):
   """The Wilson score interval of a rate (Wilson 1927); 95% at the default z."""
   rate, zz = successes / n, z * z
   centre = (rate + zz / (2 * n)) / (1 + zz / n)
@@ -140,8 +142,9 @@ def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
   """The mean of every column, one value a problem, with its percentile
   bootstrap interval.
 
-  Where all problems of a rate (`is_rate`, one flag a column) have 0, or all
-  have 1, resampling knows no spread: its interval is Wilson's of N problems.
+  Where fewer than FEW problems of a rate (`is_rate`, one flag a column) differ
+  from the others, resampling sees too little of their spread: the interval is
+  Wilson's of N problems, which values between 0 and 1 at most need.
   """
   x_NxM = np.asarray(x_NxM, np.float64)
   N = len(x_NxM)
@@ -150,18 +153,30 @@ def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
   rows = []
   for m, rate in enumerate(is_rate):
     x_N, low, high = x_NxM[:, m], low_M[m], high_M[m]
-    if rate and x_N.min() == x_N.max() and x_N[0] in (0, 1):
+    if rate and few_differ(x_N):
       low, high = wilson(x_N.sum(), N)
     rows.append(Estimate(float(x_N.mean()), float(low), float(high)))
   return rows
 
 
+def few_differ(x_N) -> bool:
+  """Whether fewer than FEW values are not the commonest one."""
+  _, counts = np.unique(np.round(x_N, 12), return_counts=True)
+  return len(x_N) - counts.max() < FEW
+
+
 # --------------------------------------------------------------- comparisons
 
 
-def compare(a_N, b_N, *, resamples: int, seed: int) -> Difference:
+def compare(
+    a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int
+) -> Difference:
   """Mean difference b - a of two runs' values on the same problems, with its
-  percentile bootstrap interval and the p-value of `sign_flip`."""
+  percentile bootstrap interval and the p-value of `sign_flip`.
+
+  Where fewer than FEW differences of a rate are unlike the others, the interval
+  is `plus_two`'s.
+  """
   a_N, b_N = np.asarray(a_N, np.float64), np.asarray(b_N, np.float64)
   if a_N.shape != b_N.shape or a_N.ndim != 1 or not len(a_N):
     raise ValueError(
@@ -169,8 +184,20 @@ def compare(a_N, b_N, *, resamples: int, seed: int) -> Difference:
     )
   d_N = b_N - a_N
   how = {"resamples": resamples, "seed": seed}
-  [mean] = estimates(d_N[:, None], [False], **how)
-  return Difference(*mean, sign_flip(d_N, **how))
+  [(value, low, high)] = estimates(d_N[:, None], [False], **how)
+  if is_rate and few_differ(d_N):
+    low, high = plus_two(d_N)
+  return Difference(value, low, high, sign_flip(d_N, **how))
+
+
+def plus_two(d_N) -> tuple[float, float]:
+  """Bounds of the mean of differences between rates: the normal interval with
+  two more problems, of difference 1 and -1 (Bonett and Price 2012, of pairs
+  that are right or wrong)."""
+  N = len(d_N) + 2
+  mean = d_N.sum() / N
+  half = Z * math.sqrt((((d_N**2).sum() + 2) / N - mean**2) / N)
+  return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def sign_flip(d_N, *, resamples: int, seed: int) -> float:

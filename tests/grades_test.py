@@ -103,7 +103,7 @@ def test_the_summary_is_of_the_files_and_the_table_of_it(tmp_path):
   text = grades.table(summary["sets"])
   [row] = [line for line in text.splitlines() if line.startswith("avg@2")]
   e = summary["sets"]["a"]["avg@2"]
-  assert row.split() == ["avg@2", "0.750", f"[{e['low']:.3f},", "1.000]"]
+  assert row.split() == ["avg@2", "0.750", f"[{e['low']:.3f},", f"{e['high']:.3f}]"]
   assert (path / "a_logp.png").exists()
 
 
@@ -131,9 +131,23 @@ def test_a_run_does_not_differ_from_itself(tmp_path):
   a = leave(tmp_path / "a", [[reply(1), reply(0)], [reply(0), reply(1)]])
   found, different = grades.compare(a, a, **HOW)
   for name, d in found["a"].items():
-    if name != "problems":
-      assert d == {"value": 0, "low": 0, "high": 0, "p": 1}, name
+    if name not in ("problems", "unpaired"):
+      assert (d["value"], d["p"]) == (0, 1) and d["low"] == -d["high"], name
   assert not different
+
+
+def test_problems_are_paired_by_id(tmp_path):
+  a = leave(tmp_path / "a", [[reply(1)], [reply(0)], [reply(1)]])
+  b = leave(tmp_path / "b", [[reply(1)], [reply(0)], [reply(0)]])
+  path = b / "a.jsonl"
+  path.write_text("".join(path.read_text().splitlines(True)[::-1]))
+  found, _ = grades.compare(a, b, **HOW)
+  assert found["a"]["avg"]["value"] == pytest.approx(-1 / 3)
+  c = leave(tmp_path / "c", [[reply(0)], [reply(1)]])
+  found, _ = grades.compare(b, c, **HOW)
+  assert (found["a"]["problems"], found["a"]["unpaired"]) == (2, 1)
+  assert found["a"]["avg"]["value"] == 0  # -1 and +1
+  assert "of one evaluation alone  1" in grades.compared([b, c], 10, 0)
 
 
 def test_runs_of_unequal_samples_share_what_both_have(tmp_path):
@@ -148,7 +162,16 @@ def test_runs_of_unequal_samples_share_what_both_have(tmp_path):
 def test_what_cannot_be_compared_is_said(tmp_path):
   a = leave(tmp_path / "a", [[reply(1)], [reply(0)]])
   b = leave(tmp_path / "b", [[reply(1)]])
-  with pytest.raises(ValueError, match=r"a in .*\(2\) and .*\(1\) are not"):
+  whole = (b / "a.jsonl").read_text()
+  for old, new, words in (
+      ("q0", "q1", "0 is another"), ('"id": "0"', '"id": "x"', "none in both"),
+      ("{", "{{", "a.jsonl:1 is not readable"),
+  ):  # fmt: skip
+    (b / "a.jsonl").write_text(whole.replace(old, new, 1))
+    with pytest.raises(ValueError, match=words):
+      grades.compare(a, b, **HOW)
+  (b / "a.jsonl").write_text(whole.strip()[:-9])  # killed as it wrote
+  with pytest.raises(ValueError, match="holds 0 of 1 problems: run"):
     grades.compare(a, b, **HOW)
   (b / "a.jsonl").write_text("")
   with pytest.raises(ValueError, match="holds 0 of 1 problems"):

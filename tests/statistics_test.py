@@ -96,6 +96,25 @@ def test_intervals_cover_in_93_to_97_of_100(low, high, k):
   assert 0.93 <= covered <= 0.97
 
 
+@pytest.mark.parametrize("rate", [0.03, 0.06, 0.115, 0.13])
+def test_intervals_cover_where_few_of_30_problems_are_right(rate):
+  right = np.arange(31)
+  x_NxM = (np.arange(30)[:, None] < right).astype(float)
+  chance = [math.comb(30, c) * rate**c * (1 - rate) ** (30 - c) for c in right]
+  found = statistics.estimates(x_NxM, [True] * 31, **HOW)
+  covered = [e.low <= rate <= e.high for e in found]
+  assert np.dot(chance, covered) > 0.92
+
+
+def test_more_right_replies_never_lower_an_interval():
+  # of 30 problems with 8 replies each: none right, one, two, ... of the first
+  x_NxM = np.zeros((30, 9))
+  x_NxM[0] = np.arange(9) / 8
+  found = statistics.estimates(x_NxM, [True] * 9, **HOW)
+  assert (np.diff([e.low for e in found]) >= 0).all()
+  assert (np.diff([e.high for e in found]) > 0).all()
+
+
 def test_where_nothing_varies_a_rate_has_wilsons_interval():
   x_NxM = np.stack([np.ones(30), np.zeros(30), np.full(30, 7.0)], 1)
   one, zero, tokens = statistics.estimates(x_NxM, [True, True, False], **HOW)
@@ -159,9 +178,29 @@ def test_p_is_small_where_there_is_a_difference():
 
 def test_a_run_does_not_differ_from_itself():
   a = np.random.default_rng(0).uniform(size=50)
-  assert statistics.compare(a, a, **HOW) == (0, 0, 0, 1)
+  found = statistics.compare(a, a, **HOW)
+  assert (found.value, found.p) == (0, 1)
+  assert -found.low == found.high == pytest.approx(1.96 * 2**0.5 / 52, abs=1e-5)
+  assert statistics.compare(a, a, False, **HOW) == (0, 0, 0, 1)
   with pytest.raises(ValueError, match="expected one of each problem"):
     statistics.compare(a, a[:9], **HOW)
+
+
+def test_five_of_five_is_no_certainty():
+  found = statistics.compare([0] * 5, [1] * 5, **HOW)
+  half = 1.959964 * math.sqrt((1 - (5 / 7) ** 2) / 7)  # six of +1, one of -1
+  assert found == pytest.approx((1, 5 / 7 - half, 1, 1 / 16))
+
+
+@pytest.mark.parametrize("gains,losses", [(0.02, 0.02), (0.05, 0.01), (0.0, 0.02)])
+def test_paired_intervals_cover_where_few_problems_change(gains, losses):
+  rng, covered = np.random.default_rng(4), 0
+  for seed in range(1000):
+    u_N = rng.uniform(size=100)
+    d_N = (u_N < gains) * 1.0 - (u_N > 1 - losses)
+    found = statistics.compare(0 * d_N, d_N, resamples=200, seed=seed)
+    covered += found.low <= gains - losses <= found.high
+  assert covered / 1000 > 0.92
 
 
 def test_pairing_removes_what_the_problems_share():
