@@ -19,11 +19,15 @@ ASK = (
     "On a last line of its own state how likely your answer is right, in the"
     ' form "Confidence: N%".'
 )
-STATED = re.compile(
-    r"\**confidence(?:\s+level)?\**\s*(?::|=|\bis\b)\s*\**\s*"
-    r"(\d+(?:\.\d+)?|\.\d+)\s*(%|percent\b|(?:/|out of)\s*\d+)?",
+NAMED = re.compile(
+    r"\**confidence(?:\s+level)?\**\s*(?:([:=])|\bis\b)", re.IGNORECASE
+)
+VALUE = re.compile(
+    r"[\s*~≈$]*(\d+(?:\.\d+)?|\.\d+)\s*"
+    r"(\\?%|percent\b|(?:/|(?:out )?of)\s*\d+)?(?:\s*\([^)\n]*\))?",
     re.IGNORECASE,
 )
+RANGE = re.compile(r",\d|\s*[-–]\s*\d")  # 99,5 or 85-90
 
 
 class Bins(NamedTuple):
@@ -38,23 +42,34 @@ class Bins(NamedTuple):
 
 
 def stated(text: str) -> tuple[str, float | None]:
-  """(the text up to its last statement of confidence and after it, the
-  confidence), or (text, None) where there is none in [0, 1].
+  """(the text without its last statement of confidence, the confidence in
+  [0, 1] or None).
 
   "Confidence: 80%", "confidence is 0.8", "8/10" or "8 out of 10". A bare number
-  above 1 is percent; 1 itself is certainty.
+  above 1 is percent; 1 itself is certainty. Of "Confidence: high", or a range,
+  nothing is read and the rest of the line is no part of the answer either.
   """
-  *_, found = None, *STATED.finditer(text)
-  if found is None:
-    return text, None
-  value, unit = float(found[1]), found[2] or ""
+  named = list(NAMED.finditer(text))[::-1]
+  for name in named:
+    value = VALUE.match(text, name.end())
+    if value and not RANGE.match(text, value.end()):
+      return text[: name.start()] + text[value.end() :], read(*value.groups())
+  for name in named:
+    if name[1]:
+      _, newline, rest = text[name.end() :].partition("\n")
+      return text[: name.start()] + newline + rest, None
+  return text, None
+
+
+def read(number: str, unit: str | None) -> float | None:
+  """A confidence as it is written; None outside of [0, 1]."""
+  value, unit = float(number), unit or ""
   if of := re.search(r"\d+", unit):
     whole = float(of[0])
     value = value / whole if whole else math.inf
   elif unit or value > 1:
     value /= 100
-  rest = text[: found.start()] + text[found.end() :]
-  return rest, value if value <= 1 else None
+  return value if value <= 1 else None
 
 
 def of_logp(logp: float, tokens: int) -> float | None:

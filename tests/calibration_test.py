@@ -1,6 +1,7 @@
 """Confidence as it is stated; errors by hand; intervals by simulation."""
 
 import math
+import re
 
 import matplotlib.image
 import numpy as np
@@ -19,7 +20,10 @@ from opsd_jax import calibration
     ("Confidence: 10% at first. Confidence: 90%", 0.9),
     ("Confidence: 120%", None), ("Confidence: 3/0", None), ("80%", None),
     ("Confidence: high", None), ("I have confidence in 80% of it", None),
-    ("", None),
+    ("", None), ("Confidence: 85-90%", None), ("Confidence: 99,5%", None),
+    ("Confidence: ~90%", 0.9), ("Confidence: $90\\%$", 0.9),
+    ("Confidence: 9 of 10", 0.9), ("Confidence: 85% (8 out of 10)", 0.85),
+    ("Confidence: 80%\nI say it with confidence: yes", 0.8),
 ])  # fmt: skip
 def test_stated_confidence(text, expected):
   assert calibration.stated(text)[1] == (
@@ -31,6 +35,15 @@ def test_what_is_stated_is_no_part_of_the_answer():
   text, sure = calibration.stated("It is 7.\nConfidence: 80%\n")
   assert (text, sure) == ("It is 7.\n\n", 0.8)
   assert calibration.stated("It is 7.") == ("It is 7.", None)
+
+
+@pytest.mark.parametrize("said", [
+    "85-90%", "9 of 10", "99,5%", "85% (8 out of 10)", "~90%", "$90\\%$",
+    "high (90%)", "between 80 and 90%", "12/10", "about 90%",
+])  # fmt: skip
+def test_no_number_of_a_confidence_is_read_as_the_answer(said):
+  text, _ = calibration.stated(f"It is 7.\nConfidence: {said}\n")
+  assert re.findall(r"\d+", text) == ["7"]
 
 
 def test_confidence_of_log_probs_is_their_geometric_mean():
