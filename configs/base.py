@@ -59,7 +59,8 @@ def get_config(arg: str | None = None) -> ConfigDict:
   c.mesh.tensor = 1  # heads, MLP and vocabulary split
 
   c.task = ConfigDict()
-  # "largest_number" or "reasoning_gym:<task>[,key=value...]"
+  # "largest_number" or "reasoning_gym:<task>[,key=value...]"; of a file's
+  # problems "gsm8k", "maths", "multiple_choice" or "exact"
   c.task.name = "largest_number"
   c.task.train_count = 2048  # problems; an epoch
   c.task.eval_count = 256  # problems, none of them in training, by text

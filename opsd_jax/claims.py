@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import re
 
 from ml_collections import ConfigDict
 
@@ -12,9 +13,13 @@ SETTINGS = "settings.json"  # of an evaluation
 
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
-OBSERVATIONAL = ("eval.every", "checkpoint.", "log.", "profile.",
-                 "compile_cache", "verify.workers")  # fmt: skip
-SUMMARY = ("summary.",)  # of settings: what is made of the replies
+OBSERVATIONAL = re.compile(
+    r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
+)
+# Of settings: what is made of the replies, and names of what digests tell.
+SUMMARY = re.compile(
+    r"summary\.|model\.run$|sets\..*\.(source|in_training|not_verified)$"
+)
 
 
 def refuse_other(config, workdir) -> None:
@@ -44,13 +49,13 @@ def claim_evaluation(settings: dict, workdir) -> None:
   files.write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
-def refuse(path, now: dict, free: tuple[str, ...], what: str) -> None:
+def refuse(path, now: dict, free: re.Pattern, what: str) -> None:
   """Raises ValueError where the file holds other settings than `now`, but for
-  fields that begin as `free`."""
+  fields that `free` matches."""
   different = [
       f"  {k}: {a!r} there, {b!r} now"
       for k, (a, b) in files.differ(read_json(path), now).items()
-      if not k.startswith(free)
+      if not free.match(k)
   ]
   if different:
     raise ValueError(

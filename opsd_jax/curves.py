@@ -77,7 +77,7 @@ def settings(paths) -> dict[str, list]:
   names = [
       k
       for k in dict.fromkeys(itertools.chain(*configs))
-      if k != "seed" and not k.startswith(claims.OBSERVATIONAL)
+      if k != "seed" and not claims.OBSERVATIONAL.match(k)
       and len({repr(c.get(k)) for c in configs}) > 1
   ]  # fmt: skip
   runs = {}

@@ -10,7 +10,6 @@ problem, sample) and batches stay as they were.
 import functools
 import hashlib
 import json
-import pathlib
 import sys
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from opsd_jax import (
   sharding,
   tasks,
   tokenizer,
+  watch,
   workers,
 )
 from opsd_jax.draw import Knobs, check
@@ -206,7 +206,13 @@ def _subject(mesh, path, run, about, load, template, args) -> Subject:
 
 def ask(subject: Subject, how: How, set_: Set):
   """([(example, prompt ids)], dropped by reason): what fits the model."""
-  room = subject.model_config.max_positions - how.max_new_tokens
+  positions = subject.model_config.max_positions
+  room = positions - how.max_new_tokens
+  if room < 1:
+    raise ValueError(
+        f"max_new_tokens is {how.max_new_tokens}, which leaves no prompt beside"
+        f" it: the model has {positions} positions"
+    )
   asked, dropped = [], {}
   for example in set_.examples:
     messages = context.student_messages(how.template, example)
@@ -332,11 +338,11 @@ def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
   workdir = files.open_workdir(workdir)
   asked = [ask(subject, how, s) for s in chosen]
   about = settings_of(subject, how, chosen, asked)
-  processes.from_first(lambda: claims.claim_evaluation(about, workdir))
   with (
       jax.set_mesh(subject.mesh), claims.alone(workdir),
       processes.ending_with_others(),
   ):  # fmt: skip
+    processes.from_first(lambda: claims.claim_evaluation(about, workdir))
     for set_, (problems, _) in zip(chosen, asked, strict=True):
       answer_set(subject, how, set_, problems, workdir / f"{set_.name}.jsonl")
   return processes.from_first(lambda: grades.summarise(workdir))
@@ -377,16 +383,18 @@ def sit(
         " and at least one name=file.jsonl or task"
     )
   memory.keep_freed()
-  cache = pathlib.Path(compile_cache).expanduser()
-  jax.config.update("jax_compilation_cache_dir", str(cache))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  watch.keep_compiled(compile_cache)
   judge = lambda task: workers.shared(task, "answer", **verify)
   chosen, trained = [], taught(run)
   for spec in map(sets.parse, sets_as_text):
-    number, seed = held_out(run, task, spec.source, count, task_seed)
+    number, seed = count, None  # of a file
+    if not spec.task:
+      number, seed = held_out(run, task, spec.source, count, task_seed)
     found = sets.open_set(spec, count=number, seed=seed, judge=judge)
     if spec.task:
-      prepare.unverified(found.verify, found.examples, spec.task, spec.source)
+      found.about["not_verified"] = prepare.unverified(
+          found.verify, found.examples, spec.task, spec.source
+      )
     if trained is not None:
       asked = [tasks.same_text(e.question) for e in found.examples]
       found.about["in_training"] = sum(text in trained for text in asked)

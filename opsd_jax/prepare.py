@@ -28,6 +28,7 @@ from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import UNJUDGED, Problem
 
+REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
 DTYPES = ("float32", "bfloat16", "float16")
 
 REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem
@@ -223,18 +224,21 @@ def read_problems(config):
 
 
 def unverified(verify, examples, task: str, source: str) -> int:
-  """How many answers the task finds wrong, read as a reply; ValueError where it
-  cannot judge a problem."""
+  """How many answers the task finds wrong, read as a reply, bare and in a box;
+  ValueError where it cannot judge a problem."""
   own = [e for e in examples if e.answer is not None]
-  replies = [*(e.answer for e in own), *["The answer is 0."] * len(own)]
-  verdicts = verify([*own, *own], replies)
-  for e, v in zip([*own, *own], verdicts, strict=True):
+  replies = [form.format(e.answer) for form in REPLIES for e in own]
+  asked = own * len(REPLIES)
+  verdicts = verify(asked, replies)
+  for e, v in zip(asked, verdicts, strict=True):
     if v.feedback.startswith(f"{UNJUDGED}: "):
       raise ValueError(
           f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
           f" {e.answer!r} ({v.feedback}): choose another"
       )
-  return sum(v.score < 1 for v in verdicts[: len(own)])
+  scores = [v.score for v in verdicts]
+  bare, boxed, _ = (scores[i:][: len(own)] for i in (0, len(own), 2 * len(own)))
+  return sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
 
 
 def how_to_run(config) -> dict:

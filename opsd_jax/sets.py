@@ -45,13 +45,14 @@ def parse(text: str) -> Spec:
   return Spec(name, source, task or "maths")
 
 
-def open_set(spec: Spec, *, count: int, seed: int, judge):
-  """Spec -> Set: all problems of a file, `count` of a task that makes its own
-  (those that training with `seed` as task.seed holds out).
+def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
+  """Spec -> Set: the first `count` problems of a file, or all, or `count` of a
+  task that makes its own (those that training with `seed` as task.seed holds
+  out).
 
   judge(task) -> verify(examples, texts) -> Verdicts.
   """
-  if count < 1:
+  if count is not None and count < 1:
     raise ValueError(f"{count} problems of {spec.name}, expected at least 1")
   task = spec.task or spec.source
   verify = judge(task)
@@ -59,6 +60,7 @@ def open_set(spec: Spec, *, count: int, seed: int, judge):
     dropped = {}
     examples = data.load(spec.source, data.Columns()).examples
     examples = data.answered(spec.source, examples, dropped, "evaluation")
+    examples = examples[:count]
     about = {
         "source": spec.source, "task": task,
         "without_answer": sum(dropped.values()),

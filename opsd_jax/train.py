@@ -4,7 +4,6 @@
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
-import pathlib
 import time
 
 import jax
@@ -168,14 +167,11 @@ def train_and_evaluate(config, workdir) -> dict:
   prepare.validate(config)
   workdir = files.open_workdir(workdir)
   processes.from_first(lambda: claims.refuse_other(config, workdir))
-  if config.compile_cache:
-    cache = pathlib.Path(config.compile_cache).expanduser()
-    jax.config.update("jax_compilation_cache_dir", str(cache))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  watch.keep_compiled(config.compile_cache)
   run = prepare.prepare(config)
   print(report.describe(config, run), flush=True)
-  processes.from_first(lambda: claims.claim(config, workdir))
   with jax.set_mesh(run.mesh), claims.alone(workdir):
+    processes.from_first(lambda: claims.claim(config, workdir))
     writer = metrics.Silent()
     if processes.is_first():
       writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)

@@ -54,6 +54,15 @@ class Compiles:
     sys.stdout.flush()
 
 
+def keep_compiled(directory: str) -> None:
+  """Programs that are slow to compile are kept there; "": nowhere."""
+  if not directory:
+    return
+  path = pathlib.Path(directory).expanduser()
+  jax.config.update("jax_compilation_cache_dir", str(path))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", SLOW)
+
+
 @functools.cache
 def compiles() -> Compiles:
   """Those of this process, from the first call on."""

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import opsd
-from opsd_jax import data, prepare, records, report, tasks
+from opsd_jax import data, prepare, records, report, tasks, workers
+from opsd_jax.structs import Example
 from tests import processes_test
 
 GOOD = b'{"problem": "1 + 1?", "solution": "It is 2.", "answer": "2", "id": "a"}'
@@ -506,6 +507,15 @@ def test_what_cannot_be_judged_is_said_before_a_model_loads(tmp_path):
   _, problems = prepare.read_problems(config)
   assert problems.counts["evaluation answers not verified"] == 0
   assert problems.dropped["evaluation: column 'answer': missing"] == 1
+
+
+@pytest.mark.parametrize("task,answers,expected", [
+    ("maths", ("204", "\\frac{1}{2}", "(3, 4]"), 0), ("maths", ("7", "{3"), 1),
+])  # fmt: skip
+def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
+  asked = [Example(a, f"{a}?", None, a, None) for a in answers]
+  verify = workers.shared(task, "answer", workers=1, seconds=20, memory_mb=2048)
+  assert prepare.unverified(verify, asked, task, "a file") == expected
 
 
 def test_what_was_read_is_printed(tmp_path):

@@ -45,7 +45,9 @@ def test_a_file_with_the_usual_columns(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
   spec = sets.parse(f"a={path},task=largest_number")
-  found = sets.open_set(spec, count=1, seed=0, judge=judge)
+  found = sets.open_set(spec, count=None, seed=None, judge=judge)
+  (one,) = sets.open_set(spec, count=1, seed=None, judge=judge).examples
+  assert one == found.examples[0]
   told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
   assert told == [
       ("60", "1 + 1?", "It is 2.", "2"), ("61", "2 + 1?", "2 + 1 is 3.", "3"),
@@ -65,7 +67,9 @@ def test_what_cannot_be_judged_is_not_asked(tmp_path):
       ))
   ]  # fmt: skip
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-  found = sets.open_set(sets.parse(f"a={path}"), count=1, seed=0, judge=judge)
+  found = sets.open_set(
+      sets.parse(f"a={path}"), count=None, seed=None, judge=judge
+  )
   assert [e.id for e in found.examples] == ["0", "2"]
   assert (found.about["without_answer"], found.about["asked_again"]) == (1, 1)
 
