@@ -14,12 +14,13 @@ def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
   scores = dict(drift=0.1, tokens=9.0, truncated=0.0, sampled_accuracy=0.5)
   evaluation = lambda step, accuracy: {
       "step": step, "eval/accuracy": accuracy, "eval/teacher_accuracy": 1.0,
+      "eval/teacher_sampled_accuracy": 0.4,
       **{f"eval/{k}": v for k, v in scores.items()},
   }  # fmt: skip
   rows = [
       evaluation(0, 0.25),
-      {"step": 1, "response_tokens": 70, "time/rollout": 40, "time/step": 20.2},
-      {"step": 2, "response_tokens": 50, "time/rollout": 30},
+      {"step": 1, "response_tokens": 70, "time/rollout": 40, "time/step": 20.2, "loss": 2.0},
+      {"step": 2, "response_tokens": 50, "time/rollout": 30, "loss": 1.0},
       evaluation(2, sum(right) / 4),
   ]  # fmt: skip
   lines = lambda found: "".join(json.dumps(x) + "\n" for x in found)
@@ -38,6 +39,7 @@ def test_a_run_is_gathered_with_the_tokens_that_it_generated(tmp_path):
   assert (run["right"], run["generated_tokens"]) == ("1101", 120)
   assert [e["step"] for e in run["evals"]] == [0, 2]
   assert (run["seconds"], run["teacher"], run["seed"]) == (90, 1.0, 1)
+  assert (run["loss"], run["teacher_sampled"]) == (1.0, 0.4)
   told = write_run(tmp_path / "b", source="dataset")
   assert compare.gather("SFT on the reference", 0, told)["generated_tokens"] == 0
 
@@ -57,10 +59,11 @@ def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
       compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
   ]  # fmt: skip
   _, _, base, grpo, opsd = compare.table(runs).splitlines()
-  assert base.startswith("| base | | 0.250 [0.046, 0.699] |")
-  assert grpo.startswith("| GRPO | 1 | 0.250 [") and "| 0.250 | 0.500" in grpo
-  assert opsd.startswith("| OPSD | 2 | 0.875 [")
-  assert "| 0.750 1.000 | 0.500 | 0.00 | 0.100 | 120 | 1.5 |" in opsd
+  assert base.startswith("| base | 0.250 [0.046, 0.699] |")
+  assert grpo.startswith("| GRPO | 0.250 [")
+  assert "| 0.250 | -0.500 [" in grpo  # of seed 0 alone: 1101 against 0001
+  assert opsd.startswith("| OPSD | 0.875 [")
+  assert "| 0.750 1.000 |  | 0.500 | 0.00 | 0.100 | 120 | 1.5 |" in opsd
   compare.draw(runs, tmp_path / "a.png")
   assert (tmp_path / "a.png").stat().st_size > 10_000
 
@@ -90,7 +93,7 @@ def test_interrupted_it_gathers_what_is_finished(tmp_path, monkeypatch, capsys):
   compare.main([f"--workdir={tmp_path}"])
   runs = [json.loads(x) for x in (tmp_path / "methods.jsonl").open()]
   assert [(r["method"], r["seed"]) for r in runs] == [("GRPO", 0), ("GRPO", 2)]
-  assert "| GRPO | 2 | 0.750" in capsys.readouterr().out
+  assert "] | 0.750 0.750 |" in capsys.readouterr().out
 
 
 def test_a_cell_with_a_result_is_not_trained_again(tmp_path, monkeypatch):

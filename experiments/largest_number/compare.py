@@ -6,7 +6,8 @@
 The first trains every cell that is not finished, all methods of a seed before
 the next seed, and gathers the finished ones into methods.jsonl, also where you
 interrupt it. A cell with a line there is not trained again, in whatever
-directory: drop its line to repeat it. The second draws the committed results
+directory: to repeat it, or after a change of its config, drop its line and its
+directory. The second draws the committed results
 again. `--only=GRPO` takes the methods whose name holds that text; `--commands`
 prints what would start each cell alone. A finished cell's checkpoint, 2 GB, is
 dropped.
@@ -66,12 +67,12 @@ def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
       shutil.rmtree(f"{directory}/checkpoints", ignore_errors=True)
 
 
-def gathered(workdir: pathlib.Path) -> list[dict]:
-  """`gather` of every finished cell."""
+def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
+  """`gather` of every finished cell of the methods that hold `only`."""
   from opsd_jax import sweep
 
   runs = []
-  for method in METHODS:
+  for method in [m for m in METHODS if only in m]:
     found = sweep.table(cells_of(method), workdir)
     for row in found[found.status == "finished"].itertuples():
       runs.append(gather(method, row.seed, pathlib.Path(row.workdir)))
@@ -88,16 +89,18 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   is_sampled = config["rollout"]["source"] == "on_policy"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
-  first, _ = METHODS[method]
+  of_teacher = lambda key: (
+      round(evals[0][f"eval/{key}"], 4) if METHODS[method][0] == OPSD else None
+  )
   return {
       "method": method, "seed": seed,
       "evals": [
           {"step": r["step"], **{k: round(r[f"eval/{k}"], 4) for k in keys}}
           for r in evals
       ],
-      "teacher": (
-          round(evals[0]["eval/teacher_accuracy"], 4) if first == OPSD else None
-      ),
+      "teacher": of_teacher("teacher_accuracy"),
+      "teacher_sampled": of_teacher("teacher_sampled_accuracy"),
+      "loss": round(next(r["loss"] for r in rows[::-1] if "loss" in r), 5),
       "right": "".join(str(int(score >= 1)) for score in scores),
       "generated_tokens": sum(
           r.get("response_tokens", 0) for r in rows if is_sampled
@@ -139,13 +142,29 @@ def interval(rows: list[dict]) -> tuple[float, float, float]:
   return found.value, found.low, found.high
 
 
+def against_opsd(runs: list[dict], rows: list[dict]) -> str:
+  """A method's accuracy less OPSD's on the same problems and seeds, with the
+  interval and p-value of statistics.compare."""
+  from opsd_jax import statistics
+
+  opsd = {r["seed"]: r for r in runs if r["method"] == "OPSD"}
+  both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
+  if not both or rows[0]["method"] == "OPSD":
+    return ""
+  right_2xSxN = [[[int(c) for c in r["right"]] for r in side]
+                 for side in zip(*both, strict=True)]  # fmt: skip
+  a_N, b_N = np.mean(right_2xSxN, 1)
+  d = statistics.compare(a_N, b_N, resamples=10_000, seed=0)
+  return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p={d.p:.2g}"
+
+
 def table(runs: list[dict]) -> str:
   """Markdown, one row a method; minutes are of its rollouts and steps."""
   from opsd_jax import statistics
 
   lines = [
-      "| | seeds | greedy accuracy | of each seed | sampled | truncated | drift |"
-      " generated tokens | minutes |",
+      "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
+      " truncated | drift | generated tokens | minutes |",
       "|---|---|---|---|---|---|---|---|---|",
   ]
   mean = lambda rows, key: float(np.mean([r[key] for r in rows]))
@@ -154,7 +173,7 @@ def table(runs: list[dict]) -> str:
   N = len(runs[0]["right"])
   low, high = statistics.wilson(value * N, N)
   lines.append(
-      f"| base | | {value:.3f} [{low:.3f}, {high:.3f}] | |"
+      f"| base | {value:.3f} [{low:.3f}, {high:.3f}] | | |"
       f" {mean(first, 'sampled_accuracy'):.3f} |"
       f" {mean(first, 'truncated'):.2f} | 0 | | |"
   )
@@ -163,8 +182,8 @@ def table(runs: list[dict]) -> str:
     ends = [r["evals"][-1] for r in rows]
     each = " ".join(f"{e['accuracy']:.3f}" for e in ends)
     lines.append(
-        f"| {method} | {len(rows)} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
-        f" | {mean(ends, 'sampled_accuracy'):.3f}"
+        f"| {method} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
+        f" | {against_opsd(runs, rows)} | {mean(ends, 'sampled_accuracy'):.3f}"
         f" | {mean(ends, 'truncated'):.2f} | {mean(ends, 'drift'):.3f}"
         f" | {mean(rows, 'generated_tokens'):,.0f}"
         f" | {mean(rows, 'seconds') / 60:.1f} |"
@@ -242,7 +261,7 @@ def main(argv=None) -> None:
   if args.workdir:
     with contextlib.suppress(KeyboardInterrupt):
       train(args.only, args.workdir, read(results))
-    keep(results, gathered(args.workdir))
+    keep(results, gathered(args.workdir, args.only))
   runs = read(results)
   if not runs:
     raise SystemExit(f"error: no finished cell in {results}: give --workdir")
