@@ -106,12 +106,29 @@ def of_rewards(config) -> dict[str, Any]:
         f"rollout.temperature is {config.rollout.temperature}: greedy responses"
         " to a prompt are all the same, so rewards say nothing"
     )
-  is_as_drawn = config.rollout.temperature == config.loss.temperature
+  drawn = config.rollout
+  is_as_drawn = drawn.temperature == config.loss.temperature and (
+      (drawn.top_k, drawn.top_p, drawn.min_p) == (0, 1, 0)
+  )
   if r.weight and not is_as_drawn and not r.importance_cap:
     raise ValueError(
-        f"rollout.temperature={config.rollout.temperature} draws from another"
+        f"rollout.temperature={drawn.temperature}, top_k={drawn.top_k},"
+        f" top_p={drawn.top_p}, min_p={drawn.min_p} draw from another"
         f" distribution than loss.temperature={config.loss.temperature} learns:"
-        " make them equal, or set reinforce.importance_cap (2, say)"
+        " make them equal, without filters, or set reinforce.importance_cap"
+        " (2, say)"
+    )
+  unused = [n for n, off in (("kl_weight", 0), ("rounds", 1), ("overlong", 0))
+            if r[n] != off]  # fmt: skip
+  if unused and not r.weight:
+    raise ValueError(
+        f"reinforce.{unused[0]} is {r[unused[0]]} and reinforce.weight 0: no"
+        " rewards are learned from, so it would do nothing"
+    )
+  if r.overlong > drawn.max_new_tokens:
+    raise ValueError(
+        f"reinforce.overlong is {r.overlong}, expected at most"
+        f" rollout.max_new_tokens = {drawn.max_new_tokens}"
     )
   if not (r.weight or config.loss.distill):
     raise ValueError(

@@ -145,7 +145,7 @@ def gather(value) -> list:
 
 def maximum(values) -> list[int]:
   """The largest over all processes, of each of a few integers."""
-  return [max(column) for column in zip(*gather(list(values)), strict=True)]
+  return [max(column) for column in zip(*gather([int(v) for v in values]), strict=True)]
 
 
 def mean(value: float) -> float:

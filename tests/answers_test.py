@@ -177,6 +177,21 @@ def test_the_final_answer_of_competition_maths(text, expected):
     ("5", "#### negative 5", 0), ("-5", "#### –5", 1), ("5", "5 twelfths", 0),
     ("18", "#### 18cm", 1), ("18", "#### \\text{18 dollars}", 1), ("10", "5–10", 1),
     ("5", "- 5", 1), ("18", "#### 18 eggs a day", 1),
+    ("5", "\\boxed{5\\text{ million}}", 0), ("5", "\\boxed{5\\text{k}}", 0),
+    ("5", "5½", 0), ("5", "5²", 0), ("5", "√5", 0), ("5", "\\boxed{√5}", 0),
+    ("5", "±5", 0), ("5", "\u20115", 0), ("5", "\uff0d5", 0), ("5", "-£5", 0),
+    ("-5", "\u20115", 1), ("5", "costs £5", 1), ("5", "the sum —5", 0),
+    ("5", "#### 5 and a half", 0), ("5", "5 and three quarters", 0),
+    ("5", "half of 5", 0), ("5", "twice 5", 0), ("2", "not 2", 0), ("5", "5 K", 0),
+    ("5", "5 M", 0), ("5", "\\boxed{x+5}", 0), ("5", "#### x ≠ 5", 0),
+    ("5", "#### > 5", 0), ("5", "\\(\\sqrt{5}\\)", 0), ("5", "5\\pi", 0),
+    ("5", "1E5", 0), ("5", "2.5e-5", 0), ("0.5", "5 1/2", 0), ("5", "5 m", 1),
+    ("5", "#### Total: 5", 1), ("5", "#### The answer is 5.", 1),
+    ("18", "#### Step 1: Count\n#### Step 2: Double it\nSo \\boxed{18}.", 1),
+    ("2", "#### Step 1: Count\n#### Step 2: Double it\nSo \\boxed{18}.", 0),
+    ("18", "#### Step 2: Double it\n9*2=18\nShe has 18 eggs.", 1),
+    ("2", "#### Step 2: Double it\n9*2=18\nShe has 18 eggs.", 0),
+    ("18", "#### 18\nThat is all.", 1), ("18", "#### 18\nThe answer is 18.", 1),
 ])  # fmt: skip
 def test_gsm8k(reference, text, expected):
   assert score("gsm8k", reference, text) == expected
@@ -193,6 +208,13 @@ def test_gsm8k(reference, text, expected):
     ("B", "The answer is B, C", 0), ("D", "Answer: d)", 1),
     ("C", "C is incorrect. It should be D.", 0), ("C", "C isn't it", 0),
     ("C", "C is correct", 1), ("C", "(C) is not right", 0),
+    ("B", "B seems plausible at first.\nHowever C is correct.\n(C)", 0),
+    ("C", "B seems plausible at first.\nHowever C is correct.\n(C)", 1),
+    ("B", "B can't be right, since it is odd.\nSo I pick C.\nC", 0),
+    ("B", "B cannot be right", 0), ("C", "C programs are compiled.\nSo: (D)", 0),
+    ("B", "\\boxed{B; C}", 0), ("B", "B. 42\nbecause it is even", 1),
+    ("A", "#### Option A\nThis is wrong.\nThe answer is (C).", 0),
+    ("C", "#### Conclusion\nThe answer is (C).", 1),
 ])  # fmt: skip
 def test_multiple_choice(reference, text, expected):
   assert score("multiple_choice", reference, text) == expected
@@ -204,6 +226,8 @@ def test_multiple_choice(reference, text, expected):
     ("the  cat", "The cat", 1), ("the cat", "thecat", 0), ("12", "#### 12", 1),
     ("12", "\\boxed{12}", 1), ("12", "1 2", 0), ("a\nb", "a\nb", 1), ("x", " ", 0),
     ("True", "answer: true\nbecause", 1), ("yes", "no", 0),
+    ("18", "#### Step 2\nnow 9*2\n\\boxed{18}", 1),
+    ("2", "#### 2\nno, \\boxed{18}", 0),
 ])  # fmt: skip
 def test_exact(reference, text, expected):
   assert score("exact", reference, text) == expected

@@ -168,7 +168,7 @@ import jax
 assert (processes.count(), processes.is_first()) == (2, me == 0)
 assert processes.gather({"text": "é" * me, "n": [me, None]}) == [
     {"text": "", "n": [0, None]}, {"text": "é", "n": [1, None]}]
-assert processes.maximum([me, -me, 7]) == [1, 0, 7]
+assert processes.maximum([me, -me, np.int64(7)]) == [1, 0, 7]
 assert processes.mean(me) == 0.5
 assert processes.from_first(lambda: 3.25 + me) == 3.25
 assert processes.gather_shares(processes.share([5, 6, 7]), 3) == [5, 6, 7]

@@ -41,7 +41,7 @@ GLYPHS = str.maketrans({
     "π": "\\pi ", "√": "\\sqrt ", "°": "\\degree ", "∞": "\\infty ",
     "∪": "\\cup ", "∩": "\\cap ", "²": "^2 ", "³": "^3 ", "≤": "\\le ",
     "≥": "\\ge ", "½": "\\frac{1}{2}", "\u00a0": " ", "\u202f": " ", '"': "",
-    "±": "\\pm ", "∈": "\\in ",
+    "±": "\\pm ", "∈": "\\in ", "≠": "\\ne ",
 })  # fmt: skip
 
 REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
@@ -64,8 +64,9 @@ REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
     (r"\\text\s*\{\s*([ie])\s*\}", r" \1 "),
     (r"\\text\s*\{([^{}]*)\}", r' "\1" '),
     (r"\\\\\s*\\end(?![a-zA-Z])", r"\\end"),
-    (r'"\s*,?\s*(?:and|or)\s*"', " , "), (r"\s+", " "),
-))  # fmt: skip
+    (r"\s+", " "),
+))
+JOINT = re.compile(r'"\s*,?\s*(?:and|or)\s*"')  # fmt: skip
 END = re.compile(r"[\s.,;:]+$|^[\s,;:]+")
 
 
@@ -74,6 +75,8 @@ def clean(text: str) -> str:
   text = text.translate(GLYPHS).strip().strip("*`")
   for pattern, to in REWRITES:
     text = pattern.sub(to, text)
+  if not INEQUALITY.search(text):  # where "and" is not "or"
+    text = " ".join(JOINT.sub(" , ", text).split())
   text = END.sub("", text)
   while text.startswith("{") and closes(text, 0) == len(text) - 1:
     text = text[1:-1].strip()
@@ -129,6 +132,7 @@ THOUSANDS = re.compile(
 ZEROS = re.compile(r"(?<![0-9.])0[0-9]")
 MATRIX = re.compile(r"\\begin\{([pb]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
+INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 WORD = re.compile(r'"|(?<![a-zA-Z\\])[a-zA-Z]{3,}')
 FUNCTIONS = frozenset((
     "sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sinh", "cosh",
@@ -255,13 +259,13 @@ MULTIPLIERS = frozenset(
     " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
     " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
     " thousandths squared cubed factorial percent point lakh lakhs crore"
-    " crores".split()
+    " crores gross grand kilo double doubled triple tripled".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
     "and or not no to times plus minus over more less than base mod modulo pi"
     " theta alpha beta gamma infinity power if for when where sin cos tan log"
     " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
-    " root above below zero negative".split()
+    " root above below zero negative fewer too false untrue".split()
 )
 UNITS = {
     "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter",
@@ -277,7 +281,9 @@ SHORT_UNITS = frozenset(
     "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie usd"
     " per".split()
 )
-FRACTION_WORD = re.compile(r".*(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?")
+ANOTHER_NUMBER = re.compile(  # twelfths, quadrillion, tenfold
+    r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"
+)
 TIMES_OF_DAY = re.compile(r"[0-9]{1,2}:[0-9]{2}.*")
 
 
@@ -293,6 +299,8 @@ def scalar(text: str) -> Value:
   number, unit = text, ""
   if (match := TAIL.fullmatch(text)) and is_unit(match[2]):
     number, unit = match[1], unit_of(match[2])
+    if unit == "degree" and "\\pi" in number:
+      raise Text  # two units of an angle
   elif has_words(text) or ":" in text:
     raise Text
   try:
@@ -318,7 +326,7 @@ def is_unit(text: str) -> bool:
 
 def multiplies(word: str) -> bool:
   """Whether it makes another number of the one before: million, twelfths."""
-  return word in MULTIPLIERS or FRACTION_WORD.fullmatch(word) is not None
+  return word in MULTIPLIERS or ANOTHER_NUMBER.fullmatch(word) is not None
 
 
 def unit_of(text: str) -> str:
@@ -357,7 +365,7 @@ def compare(reference: str, reply: str) -> bool | None:
   if "text" in (a.kind, b.kind):
     return (a.kind, a.data) == (b.kind, b.data) and agree(a.name, b.name)
   if a.kind != b.kind:
-    return None if may_meet(a, b) else False
+    return None if may_meet(a, b, reference, reply) else False
   if a.data is None or b.data is None:
     return None if a.unit == b.unit else False
   if a.plain and not b.plain:
@@ -375,11 +383,17 @@ def agree(a: str, b: str) -> bool:
   return not a or not b or a == b
 
 
-def may_meet(a: Value, b: Value) -> bool:
-  """Whether two forms may say the same: x > 3 and (3, infinity)."""
-  return "relation" in (a.kind, b.kind) and {a.kind, b.kind} & {
-      "union", "(tuple)", "(tuple]", "[tuple)", "[tuple]",
-  } != set()  # fmt: skip
+def may_meet(a: Value, b: Value, *texts: str) -> bool:
+  """Whether two forms may say the same: x > 3 and (3, infinity). Not where (3,
+  5) may be a point, nor with equations, whose order says nothing."""
+  if "relation" not in (a.kind, b.kind):
+    return False
+  relation, other = texts if a.kind == "relation" else texts[::-1]
+  kind = b.kind if a.kind == "relation" else a.kind
+  is_interval = kind in ("union", "(tuple]", "[tuple)", "[tuple]") or (
+      kind == "(tuple)" and "\\infty" in other
+  )
+  return is_interval and not re.search("=", relation)
 
 
 def percent(a: Value, b: Value) -> bool:

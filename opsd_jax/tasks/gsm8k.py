@@ -7,25 +7,34 @@ import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import answers, judged
-from opsd_jax.tasks.reply import last_boxed
+from opsd_jax.tasks.reply import after_hashes, last_boxed
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(
     rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?"
 )
 DRESS = re.compile(
-    r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|\*\*"
+    r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|[£€¥₹]|\*\*"
     r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
 )
-JOINED_BEFORE = re.compile(r"[\^_/!.]|[\^_}]\{|[0-9]e")
+DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―－﹣", "-"))
+HEADING = re.compile(r"\W*[A-Za-z]{2}[^=\n]*(?:\n|$)")
+JOINED_BEFORE = re.compile(
+    r"(?:[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
+    r"|\b(?:minus|negative|not|twice|double|triple|half(?: of)?)\s+|=\s*-\s*)$",
+    re.IGNORECASE,
+)
 JOINED_AFTER = re.compile(
-    r"\s*(?:\^|\*\s*[0-9]|\\frac|\\times|×|/\s*[0-9])|e[0-9]"
+    r"\s*(?:\^|\*\s*[0-9]|\\(?:frac|times|pi)|×|/\s*[0-9])|[eE][+-]?[0-9]"
+    r"|[¼¾⅐-⅞⁰¹⁴-⁹]|\s+and\s+(?:an?|one|two|three|four)[\s-]+(?:hal|third|quarter"
+    r"|fourth|fifth|sixth|seventh|eighth|ninth|tenth)",
+    re.IGNORECASE,
 )
-WORD_AFTER = re.compile(r"([\s-]*)([a-z]+)", re.IGNORECASE)
+FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
+FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
+WORD_AFTER = re.compile(r"([\s{-]*)([a-z]+)", re.IGNORECASE)
+SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # 5 K
 COMMAND = re.compile(r"\\[a-zA-Z]")
-MINUS_BEFORE = re.compile(
-    r"(?:\bminus|\bnegative|=\s*-)\s*$", re.IGNORECASE
-)
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -42,8 +51,9 @@ def verify(reference: str, text: str) -> Verdict:
 
 def final(text: str) -> str | None:
   """The line that says the answer; None where the reply marks none."""
-  if "####" in text:
-    return text.rpartition("####")[2].strip().partition("\n")[0]
+  after = after_hashes(text)
+  if after is not None:
+    return None if HEADING.match(after) else after.strip().partition("\n")[0]
   return last_boxed(text)
 
 
@@ -51,21 +61,21 @@ def last_number(text: str, alone: bool) -> str | None:
   """The last number, with its slash and percent sign; None where it is a part
   of something else (2^10, 5 million, minus 5, 5k). `alone`: and where it is not
   the only one after the last "=", or stands in a formula."""
-  text = DRESS.sub("", text.replace("−", "-").replace("–", "-"))
+  text = DRESS.sub("", text.translate(answers.GLYPHS).translate(DASHES))
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
   if not matches or (alone and (len(matches) > 1 or COMMAND.search(text))):
     return None
   last = matches[-1]
-  before = text[: last.start()]
+  before, after = text[: last.start()], text[last.end() :]
+  is_mixed = "/" in last[0] and re.search(r"[0-9]\s+$", before)
+  is_formula = alone and (
+      FORMULA_BEFORE.search(before) or FORMULA_AFTER.match(after)
+  )
   if (
-      JOINED_BEFORE.fullmatch(before[-1:])
-      or JOINED_BEFORE.fullmatch(before[-2:])
-      or MINUS_BEFORE.search(before[-20:])
-      or (alone and before.rstrip().endswith("-"))
-      or JOINED_AFTER.match(text, last.end())
-      or is_multiplied(WORD_AFTER.match(text, last.end()))
-  ):
+      is_mixed or is_formula or JOINED_BEFORE.search(before[-20:])
+      or JOINED_AFTER.match(after) or is_multiplied(WORD_AFTER.match(after))
+  ):  # fmt: skip
     return None
   return last[0]
 
@@ -74,9 +84,10 @@ def is_multiplied(after) -> bool:
   """Whether a word makes another number of the one before it: 5 million, 5k."""
   if not after:
     return False
-  space, word = after[1], after[2].casefold()
+  space, word = after[1].replace("{", ""), after[2].casefold()
   is_unit = answers.is_unit(word) or word in answers.UNITS
-  return answers.multiplies(word) or not (space or is_unit)
+  is_short = after[2] in SHORT
+  return answers.multiplies(word) or is_short or not (space or is_unit)
 
 
 task = judged.task("gsm8k", verify)

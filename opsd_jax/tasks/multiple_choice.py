@@ -16,9 +16,10 @@ LETTER = re.compile(
     r"|([A-Z])(?=$|[.):,;\n]|\s*$|\s+(?:because|since|as)\b)"
     r"|([B-HJ-Z])(?=\s)|([a-z])(?=\s*$|[.)](?:\s|$))"
 )
-ANOTHER = re.compile(r"(?:\bor\b|\band\b|,|/|&)\s*\(?[A-Z]\)?(?![A-Za-z'])")
+ANOTHER = re.compile(r"(?:\bor\b|\band\b|[,;/&])\s*\(?[A-Z]\)?(?![A-Za-z'])")
 DENIED = re.compile(
     r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+))\b"
+    r"|can(?:no|')t\b"
 )
 
 
@@ -31,14 +32,15 @@ def verify(reference: str, text: str) -> Verdict:
 
 
 def letter(text: str) -> str | None:
-  """The choice in what the reply states, or in a reply that starts with it, or
-  in its last line; None where it names none, or two."""
+  """The choice in what the reply states, or in its last line, or at the head
+  of a reply ("B. ...", but not "B seems right at first"); None where it names
+  none, or two."""
   marked = stated(text)
-  lines = [marked] if marked is not None else [text, *text.splitlines()[-1:]]
-  for line in lines:
+  lines = text.strip().splitlines()
+  for place, line in enumerate(lines[-1:] + lines[:1] if marked is None else [marked]):
     line = DRESS.sub("", line).strip()
     match = LETTER.match(line, HEAD.match(line).end())
-    if match:
+    if match and not (place == 1 and match[3]):
       rest = line[match.end() :].partition("\n")[0]
       if ANOTHER.match(rest.strip()) or DENIED.match(rest.strip()):
         return None

@@ -34,11 +34,19 @@ def last_boxed(text: str) -> str | None:
   return ""
 
 
+def after_hashes(text: str) -> str | None:
+  """After the last `####`; None without one, or where a box or an "answer is"
+  follows: then it was the heading of a section."""
+  _, hashes, after = text.rpartition("####")
+  is_heading = BOX.search(after) or STATED.search(after)
+  return after if hashes and not is_heading else None
+
+
 def stated(text: str) -> str | None:
-  """After the last `####`, or in the last \\boxed{}, or after the last "answer
-  is" or "answer:"; None without any."""
-  if "####" in text:
-    return text.rpartition("####")[2]
+  """`after_hashes`, or in the last \\boxed{}, or after the last "answer is" or
+  "answer:"; None without any."""
+  if (after := after_hashes(text)) is not None:
+    return after
   if (boxed := last_boxed(text)) is not None:
     return boxed
   *_, after = STATED.split(text)
