@@ -225,7 +225,7 @@ def read_problems(config):
 
 def unverified(verify, examples, task: str, source: str) -> int:
   """How many answers the task finds wrong, read as a reply, bare and in a box;
-  ValueError where it cannot judge a problem."""
+  ValueError where these are all, or where it cannot judge a problem."""
   own = [e for e in examples if e.answer is not None]
   replies = [form.format(e.answer) for form in REPLIES for e in own]
   asked = own * len(REPLIES)
@@ -238,7 +238,13 @@ def unverified(verify, examples, task: str, source: str) -> int:
       )
   scores = [v.score for v in verdicts]
   bare, boxed, _ = (scores[i:][: len(own)] for i in (0, len(own), 2 * len(own)))
-  return sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
+  wrong = sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
+  if own and wrong == len(own):
+    raise ValueError(
+        f"task {task} finds none of the {wrong} answers of {source} right, read"
+        f" as a reply, {own[0].answer!r} the first: choose another"
+    )
+  return wrong
 
 
 def how_to_run(config) -> dict:

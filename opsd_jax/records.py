@@ -259,9 +259,18 @@ def example_of(row: dict, at: Columns, worked: bool) -> Example:
     if at.answer is not None:
       answer = text_of(row, at.answer, number=True).strip()
     else:
-      answer = (last_boxed(solution) or "").strip() or None
+      answer = closing(solution)
   id = "" if at.id is None else text_of(row, at.id, number=True)
   return Example(id, question, solution, answer)
+
+
+def closing(solution: str) -> str | None:
+  """The answer in a solution's last box, or without one in its last line, where
+  that is `#### answer`; None without either."""
+  if (boxed := last_boxed(solution)) is not None:
+    return boxed.strip() or None
+  last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
+  return last[1] if last else None
 
 
 def with_id(example: Example, repeats) -> Example:

@@ -212,7 +212,8 @@ def test_gsm8k(tmp_path):
     (r"\boxed{\text{a {b} c}} }", r"\text{a {b} c}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ x } ", r"\left\{ x"), (r"\fbox{7}", "7"), (r"\boxed 5$.", "5"),
     (r"\boxed {3}", "3"), (r"\boxed{1", None), ("none", None), (r"\boxed{}", None),
-    (r"\boxedx{1}", None), (r"a \boxed", None),
+    (r"\boxedx{1}", None), (r"a \boxed", None), ("so 7\n#### 1,072\n", "1,072"),
+    ("#### Sum\nIt is 7.", None), ("\\boxed{7}\n#### Done", "7"),
 ])  # fmt: skip
 def test_maths_without_an_answer_column(text, answer, tmp_path):
   lines = json.dumps({"problem": "p", "level": "1", "solution": text}).encode()
@@ -516,6 +517,14 @@ def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
   asked = [Example(a, f"{a}?", None, a, None) for a in answers]
   verify = workers.shared(task, "answer", workers=1, seconds=20, memory_mb=2048)
   assert prepare.unverified(verify, asked, task, "a file") == expected
+
+
+def test_a_task_that_no_answer_suits_is_refused(tmp_path):
+  config = tiny(tmp_path)
+  config.task.name = "multiple_choice"
+  config.data.eval = write(tmp_path / "e.jsonl", row(answer="(3, 4]"))
+  with pytest.raises(ValueError, match="multiple_choice finds none of the 1 answers"):
+    prepare.read_problems(config)
 
 
 def test_what_was_read_is_printed(tmp_path):

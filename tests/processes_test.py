@@ -68,10 +68,10 @@ def ours(text: str) -> list[str]:
 # ------------------------------------------------------------ a whole run
 
 
-def train(scratch, name, *more):
+def train(scratch, name, *more, config="opsd", steps=6):
   return [
-      "-m", "experiments.train", "--config=configs/opsd.py:tiny",
-      f"--workdir={scratch / name}", "--config.steps=6",
+      "-m", "experiments.train", f"--config=configs/{config}.py:tiny",
+      f"--workdir={scratch / name}", f"--config.steps={steps}",
       "--config.log.tensorboard=False",
       f"--config.compile_cache={scratch / 'programs'}", *more,
   ]  # fmt: skip
@@ -153,6 +153,32 @@ def test_what_the_first_process_refuses_ends_all(scratch):
     assert status not in (0, None)
     assert "another config" in errors and "Traceback" not in errors
   assert (scratch / "one" / "metrics.jsonl").read_text() == before
+
+
+def test_rewards_of_two_processes_are_of_one_run(scratch):
+  """Advantages within the rewards of all; numbers that random replies hit."""
+  lines = [{"problem": f"Count {i}", "answer": i % 10} for i in range(64)]
+  (scratch / "counts.jsonl").write_text("\n".join(map(json.dumps, lines)))
+  command = lambda name: train(
+      scratch, name, "--config.task.name=gsm8k",
+      f"--config.data.train={scratch / 'counts.jsonl'}",
+      f"--config.data.eval={scratch / 'counts.jsonl'}",
+      "--config.rollout.max_new_tokens=24", "--config.rollout.prompts=16",
+      "--config.eval.every=2",
+      "--config.reinforce.advantage=whitened", config="grpo", steps=2,
+  )  # fmt: skip
+  ends = end([launch(command("one, rewarded"), 8)])
+  ends += end(launch_two(command("two, rewarded")))
+  assert [status for status, *_ in ends] == [0, 0, 0], ends
+  one, two = (
+      [r for r in rows_of(scratch / f"{n}, rewarded") if "loss" in r]
+      for n in ("one", "two")
+  )
+  for row, other in zip(two, one, strict=True):
+    for key in ("score", "reward", "reinforce/no_signal", "unjudged"):
+      assert row[key] == pytest.approx(other[key], abs=1e-9), key
+    assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
+  assert max(row["score"] for row in two if row["grad_norm"] > 1e-2) > 0
 
 
 # ------------------------------------------------------- what they agree on

@@ -220,6 +220,7 @@ def test_case_and_spaces_do_not_make_a_question_new():
   assert tasks.same_text("\\dfrac12") == tasks.same_text("\\frac12")
   assert tasks.same_text("1 2") != tasks.same_text("12")
   assert tasks.same_text("1 + 1") != tasks.same_text("1 + 2")
+  assert tasks.same_text("5²⁰") == tasks.same_text("5^20") != tasks.same_text("520")
 
 
 def test_data_differ_by_seed_and_repeat_by_seed():

@@ -42,6 +42,9 @@ ALL = {
 }  # fmt: skip
 
 
+RAISED = re.compile("[⁰¹²³⁴-⁹]+")
+
+
 def open_task(name: str, privileged_field: str) -> Task:
   """`"family"` or `"family:options"` -> Task; ValueError where it is unknown."""
   family, _, options = name.partition(":")
@@ -51,6 +54,7 @@ def open_task(name: str, privileged_field: str) -> Task:
 def same_text(question: str) -> str:
   """What two questions that read alike share: case, spaces that part no words,
   dollar signs, ways to write a character or a fraction in TeX are folded."""
+  question = RAISED.sub(r"^\g<0>", question)  # 5² is 5^2, not 52
   text = unicodedata.normalize("NFKC", question).casefold().replace("$", "")
   text = re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text)
   return re.sub(r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", "", " ".join(text.split()))
