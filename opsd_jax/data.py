@@ -287,6 +287,7 @@ def both(
   else:
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
     rows = answered(eval, rows, dropped, "evaluation")
+    counts["evaluation questions with several answers"] = contradictory(rows)
     held_out = tuple(by_text(rows).values())
     repeated = len(rows) - len(held_out)
     held_out = limited(held_out, eval_limit, "evaluation", dropped)
@@ -300,6 +301,7 @@ def both(
     learnt = tuple(e for e in rows if tasks.same_text(e.question) not in asked)
     overlap = len(rows) - len(learnt)
     learnt = limited(learnt, train_limit, "training", dropped)
+    counts["training questions with several answers"] = contradictory(learnt)
   counts["evaluation repeated (removed)"] = repeated
   counts["training repeated (kept)"] = len(learnt) - len(by_text(learnt))
   for use, examples in (("training", learnt), ("evaluation", held_out)):
@@ -350,3 +352,11 @@ def by_text(examples) -> dict[str, Example]:
   for e in examples:
     found.setdefault(tasks.same_text(e.question), e)
   return found
+
+
+def contradictory(examples) -> int:
+  """Questions that stand there more than once, with different answers."""
+  answers = {}
+  for e in examples:
+    answers.setdefault(tasks.same_text(e.question), set()).add(e.answer)
+  return sum(len(found) > 1 for found in answers.values())

@@ -29,6 +29,7 @@ from opsd_jax.pick import pick
 from opsd_jax.structs import UNJUDGED, Problem
 
 REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
+AUDITED = 5000  # solutions that `misleading` looks at
 DTYPES = ("float32", "bfloat16", "float16")
 
 REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem
@@ -208,7 +209,8 @@ def read_problems(config):
   """(verify, `problems_of`); every answer that replies will be compared with
   can be judged.
 
-  How many answers the task finds wrong, read as a reply, is counted.
+  How many answers the task finds wrong, read as a reply, is counted, and how
+  many solutions tell the teacher of another answer.
   """
   c, d = config.task, config.data
   verify = workers.shared(c.name, c.privileged_field, **config.verify)
@@ -220,6 +222,9 @@ def read_problems(config):
   if d.train != data.TASK and config.reinforce.weight:
     wrong = unverified(verify, problems.train, c.name, d.train)
     counts["training answers not verified"] = wrong
+  if d.train != data.TASK:
+    wrong = misleading(verify, problems.train)
+    counts["training solutions that end in another answer"] = wrong
   return verify, problems._replace(counts=counts)
 
 
@@ -245,6 +250,15 @@ def unverified(verify, examples, task: str, source: str) -> int:
         f" as a reply, {own[0].answer!r} the first: choose another"
     )
   return wrong
+
+
+def misleading(verify, examples) -> int:
+  """How many of the first AUDITED solutions, read as a reply, end in another
+  answer than their row's; one that states none is not among them."""
+  own = [e for e in examples if e.answer is not None and e.solution]
+  own = own[:AUDITED]
+  verdicts = verify(own, [e.solution for e in own])
+  return sum(v.answer is not None and v.score < 1 for v in verdicts)
 
 
 def how_to_run(config) -> dict:

@@ -465,6 +465,8 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
       "evaluation rows": 4, "training rows": 4,
       "evaluation repeated (removed)": 1, "training repeated (kept)": 1,
       "training without solution": 3, "evaluation without solution": 2,
+      "training questions with several answers": 1,
+      "evaluation questions with several answers": 1,
   }  # fmt: skip
   d = both(a, b, train_limit=1, eval_limit=1, skip_bad=1)
   assert [e.answer for e in d.train + d.eval] == ["2", "5"]
@@ -517,6 +519,18 @@ def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
   asked = [Example(a, f"{a}?", None, a, None) for a in answers]
   verify = workers.shared(task, "answer", workers=1, seconds=20, memory_mb=2048)
   assert prepare.unverified(verify, asked, task, "a file") == expected
+
+
+def test_solutions_that_end_in_another_answer_are_counted(tmp_path):
+  config = tiny(tmp_path)
+  config.task.name, config.rollout.prompts = "gsm8k", 1
+  config.data.train = write(
+      tmp_path / "t.jsonl", GOOD, row(answer="5"), row(id="c", solution="None.")
+  )
+  config.data.eval = write(tmp_path / "e.jsonl", row(problem="3 + 3?"))
+  _, problems = prepare.read_problems(config)
+  assert problems.counts["training solutions that end in another answer"] == 1
+  assert problems.counts["training questions with several answers"] == 1
 
 
 def test_a_task_that_no_answer_suits_is_refused(tmp_path):
