@@ -24,6 +24,9 @@ def get_config(arg=None):
   c.eval.max_new_tokens = 160
   c.eval.every = 20
   c.batch.row_tokens = 768
+  # Shapes to compile in 100 steps: about 14, with the defaults 40; the padding is
+  # 13% instead of 8%.
+  c.batch.bucket, c.batch.response_bucket = 128, 256
   if arg == "tiny":
     base.shrink(c)
   return c
