@@ -10,7 +10,6 @@
 No source is read here in part: limits are `both`'s, and counted.
 """
 
-import fnmatch
 import itertools
 import pathlib
 import re
@@ -154,16 +153,17 @@ def read_hf(source, name, options, columns, skip_bad) -> Loaded:
 
 
 def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
-  """The files of one split and config, of one kind; ValueError otherwise."""
+  """The files of one split and config, of one kind; ValueError otherwise, and
+  where of files numbered "-00000-of-00002" one is missing."""
   names = sorted(
       p.relative_to(directory).as_posix() for p in directory.rglob("*")
       if p.suffix in (".jsonl", ".parquet")
   )  # fmt: skip
-  of_split = lambda n: any(
-      fnmatch.fnmatch(part, pattern)
-      for part in n.split("/")
-      for pattern in (split, f"{split}.*", f"{split}[-_][0-9]*")
-  )
+  number = r"-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?"
+  is_split = re.compile(rf"{re.escape(split)}(?:{number})?")
+  of_split = lambda n: any(map(is_split.fullmatch, (
+      *n.split("/")[:-1], pathlib.PurePath(n).stem,
+  )))  # fmt: skip
   config = options.get("config")
   found = [
       n for n in names
@@ -176,6 +176,14 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
         f" config={config} in {len(groups)} groups, expected one group; there"
         f" are {', '.join(names) or 'none'}: give split= and config=, a folder"
     )
+  parts = [re.search(number + "$", pathlib.PurePath(n).stem) for n in found]
+  if any(parts):
+    there = {(int(m[1]), int(m[2])) if m else None for m in parts}
+    count = max(int(m[2]) for m in parts if m)
+    if there != {(i, count) for i in range(count)} or len(found) > count:
+      raise ValueError(
+          f"{source}: {', '.join(found)} are not the {count} parts of one file"
+      )
   return [directory / n for n in found]
 
 
@@ -286,7 +294,7 @@ def both(
     held_out, repeated = own_problems(task, "eval", set())
   else:
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
-    rows = answered(eval, rows, dropped, "evaluation")
+    rows = answered(task["name"], rows, dropped, "evaluation")
     counts["evaluation questions with several answers"] = contradictory(rows)
     held_out = tuple(by_text(rows).values())
     repeated = len(rows) - len(held_out)
@@ -297,7 +305,7 @@ def both(
   else:
     rows = read(train, columns, skip_bad, "training", dropped, counts)
     if rewarded:
-      rows = answered(train, rows, dropped, "training")
+      rows = answered(task["name"], rows, dropped, "training")
     learnt = tuple(e for e in rows if tasks.same_text(e.question) not in asked)
     overlap = len(rows) - len(learnt)
     learnt = limited(learnt, train_limit, "training", dropped)
@@ -328,9 +336,9 @@ def read(source, columns, skip_bad: int, use: str, dropped, counts):
   return loaded.examples
 
 
-def answered(source, examples, dropped, use: str):
-  """Those that can be judged; reasoning-gym's are without an answer too."""
-  if source.startswith("reasoning_gym:"):
+def answered(task: str, examples, dropped, use: str):
+  """Those that the task can judge; reasoning-gym's, by their record."""
+  if task.startswith("reasoning_gym:"):
     return examples
   kept = [e for e in examples if e.answer is not None]
   if len(kept) < len(examples):

@@ -20,8 +20,8 @@ from opsd_jax.tasks.reply import last_boxed
 MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
 SHOWN = 5  # bad rows named in an error
 
-# What the public files call a column, in any case. Half of the rows must have
-# it; what most have wins, then the order here.
+# What the public files call a column, in any case: the first here that half of
+# the rows have, null not counted.
 AUTO = {
     "problem": ("problem", "question", "prompt", "problem_statement"),
     "solution": (
@@ -50,6 +50,18 @@ class Columns(NamedTuple):
   solution: str = "auto"
   answer: str = "auto"
   id: str = "auto"
+
+
+class Literal(float):
+  """A number that is shown as the file writes it: no digit of it is lost."""
+
+  def __new__(cls, text):
+    value = super().__new__(cls, text)
+    value.text = text
+    return value
+
+  def __str__(self):
+    return self.text
 
 
 class Loaded(NamedTuple):
@@ -106,8 +118,9 @@ def parse(line: bytes) -> dict | None:
     return None
   try:
     row = json.loads(
-        text, object_pairs_hook=without_repeats, parse_constant=no_constant
-    )
+        text, object_pairs_hook=without_repeats, parse_constant=no_constant,
+        parse_float=Literal,
+    )  # fmt: skip
   except Bad:
     raise
   except (ValueError, RecursionError) as e:
@@ -135,27 +148,41 @@ def no_constant(name: str):
 def choose(source: str, rows, columns: Columns) -> Columns:
   """The columns that these rows have; None where there is none.
 
-  Raises ValueError where a named one, or any that holds problems, is missing.
+  Raises ValueError where a named one, or any that holds problems, is missing;
+  where few rows have a usual one, or one is there in two cases; and where the
+  problem is in the column of something else.
   """
-  counts = collections.Counter(name for row in rows for name in row)
-  there = f"{source} has the columns {', '.join(counts) or 'none'}"
+  names = {name: None for row in rows for name in row}
+  counts = collections.Counter(
+      name for row in rows for name, value in row.items() if value is not None
+  )
+  there = f"{source} has the columns {', '.join(names) or 'none'}"
 
   def find(field, name):
-    if name == "auto":
-      order = AUTO[field]
-      usual = [
-          n for n, times in counts.items()
-          if n.casefold() in order and 2 * times >= len(rows)
-      ]  # fmt: skip
-      best = lambda n: (counts[n], -order.index(n.casefold()))
-      return max(usual, key=best, default=None)
-    if name and name not in counts:
-      raise ValueError(f"{there}, not {name!r}: set data.{field}")
-    return name or None
+    if name != "auto":
+      if name and name not in names:
+        raise ValueError(f"{there}, not {name!r}: set data.{field}")
+      return name or None
+    usual = [n for n in counts if n.casefold() in AUTO[field]]
+    many = [n for n in usual if 2 * counts[n] >= len(rows)]
+    if usual and not many and field != "id":  # the text gives one
+      raise ValueError(
+          f"{source}: column {usual[0]!r} is in {counts[usual[0]]} of"
+          f" {len(rows)} rows: set data.{field} to it, or to '' for none"
+      )
+    place = lambda n: AUTO[field].index(n.casefold())
+    if len(many) > len({place(n) for n in many}):
+      raise ValueError(f"{there}, one in two cases: set data.{field}")
+    return min(many, key=place, default=None)
 
   found = Columns(*(find(f, n) for f, n in columns._asdict().items()))
   if found.problem is None:
     raise ValueError(f"{there}, none for the problem: set data.problem")
+  if found.problem in found[1:]:
+    raise ValueError(
+        f"{source}: column {found.problem!r} is the problem and another field"
+        " too: set data.problem, .solution, .answer or .id"
+    )
   if found.solution is None and found.answer is None:
     raise ValueError(
         f"{there}, none for a solution or an answer: set data.solution or"
@@ -174,7 +201,10 @@ def text_of(row: dict, column: str, number: bool = False) -> str:
   if column not in row:
     raise Bad(f"column {column!r}: missing")
   value = row[column]
-  if number and type(value) in (int, float) and math.isfinite(value):
+  is_number = type(value) is int or (
+      isinstance(value, float) and math.isfinite(value)
+  )
+  if number and is_number:
     value = str(value)
   if not isinstance(value, str):
     kind = "null" if value is None else f"a {type(value).__name__}"
@@ -252,7 +282,7 @@ def example_of(row: dict, at: Columns, worked: bool) -> Example:
       raise Bad(f"column {at.answer!r}: no line '#### answer'")
     if not text[: last.start()].strip():
       raise Bad(f"column {at.answer!r}: empty", "nothing before ####")
-    solution, answer = CALCULATOR.sub("", text), last[1]
+    solution, answer = CALCULATOR.sub("", text), last[1].strip()
   else:
     if at.solution is not None:
       solution = text_of(row, at.solution)
@@ -270,7 +300,7 @@ def closing(solution: str) -> str | None:
   if (boxed := last_boxed(solution)) is not None:
     return boxed.strip() or None
   last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
-  return last[1] if last else None
+  return last[1].strip() if last else None
 
 
 def with_id(example: Example, repeats) -> Example:

@@ -59,7 +59,7 @@ def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
   if spec.task:
     dropped = {}
     examples = data.load(spec.source, data.Columns()).examples
-    examples = data.answered(spec.source, examples, dropped, "evaluation")
+    examples = data.answered(task, examples, dropped, "evaluation")
     examples = examples[:count]
     about = {
         "source": spec.source, "task": task,

@@ -40,10 +40,12 @@ def restore(stream, problems: str, saved: dict) -> None:
   stream.set_state(saved["stream"])
 
 
-def digest(problems) -> str:
-  """sha256 of the problems' ids and texts, in their order."""
+def digest(*lists) -> str:
+  """sha256 of the problems' ids and texts, in their order, list by list."""
   found = hashlib.sha256()
-  for e in (p.example for p in problems):
-    text = json.dumps([e.id, e.question, e.solution, e.answer])
-    found.update(text.encode())
+  for problems in lists:
+    found.update(f"{len(problems)} ".encode())
+    for e in (p.example for p in problems):
+      text = json.dumps([e.id, e.question, e.solution, e.answer])
+      found.update(text.encode())
   return found.hexdigest()

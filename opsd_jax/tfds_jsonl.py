@@ -19,7 +19,7 @@ FIELDS = ("id", "question", "solution", "answer")
 class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
   """Problems in the order of their file; `loaded` is what to prepare."""
 
-  VERSION = tfds.core.Version("1.0.0")
+  VERSION = tfds.core.Version("1.1.0")  # goes up with what records.py reads
 
   def __init__(self, *, loaded: Loaded = Loaded((), {}), **kw):  # noqa: B008
     self.loaded = loaded
@@ -50,7 +50,7 @@ def open_jsonl(path, read, how, options: dict) -> Loaded:
   with path.open("rb") as f:
     digest = hashlib.file_digest(f, "sha256")
   digest.update(repr(how).encode())
-  stem = re.sub(r"\W", "_", path.stem)
+  stem = re.sub(r"\W", "_", path.stem)[:80]
   config = tfds.core.BuilderConfig(name=f"{stem}_{digest.hexdigest()[:16]}")
   make = lambda **kw: OpsdJsonl(
       config=config, data_dir=options.get("data_dir"),

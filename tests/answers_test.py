@@ -215,6 +215,22 @@ def test_gsm8k(reference, text, expected):
     ("B", "\\boxed{B; C}", 0), ("B", "B. 42\nbecause it is even", 1),
     ("A", "#### Option A\nThis is wrong.\nThe answer is (C).", 0),
     ("C", "#### Conclusion\nThe answer is (C).", 1),
+    ("A", "The answer is A (12)", 1), ("A", "The answer is A - Paris", 1),
+    ("A", "The answer is A = 12", 1), ("A", "The answer is A which is 12", 1),
+    ("A", "\\boxed{A \\quad 12}", 1), ("A", "\\boxed{A 12}", 1),
+    ("B", "B looks tempting but C fits.", 0), ("B", "B can be ruled out, so C.", 0),
+    ("D", "D would need x > 5, so it must be C", 0), ("B", "B seems right, but C fits", 0),
+    ("B", "The answer is B is ruled out", 0), ("B", "B doesn't hold", 0),
+    ("B", "The answer is B plus C", 0), ("B", "answer: B as well as C", 0),
+    ("B", "\\boxed{B C}", 0), ("B", "answer: B - C", 0), ("C", "A: 5\nB: 6\nC: 7", 0),
+    ("X", "X = 5", 0), ("F", "F = ma gives 5 N", 0), ("V", "V = 12 cm^3", 0),
+    ("C", "**Answer**: C", 1), ("C", "**Final Answer**: C", 1), ("C", "C!", 1),
+    ("C", "The answer is \\(C\\)", 1), ("C", "answer: \\(\\text{C}\\)", 1),
+    ("C", "The answer is [C]", 1), ("C", "The answer is 'C'", 1),
+    ("C", "\\boxed{[C]}", 1), ("A", "\\boxed{\\mathsf{A}}", 1),
+    ("C", "The correct option is C", 1), ("C", "So the correct choice is (C).", 1),
+    ("C", "The answer should be C.", 1), ("C", "Therefore, C.", 1), ("C", "It is C.", 1),
+    ("C", "C is the answer", 1), ("B", "Let me list.\nA. 5\nB. 6\nThe answer is B.", 1),
 ])  # fmt: skip
 def test_multiple_choice(reference, text, expected):
   assert score("multiple_choice", reference, text) == expected

@@ -192,6 +192,46 @@ def test_the_column_that_most_rows_have_is_taken(tmp_path):
   assert found.dropped == {"column 'question': missing": 1}
 
 
+def test_one_odd_row_does_not_choose_the_column(tmp_path):
+  lines = [
+      f'{{"problem": "p{i}", "prompt": "hint {i}", "answer": "1"}}'.encode()
+      for i in range(9)
+  ]
+  path = write(tmp_path / "p.jsonl", *lines, b'{"prompt": "h", "answer": "1"}')
+  with pytest.raises(ValueError, match="p.jsonl:10: column 'problem': missing"):
+    load(path)
+  assert load(path, skip_bad=1).examples[0].question == "p0"
+
+
+@pytest.mark.parametrize("rows,words", [
+    ([{"solution": "s"}] * 3 + [{"solution": "s", "answer": "9"}],
+     "column 'answer' is in 1 of 4 rows: set data.answer to it, or to ''"),
+    ([{"answer": "1", "Answer": "2"}], "one in two cases: set data.answer"),
+    ([{"answer": "1", "solution": None}] * 3 + [{"answer": "1", "solution": "s"}],
+     "column 'solution' is in 1 of 4 rows"),
+])  # fmt: skip
+def test_columns_that_must_be_told(rows, words, tmp_path):
+  lines = [json.dumps({"problem": "p"} | r).encode() for r in rows]
+  with pytest.raises(ValueError, match=words):
+    load(write(tmp_path / "p.jsonl", *lines))
+
+
+def test_a_column_of_nulls_is_none(tmp_path):
+  line = {"problem": "p", "solution": None, "generated_solution": "s", "answer": 1}
+  path = write(tmp_path / "p.jsonl", json.dumps(line).encode())
+  assert load(path).examples[0].solution == "s"
+  with pytest.raises(ValueError, match="'answer' is the problem and another"):
+    load(path, problem="answer")
+
+
+def test_numbers_are_as_the_file_writes_them(tmp_path):
+  numbers = ("0.12345678901234567890", "12345678901234567890.5", "0.00001",
+             "1" + "0" * 400, "-7", "1.50")  # fmt: skip
+  lines = [f'{{"problem": "p", "answer": {n}}}'.encode() for n in numbers]
+  found = load(write(tmp_path / "p.jsonl", *lines)).examples
+  assert [e.answer for e in found] == list(numbers)
+
+
 WORKED = "48/2 = <<48/2=24>>24 in May.\nSo 48+24 = <<48+24=72>>72.\n#### 1,072"
 
 
@@ -212,7 +252,7 @@ def test_gsm8k(tmp_path):
     (r"\boxed{\text{a {b} c}} }", r"\text{a {b} c}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ x } ", r"\left\{ x"), (r"\fbox{7}", "7"), (r"\boxed 5$.", "5"),
     (r"\boxed {3}", "3"), (r"\boxed{1", None), ("none", None), (r"\boxed{}", None),
-    (r"\boxedx{1}", None), (r"a \boxed", None), ("so 7\n#### 1,072\n", "1,072"),
+    (r"\boxedx{1}", None), (r"a \boxed", None), ("so 7\n#### 1,072\r\n", "1,072"),
     ("#### Sum\nIt is 7.", None), ("\\boxed{7}\n#### Done", "7"),
 ])  # fmt: skip
 def test_maths_without_an_answer_column(text, answer, tmp_path):
@@ -277,6 +317,18 @@ def test_a_task_without_problems_of_its_own_is_refused():
     data.check_both("reasoning_gym:chain_sum,size=2", "task", "judging", task)
 
 
+def test_what_has_no_answer_for_its_judge_is_dropped():
+  source, own = "reasoning_gym:graph_color,size=2", dict(OWN)
+  for name, there in (("exact", 0), ("reasoning_gym:graph_color", 2)):
+    own["name"] = name
+    d = data.both(
+        source, source.replace("size=2", "size=2,seed=1"), data.Columns(),
+        skip_bad=0, train_limit=0, eval_limit=0, rewarded=False, task=own,
+    )  # fmt: skip
+    assert len(d.eval) == there
+    assert d.dropped == ({} if there else {"evaluation: no answer": 2})
+
+
 def test_reasoning_gym_by_size_and_seed():
   one = load("reasoning_gym:chain_sum,size=20,seed=1,min_terms=3,max_terms=3")
   two = load("reasoning_gym:chain_sum,size=20,seed=2,min_terms=3,max_terms=3")
@@ -321,6 +373,13 @@ def test_files_of_a_hub(tmp_path, monkeypatch):
     load("hf:openai/gsm8k,split=test")
   with pytest.raises(ValueError, match="0 jsonl or parquet files of split=dev"):
     load("hf:openai/gsm8k,split=dev")
+  (tmp_path / "main" / "train-00000-of-00002.parquet").unlink()
+  with pytest.raises(ValueError, match="are not the 2 parts of one file"):
+    load("hf:openai/gsm8k,config=main")
+  parquet(tmp_path / "main" / "train_2024.parquet", rows)  # another split
+  assert len(load("hf:openai/gsm8k,config=main,split=train_2024").examples) == 3
+  with pytest.raises(ValueError, match="parts|groups|0 jsonl"):
+    load("hf:openai/gsm8k,config=main,split=tra?n")
   parquet(tmp_path / "bad" / "train.parquet", [{"problem": "a", "answer": "\0"}])
   with pytest.raises(ValueError, match="bad/train.parquet:1: .*control"):
     load("hf:openai/gsm8k,config=bad")
@@ -452,9 +511,9 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
   ask = lambda *asked: [
       json.dumps({"problem": q, "answer": a}).encode() for q, a in asked
   ]
-  rows = ask(("A?", "1"), ("b?", "2"), ("B? ", "3"), ("c?", "4"))
+  rows = ask(("Aa?", "1"), ("bb?", "2"), ("Bb? ", "3"), ("c?", "4"))
   a = write(tmp_path / "a.jsonl", *rows)
-  rows = ask(("a?", "5"), (" A?", "6"), ("d?", "7"))
+  rows = ask(("aa?", "5"), (" Aa?", "6"), ("d?", "7"))
   b = write(tmp_path / "b.jsonl", *rows, b"{")
   d = both(a, b, skip_bad=1)
   assert [e.answer for e in d.train] == ["2", "3", "4"]
@@ -529,7 +588,7 @@ def test_solutions_that_end_in_another_answer_are_counted(tmp_path):
   )
   config.data.eval = write(tmp_path / "e.jsonl", row(problem="3 + 3?"))
   _, problems = prepare.read_problems(config)
-  assert problems.counts["training solutions that end in another answer"] == 1
+  assert [n for k, n in problems.counts.items() if "another answer" in k] == [1]
   assert problems.counts["training questions with several answers"] == 1
 
 

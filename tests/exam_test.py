@@ -300,12 +300,12 @@ def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
     return str(tmp_path / name)
 
   # "b?" is asked in the run's evaluation: its training has dropped it
-  train = file("train.jsonl", "What is a?", "b?", "c?")
+  train = file("train.jsonl", "What is that?", "b?", "c?")
   data = {"train": train, "eval": file("eval.jsonl", "b?", "d?")}
   path = leave_run(
       tmp_path / "run", subject.params, task={"name": "maths"}, data=data
   )
-  asked = file("asked.jsonl", "What  is\nA?", "b?", "c?", "d?", "e?")
+  asked = file("asked.jsonl", "What  is\nThat?", "b?", "c?", "d?", "e?")
   config = base.get_config()
   sit = lambda where, **who: exam.sit(
       HOW, [f"asked={asked}"], tmp_path / where, dtype="float32", count=None,

@@ -51,6 +51,8 @@ def test_the_digest_sees_every_text():
   made = [[asked()], [asked()] * 2]
   made += [[asked(**{n: "x"})] for n in ("id", "question", "solution", "answer")]
   assert len({stream.digest(problems) for problems in made}) == 6
+  a, b = made[0], made[1]
+  assert stream.digest(a, b) != stream.digest(a + b[:1], b[1:])
 
 
 # --------------------------------------------------------------------- runs

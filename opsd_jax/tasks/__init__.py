@@ -42,22 +42,39 @@ ALL = {
 }  # fmt: skip
 
 
-RAISED = re.compile("[⁰¹²³⁴-⁹]+")
-
-
 def open_task(name: str, privileged_field: str) -> Task:
   """`"family"` or `"family:options"` -> Task; ValueError where it is unknown."""
   family, _, options = name.partition(":")
   return pick(ALL, family)(options, privileged_field)
 
 
+# Ways to write the same, folded one after the other.
+ALIKE = [(re.compile(pattern), to) for pattern, to in (
+    ("[\u00ad\u200b-\u200f\u2060\ufeff]", ""), ("[‐-―−]", "-"),
+    ("[‘’‚‛′]", "'"), ("[“”„‟]", '"'),
+    ("[⁰¹²³⁴-ⁿⁱ]+", r"^\g<0> "), ("[₀-₎ₐ-ₜ]+", r"_\g<0> "),
+)]  # fmt: skip
+TEX_ALIKE = [(re.compile(pattern), to) for pattern, to in (
+    (r"\\?\$+|\\[()\[\]]|\\(?:left|right)(?![a-zA-Z])", " "),
+    (r"\\[dt]frac(?![a-z])", r"\\frac"),
+    (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
+    (r"([\^_])\{(\w+)\}", r"\1\2 "), (r"\\([lgn]e)q(?![a-z])", r"\\\1"),
+    (r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", ""), (r"[.?]+$", ""),
+)]  # fmt: skip
+WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")  # no variable, no \command
+
+
 def same_text(question: str) -> str:
-  """What two questions that read alike share: case, spaces that part no words,
-  dollar signs, ways to write a character or a fraction in TeX are folded."""
-  question = RAISED.sub(r"^\g<0>", question)  # 5² is 5^2, not 52
-  text = unicodedata.normalize("NFKC", question).casefold().replace("$", "")
-  text = re.sub(r"\\[dt]frac(?![a-z])", r"\\frac", text)
-  return re.sub(r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", "", " ".join(text.split()))
+  """What two questions that read alike share: case of words, spaces that part
+  none, dollar signs, ways to write a character, a fraction or an index in TeX
+  and the mark at the end are folded. $S_n$ is not $s_n$, nor 5² 52."""
+  for pattern, to in ALIKE:
+    question = pattern.sub(to, question)
+  text = unicodedata.normalize("NFKC", question)
+  text = WORD.sub(lambda word: word[0].casefold(), text)
+  for pattern, to in TEX_ALIKE:
+    text = pattern.sub(to, " ".join(text.split()))
+  return text
 
 
 def load(

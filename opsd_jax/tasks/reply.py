@@ -8,7 +8,9 @@ NUMBER = re.compile(
     r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
 )
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?![a-zA-Z])")
-STATED = re.compile(r"(?i)answer(?:\s+is|\s*:)\**:?\s*")
+STATED = re.compile(
+    r"(?i)answer\**(?:\s+(?:is|should be|must be)|\s*:)\**:?\s*"
+)
 
 
 def last_number(text: str) -> str | None:
