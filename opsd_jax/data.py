@@ -295,8 +295,9 @@ def both(
   else:
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
     rows = answered(task["name"], rows, dropped, "evaluation")
-    counts["evaluation questions with several answers"] = contradictory(rows)
-    held_out = tuple(by_text(rows).values())
+    asked = by_text(rows)
+    counts["evaluation questions with several answers"] = contradictory(asked)
+    held_out = tuple(first for first, *_ in asked.values())
     repeated = len(rows) - len(held_out)
     held_out = limited(held_out, eval_limit, "evaluation", dropped)
   asked = by_text(held_out)
@@ -309,9 +310,11 @@ def both(
     learnt = tuple(e for e in rows if tasks.same_text(e.question) not in asked)
     overlap = len(rows) - len(learnt)
     learnt = limited(learnt, train_limit, "training", dropped)
-    counts["training questions with several answers"] = contradictory(learnt)
+  taught = by_text(learnt)
+  if train != TASK:
+    counts["training questions with several answers"] = contradictory(taught)
   counts["evaluation repeated (removed)"] = repeated
-  counts["training repeated (kept)"] = len(learnt) - len(by_text(learnt))
+  counts["training repeated (kept)"] = len(learnt) - len(taught)
   for use, examples in (("training", learnt), ("evaluation", held_out)):
     missing = sum(e.solution is None for e in examples)
     counts[f"{use} without solution"] = missing
@@ -354,17 +357,14 @@ def limited(examples, limit: int, use: str, dropped):
   return kept
 
 
-def by_text(examples) -> dict[str, Example]:
-  """The first example that asks each question."""
+def by_text(examples) -> dict[str, list[Example]]:
+  """Those that ask the same question, together, in order."""
   found = {}
   for e in examples:
-    found.setdefault(tasks.same_text(e.question), e)
+    found.setdefault(tasks.same_text(e.question), []).append(e)
   return found
 
 
-def contradictory(examples) -> int:
-  """Questions that stand there more than once, with different answers."""
-  answers = {}
-  for e in examples:
-    answers.setdefault(tasks.same_text(e.question), set()).add(e.answer)
-  return sum(len(found) > 1 for found in answers.values())
+def contradictory(asked: dict[str, list[Example]]) -> int:
+  """Questions of `by_text` that stand there with different answers."""
+  return sum(len({e.answer for e in same}) > 1 for same in asked.values())

@@ -40,10 +40,12 @@ def states(config, params):
 
 @pytest.mark.parametrize("scan", [False, True])
 def test_a_new_adapter_is_exactly_nothing(scan):
+  """Operation by operation: what a compiler fuses may round otherwise."""
   config, base, adapter = make(scan, trained=False)
-  np.testing.assert_array_equal(
-      states(config, lora.join(base, adapter)), states(config, base)
-  )
+  with jax.disable_jit():
+    np.testing.assert_array_equal(
+        states(config, lora.join(base, adapter)), states(config, base)
+    )
   config, base, adapter = make(scan)
   other = states(config, lora.join(base, adapter))
   assert np.abs(other - states(config, base)).max() > 0.1

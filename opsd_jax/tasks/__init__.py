@@ -59,7 +59,7 @@ TEX_ALIKE = [(re.compile(pattern), to) for pattern, to in (
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
     (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
     (r"([\^_])\{(\w+)\}", r"\1\2 "), (r"\\([lgn]e)q(?![a-z])", r"\\\1"),
-    (r"\s+(?=\W|$)|(?<=\W)\s+|^\s+", ""), (r"[.?]+$", ""),
+    (r"\s+", " "), (r" (?=\W|$)|(?<=\W) |^ ", ""), (r"[.?]+$", ""),
 )]  # fmt: skip
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")  # no variable, no \command
 
@@ -73,7 +73,7 @@ def same_text(question: str) -> str:
   text = unicodedata.normalize("NFKC", question)
   text = WORD.sub(lambda word: word[0].casefold(), text)
   for pattern, to in TEX_ALIKE:
-    text = pattern.sub(to, " ".join(text.split()))
+    text = pattern.sub(to, text)
   return text
 
 
