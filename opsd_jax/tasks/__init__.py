@@ -61,17 +61,21 @@ TEX_ALIKE = [(re.compile(pattern), to) for pattern, to in (
     (r"([\^_])\{(\w+)\}", r"\1\2 "), (r"\\([lgn]e)q(?![a-z])", r"\\\1"),
     (r"\s+", " "), (r" (?=\W|$)|(?<=\W) |^ ", ""), (r"[.?]+$", ""),
 )]  # fmt: skip
-WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]{2,}")  # no variable, no \command
+# With a capital, or a letter that may be one; no \command.
+WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]*[^\W\d_a-z][^\W\d_]*")
 
 
 def same_text(question: str) -> str:
   """What two questions that read alike share: case of words, spaces that part
   none, dollar signs, ways to write a character, a fraction or an index in TeX
   and the mark at the end are folded. $S_n$ is not $s_n$, nor 5² 52."""
-  for pattern, to in ALIKE:
-    question = pattern.sub(to, question)
-  text = unicodedata.normalize("NFKC", question)
-  text = WORD.sub(lambda word: word[0].casefold(), text)
+  text = question
+  if not text.isascii():
+    for pattern, to in ALIKE:
+      text = pattern.sub(to, text)
+    text = unicodedata.normalize("NFKC", text)
+  is_variable = lambda word: len(word[0]) == 1
+  text = WORD.sub(lambda w: w[0] if is_variable(w) else w[0].casefold(), text)
   for pattern, to in TEX_ALIKE:
     text = pattern.sub(to, text)
   return text
