@@ -165,19 +165,22 @@ def test_memory_grows_with_the_length_not_its_square(gradient):
   assert 3.6 < growth("xla")
 
 
-def test_cudnn_arguments(monkeypatch):
-  """What JAX is asked for means the same to its other implementation."""
+@pytest.mark.parametrize("L, length", [(37, 38), (38, 38), (1, 2)])
+def test_cudnn_arguments(monkeypatch, L, length):
+  """What JAX is asked for means the same to its other implementation; cuDNN
+  has no gradient of odd lengths."""
   fused, asked = attention.fused, []
 
   def instead(q, k, v, implementation):
-    asked.append(implementation)
+    asked.append((implementation, *(x.shape[1] for x in (q, k, v))))
     return fused(q, k, v, "xla")
 
   monkeypatch.setattr(attention, "fused", instead)
-  check(run("cudnn"), 37, 8, 2, 16, (37, 20), 5e-2, dtype="bfloat16")
-  assert asked == ["cudnn"]
+  real = (L, -(-L // 2))
+  check(run("cudnn"), L, 8, 2, 16, real, 5e-2, dtype="bfloat16")
+  assert asked == [("cudnn", length, length, length)]
   exact = lambda q, k, v: fused(q, k, v, "xla")
-  check(exact, 37, 8, 2, 16, (37, 20), 1e-5)
+  check(exact, L, 8, 2, 16, real, 1e-5)
 
 
 def test_cudnn_refuses_what_it_would_get_wrong():

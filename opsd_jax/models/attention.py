@@ -157,7 +157,8 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
 
 
 def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
-  """cuDNN's fused kernels, on NVIDIA GPUs, in 16 bits."""
+  """cuDNN's fused kernels, on NVIDIA GPUs, in 16 bits; their gradient takes
+  even lengths only, so that odd rows get a place at the right."""
   if segments_BxL is not None:
     raise ValueError(
         "attention 'cudnn' got segments_BxL: cuDNN does not see segments and"
@@ -168,7 +169,9 @@ def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
         f"attention 'cudnn' got {q_BxLxHxC.dtype.name}, expected bfloat16 or"
         " float16; set the model's dtype, or use 'chunked'"
     )
-  return fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, "cudnn")
+  L = q_BxLxHxC.shape[1]
+  q, k, v = (pad(x, L + L % 2) for x in (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC))
+  return fused(q, k, v, "cudnn")[:, :L]
 
 
 def fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, implementation: str):
