@@ -34,6 +34,7 @@ def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
   """A batch's first rollouts with their per-token divergence, to a file and the
   terminal."""
   rows, divs = [], collate.of_responses(div_BxT, token, len(rollouts))
+  print(f"rollouts of step {step}; the divergence of each token, in nats")
   for (problem, completion), div in zip(rollouts, divs, strict=True):
     rows.append({
         "step": step,
