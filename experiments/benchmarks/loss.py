@@ -37,11 +37,13 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
 
 
 def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
-  """The same number from the logits of all tokens."""
+  """The same number from the logits of all tokens, float32 products too."""
   import jax
+  import jax.numpy as jnp
 
-  logp_NxV = jax.nn.log_softmax(h_NxD @ W_VxD.T)
-  logq_NxV = jax.nn.log_softmax(ht_NxD @ Wt_VxD.T)
+  logits = lambda h, W: jnp.matmul(h, W.T, precision="highest")
+  logp_NxV = jax.nn.log_softmax(logits(h_NxD, W_VxD))
+  logq_NxV = jax.nn.log_softmax(logits(ht_NxD, Wt_VxD))
   return divergence_of(name)(logp_NxV, logq_NxV, y_N)[0].mean()
 
 

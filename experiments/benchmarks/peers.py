@@ -244,6 +244,8 @@ def sdft(channel: Channel, settings: dict) -> None:
   optimizer, samples = config.optimizer, config.rollout.samples
   rows = config.rollout.prompts * samples
   micro_batches = config.batch.micro_batches
+  on_gpu = torch.cuda.is_available()
+  done = torch.cuda.synchronize if on_gpu else lambda: None
   trainer = SDFTTrainer(
       model=AutoModelForCausalLM.from_pretrained(
           directory, dtype=torch.float32, local_files_only=True
@@ -259,7 +261,7 @@ def sdft(channel: Channel, settings: dict) -> None:
           for e in examples
       ]),
       args=SDFTConfig(
-          output_dir=f"{directory}/trl", use_cpu=True, bf16=False,
+          output_dir=f"{directory}/trl", use_cpu=not on_gpu, bf16=False,
           gradient_checkpointing=False, report_to="none", disable_tqdm=True,
           logging_strategy="no", save_strategy="no", seed=config.seed,
           dataloader_num_workers=0, shuffle_dataset=False,
@@ -285,9 +287,11 @@ def sdft(channel: Channel, settings: dict) -> None:
       self.began = time.perf_counter()
 
     def on_self_distillation_batch_prepared(self, **batch):
+      done()
       self.answered, self.batch = time.perf_counter(), batch
 
     def on_step_end(self, args, state, control, **kwargs):
+      done()
       seconds, batch = time.perf_counter() - self.began, self.batch
       pad = kwargs["processing_class"].pad_token_id
       T = batch["completion_ids"].shape[1]
@@ -316,6 +320,7 @@ def sdft(channel: Channel, settings: dict) -> None:
   channel.answer(
       trl=trl.__version__, torch=torch.__version__,
       transformers=transformers.__version__, threads=torch.get_num_threads(),
+      device=str(trainer.args.device),
       attention=trainer.model.config._attn_implementation,
       optimizer=str(trainer.args.optim.value),
   )  # fmt: skip

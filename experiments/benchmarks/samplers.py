@@ -54,9 +54,10 @@ def transformers(channel: Channel, settings: dict) -> None:
   import torch
   import transformers
 
+  device = "cuda" if torch.cuda.is_available() else "cpu"
   model = transformers.AutoModelForCausalLM.from_pretrained(
       settings["directory"], dtype=torch.float32, local_files_only=True
-  ).eval()
+  ).eval().to(device)  # fmt: skip
   end, pad = settings["end"], settings["pad"]
 
   def generate(prompts, n, lengths, batch):
@@ -75,7 +76,8 @@ def transformers(channel: Channel, settings: dict) -> None:
       )  # fmt: skip
       with torch.no_grad():
         rows = model.generate(
-            ids, attention_mask=real, generation_config=how,
+            ids.to(device), attention_mask=real.to(device),
+            generation_config=how,
             logits_processor=[Ends(of_part, end)],
         )  # fmt: skip
       for row in rows[:, width:].tolist():
@@ -85,7 +87,7 @@ def transformers(channel: Channel, settings: dict) -> None:
   serve(
       channel, settings["prompts"], generate, torch=torch.__version__,
       transformers=transformers.__version__, threads=torch.get_num_threads(),
-      attention=model.config._attn_implementation,
+      device=device, attention=model.config._attn_implementation,
   )  # fmt: skip
 
 
