@@ -11,8 +11,8 @@ rate is the better of two on other problems (task.seed=1, one seed): 5e-5 ends a
 
   python -m experiments.train --config=configs/grpo.py --workdir=runs/grpo
 
-Expected: 0.297 -> 0.781 greedy on both of seeds 0 and 1, 0.775 sampled, drift 0.14;
-7 minutes on two cores.
+Expected: 0.297 -> 0.781, 0.781, 0.637 greedy (seeds 0 to 2), 0.716 sampled, drift 0.15;
+in seed 2 replies do not end; 7 minutes on two cores.
 """
 
 from configs import base

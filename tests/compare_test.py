@@ -66,6 +66,9 @@ def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
   assert "| 0.750 1.000 |  | 0.500 | 0.00 | 0.100 | 120 | 1.5 |" in opsd
   compare.draw(runs, tmp_path / "a.png")
   assert (tmp_path / "a.png").stat().st_size > 10_000
+  elsewhere = runs[1] | {"device": "a GPU", "seconds": 7}  # no core's minutes
+  assert compare.table([runs[0], elsewhere]).endswith("| 120 | 1.5 |")
+  assert compare.table([elsewhere]).endswith("| 120 |  |")
 
 
 def test_every_method_is_a_cell_that_can_run():

@@ -160,7 +160,7 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
 
 def table(runs: list[dict]) -> str:
   """Markdown, one row a method; minutes are of its rollouts and steps, the
-  median seed's."""
+  median of the seeds that ran on two cores (a line's `device` names another)."""
   from opsd_jax import statistics
 
   lines = [
@@ -179,6 +179,8 @@ def table(runs: list[dict]) -> str:
       f" {mean(first, 'truncated'):.2f} | 0 | | |"
   )
   for method, rows in by_method(runs).items():
+    seconds = [r["seconds"] for r in rows if "device" not in r]
+    minutes = f"{np.median(seconds) / 60:.1f}" if seconds else ""
     value, low, high = interval(rows)
     ends = [r["evals"][-1] for r in rows]
     each = " ".join(f"{e['accuracy']:.3f}" for e in ends)
@@ -187,7 +189,7 @@ def table(runs: list[dict]) -> str:
         f" | {against_opsd(runs, rows)} | {mean(ends, 'sampled_accuracy'):.3f}"
         f" | {mean(ends, 'truncated'):.2f} | {mean(ends, 'drift'):.3f}"
         f" | {mean(rows, 'generated_tokens'):,.0f}"
-        f" | {np.median([r['seconds'] for r in rows]) / 60:.1f} |"
+        f" | {minutes} |"
     )
   return "\n".join(lines)
 
