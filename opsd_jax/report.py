@@ -34,7 +34,6 @@ def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
   """A batch's first rollouts with their per-token divergence, to a file and the
   terminal."""
   rows, divs = [], collate.of_responses(div_BxT, token, len(rollouts))
-  print(f"rollouts of step {step}; the divergence of each token, in nats")
   for (problem, completion), div in zip(rollouts, divs, strict=True):
     rows.append({
         "step": step,
@@ -44,7 +43,10 @@ def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
         "tokens": [text(run, [i]) for i in completion.ids],
         "kl": div.tolist(),
     })
-    print(metrics.coloured(rows[-1]["tokens"], rows[-1]["kl"]), flush=True)
+  shown = [metrics.coloured(row["tokens"], row["kl"]) for row in rows]
+  heading = f"rollouts of step {step}; the divergence of each token, in nats"
+  if shown:
+    print(heading, *shown, sep="\n", flush=True)
   directory.mkdir(parents=True, exist_ok=True)
   table = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / f"rollouts_{step:06d}.jsonl").write_text(table)

@@ -173,9 +173,11 @@ def test_rollouts_that_grow_have_the_log_probs_of_a_forward_pass(monkeypatch, ca
   assert forward["new_tokens"] == 60 and forward["most_logp_gap"] < 1e-4
 
 
-def test_a_machine_says_what_it_does_at_most(monkeypatch):
+@pytest.mark.parametrize("ceilings", [lines.ceilings, lines.device_ceilings])
+def test_a_machine_says_what_it_does_at_most(monkeypatch, ceilings):
   monkeypatch.setattr(lines, "SIZE", 2**16)
-  most = lines.ceilings()
+  monkeypatch.setattr(lines, "SIDE", 64)
+  most = ceilings()
   assert list(most) == ["matmul_gflops", "read_gbytes", "copy_gbytes"]
   assert min(most.values()) > 0
 

@@ -10,6 +10,7 @@ import statistics
 import time
 
 SIZE = 2**26  # numbers that the ceilings read and copy: 256 MB of float32
+SIDE = 2048  # of the square matrices that they multiply
 
 
 def say(what: str, **line) -> None:
@@ -56,14 +57,14 @@ def machine(**about) -> dict[str, float]:
 def ceilings() -> dict[str, float]:
   """Rates of this machine's cores together: medians, in 10^9 a second.
 
-  FLOPs of a product of two 2048 x 2048 float32 matrices, bytes read by a sum
+  FLOPs of a product of two square float32 matrices, bytes read by a sum
   over 256 MB, bytes read and written by a copy of them.
   """
   import jax
   import jax.numpy as jnp
   import numpy as np
 
-  matmul, square = jax.jit(jnp.matmul), jnp.ones((2048, 2048))
+  matmul, square = jax.jit(jnp.matmul), jnp.ones((SIDE, SIDE))
   parts = np.ones((os.cpu_count(), SIZE // os.cpu_count()), np.float32)
   copies = np.zeros_like(parts)
   with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
@@ -73,7 +74,7 @@ def ceilings() -> dict[str, float]:
         lambda: list(pool.map(np.copyto, copies, parts)),
         times=7,
     )
-  return rates(2 * 2048**3, parts.nbytes, seconds)
+  return rates(2 * SIDE**3, parts.nbytes, seconds)
 
 
 def device_ceilings() -> dict[str, float]:
@@ -83,7 +84,7 @@ def device_ceilings() -> dict[str, float]:
   import jax
   import jax.numpy as jnp
 
-  square, many = jnp.ones((8192, 8192)), jnp.ones((16, SIZE))
+  square, many = jnp.ones((4 * SIDE, 4 * SIDE)), jnp.ones((16, SIZE))
   functions = (
       functools.partial(jnp.matmul, precision="highest"), jnp.sum, jnp.copy
   )  # fmt: skip
@@ -94,7 +95,7 @@ def device_ceilings() -> dict[str, float]:
       lambda: copy(many).block_until_ready(),
       times=7,
   )
-  return rates(2 * 8192**3, many.nbytes, seconds)
+  return rates(2 * (4 * SIDE) ** 3, many.nbytes, seconds)
 
 
 def rates(flops: int, nbytes: int, seconds) -> dict[str, float]:

@@ -244,7 +244,7 @@ def sdft(channel: Channel, settings: dict) -> None:
   optimizer, samples = config.optimizer, config.rollout.samples
   rows = config.rollout.prompts * samples
   micro_batches = config.batch.micro_batches
-  on_gpu = torch.cuda.is_available()
+  on_gpu = settings["backend"] == "gpu"
   done = torch.cuda.synchronize if on_gpu else lambda: None
   trainer = SDFTTrainer(
       model=AutoModelForCausalLM.from_pretrained(

@@ -54,7 +54,7 @@ def transformers(channel: Channel, settings: dict) -> None:
   import torch
   import transformers
 
-  device = "cuda" if torch.cuda.is_available() else "cpu"
+  device = "cuda" if settings["backend"] == "gpu" else "cpu"
   model = transformers.AutoModelForCausalLM.from_pretrained(
       settings["directory"], dtype=torch.float32, local_files_only=True
   ).eval().to(device)  # fmt: skip

@@ -23,6 +23,8 @@ SHORT, LONG = 32, 96  # tokens; their difference is decoding alone
 
 def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   """`tunix`: a Python that has it, or None."""
+  import jax
+
   from opsd_jax import prepare
   from opsd_jax import tokenizer as tokenizers
   from opsd_jax.models import sources
@@ -36,6 +38,7 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   with tempfile.TemporaryDirectory() as directory:
     settings = {
         "source": source, "directory": directory,
+        "backend": jax.default_backend(),
         "prompts": [p.student_ids for p in asked],
         "end": tokenizer.end_of_turn_id, "pad": tokenizer.pad_id,
     }  # fmt: skip

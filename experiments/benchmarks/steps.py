@@ -13,6 +13,8 @@ from experiments.benchmarks.workers import Worker
 
 def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
   """Starts a worker a side, warms up, alternates, prints."""
+  import jax
+
   from opsd_jax.models import sources
 
   sources.check(source)
@@ -21,7 +23,8 @@ def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
   most = machine(model=source, shape=shape)
   with tempfile.TemporaryDirectory() as directory:
     settings = {
-        "source": source, "steps": steps, "shape": shape, "directory": directory
+        "source": source, "steps": steps, "shape": shape,
+        "directory": directory, "backend": jax.default_backend(),
     }  # fmt: skip
     workers = {"ours": Worker("ours", settings)}
     if with_peers and missing:
