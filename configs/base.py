@@ -22,9 +22,9 @@ def parse(arg: str | None, presets, keys=()) -> tuple[str | None, dict]:
       preset = part
     elif part:
       raise ValueError(
-          f"config argument {part!r}: known presets are"
-          f" {', '.join(presets)} (one of them), known keys are"
-          f" {', '.join(keys) or 'none'}"
+        f"config argument {part!r}: known presets are"
+        f" {', '.join(presets)} (one of them), known keys are"
+        f" {', '.join(keys) or 'none'}"
       )
   return preset, options
 

@@ -26,11 +26,13 @@ See what one needs before renting it:
 from configs import base
 
 MODELS = {
-    "qwen3_0_6b": "Qwen/Qwen3-0.6B", "qwen3_1_7b": "Qwen/Qwen3-1.7B",
-    "qwen3_4b": "Qwen/Qwen3-4B", "qwen3_8b": "Qwen/Qwen3-8B",
-    "qwen3_32b": "Qwen/Qwen3-32B",
-    "llama3_1_8b": "meta-llama/Llama-3.1-8B-Instruct",
-}  # fmt: skip
+  "qwen3_0_6b": "Qwen/Qwen3-0.6B",
+  "qwen3_1_7b": "Qwen/Qwen3-1.7B",
+  "qwen3_4b": "Qwen/Qwen3-4B",
+  "qwen3_8b": "Qwen/Qwen3-8B",
+  "qwen3_32b": "Qwen/Qwen3-32B",
+  "llama3_1_8b": "meta-llama/Llama-3.1-8B-Instruct",
+}
 
 
 def get_config(arg=None):
@@ -41,8 +43,8 @@ def get_config(arg=None):
   recipe, control = options.get("recipe"), options.get("control", "solution")
   if recipe and preset not in MODELS:
     raise ValueError(
-        f"config argument {arg!r}: a recipe needs a model before it, one of"
-        f" {', '.join(MODELS)}"
+      f"config argument {arg!r}: a recipe needs a model before it, one of"
+      f" {', '.join(MODELS)}"
     )
   if control not in ("solution", "none", "other", "answer"):
     raise ValueError(f"control is {control!r}, known: none, other, answer")

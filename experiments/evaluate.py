@@ -20,21 +20,21 @@ COMPARE = flags.DEFINE_multi_string("compare", [], "two workdirs; 2nd - 1st")
 COUNT = flags.DEFINE_integer("problems", None, "of a set; else all, or held out")
 SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
 HOW = dict(
-    samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
-    temperature=flags.DEFINE_float("temperature", 1.0, "0: greedy"),
-    top_k=flags.DEFINE_integer("top_k", 0, "0: off"),
-    top_p=flags.DEFINE_float("top_p", 1.0, "1: off"),
-    min_p=flags.DEFINE_float("min_p", 0.0, "0: off"),
-    max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
-    stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
-    seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
-    template=flags.DEFINE_string("template", None, "the run's, or upstream"),
-    confidence=flags.DEFINE_string("confidence", "logp", "stated: asked for"),
-    batch=flags.DEFINE_integer("batch", 32, "problems between two writes"),
-    slots=flags.DEFINE_integer("slots", 64, "replies decoded at once"),
-    bins=flags.DEFINE_integer("bins", 10, "of calibration"),
-    resamples=flags.DEFINE_integer("resamples", 10_000, "of both"),
-)  # fmt: skip
+  samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
+  temperature=flags.DEFINE_float("temperature", 1.0, "0: greedy"),
+  top_k=flags.DEFINE_integer("top_k", 0, "0: off"),
+  top_p=flags.DEFINE_float("top_p", 1.0, "1: off"),
+  min_p=flags.DEFINE_float("min_p", 0.0, "0: off"),
+  max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
+  stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
+  seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
+  template=flags.DEFINE_string("template", None, "the run's, or upstream"),
+  confidence=flags.DEFINE_string("confidence", "logp", "stated: asked for"),
+  batch=flags.DEFINE_integer("batch", 32, "problems between two writes"),
+  slots=flags.DEFINE_integer("slots", 64, "replies decoded at once"),
+  bins=flags.DEFINE_integer("bins", 10, "of calibration"),
+  resamples=flags.DEFINE_integer("resamples", 10_000, "of both"),
+)
 
 
 def main():
@@ -46,11 +46,18 @@ def main():
   if COMPARE.value:
     return print(grades.compared(COMPARE.value, how.resamples, how.seed))
   summary = exam.sit(
-      how, SETS.value, WORKDIR.value, model=MODEL.value, run=RUN.value,
-      dtype=DTYPE.value, count=COUNT.value, task_seed=SEED.value,
-      task=config.task, compile_cache=config.compile_cache,
-      verify=config.verify.to_dict(),
-  )  # fmt: skip
+    how,
+    SETS.value,
+    WORKDIR.value,
+    model=MODEL.value,
+    run=RUN.value,
+    dtype=DTYPE.value,
+    count=COUNT.value,
+    task_seed=SEED.value,
+    task=config.task,
+    compile_cache=config.compile_cache,
+    verify=config.verify.to_dict(),
+  )
   print(grades.table(summary["sets"]))
 
 

@@ -37,9 +37,7 @@ def main():
   there = workdir / "summary.json"
   summary = json.loads(there.read_text()) if there.exists() else None
   ours, usual = (files.flat(c.to_dict()) for c in (config, base.get_config()))
-  text = card.card(
-      ours, usual, step=step, summary=summary, adapter=ADAPTER.value
-  )
+  text = card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
   path = sources.resolve(config.model.source)
   run = prepare.how_to_run(config) | {"attention": "xla"}  # nothing is run
   model_config = sources.read_config(path, **run)
@@ -50,9 +48,14 @@ def main():
   if rank:
     _, params = sources.load_model_weights(path, layout, **run)
   export.export(
-      OUT.value, model_config, params, tokenizer.load(path), card=text,
-      dtype=DTYPE.value, **lora,
-  )  # fmt: skip
+    OUT.value,
+    model_config,
+    params,
+    tokenizer.load(path),
+    card=text,
+    dtype=DTYPE.value,
+    **lora,
+  )
 
 
 if __name__ == "__main__":

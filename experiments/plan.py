@@ -17,10 +17,10 @@ from ml_collections import config_flags
 from experiments import cli
 
 CONFIG = config_flags.DEFINE_config_file(
-    "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+  "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
 )
 TOPOLOGY = flags.DEFINE_string(
-    "topology", None, "v4, v5e, v5p or v6e:<a>x<b>[x<c>] chips, or cpu:<N>"
+  "topology", None, "v4, v5e, v5p or v6e:<a>x<b>[x<c>] chips, or cpu:<N>"
 )
 
 

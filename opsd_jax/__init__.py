@@ -3,9 +3,13 @@
 import importlib
 
 __all__ = (
-    "Completion", "Model", "generate", "load_model", "score",
-    "train_and_evaluate",
-)  # fmt: skip
+  "Completion",
+  "Model",
+  "generate",
+  "load_model",
+  "score",
+  "train_and_evaluate",
+)
 
 
 def __getattr__(name):  # PEP 562: importing a data module must not import jax

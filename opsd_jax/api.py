@@ -26,9 +26,14 @@ def load_model(source: str, dtype: str = "float32") -> Model:
   """A model from any source that `config.model.source` accepts."""
   path = sources.resolve(source)
   config, params = sources.load_model_weights(
-      path, dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none",
-      attention="xla", lora_alpha=1.0,
-  )  # fmt: skip
+    path,
+    dtype=dtype,
+    param_dtype=dtype,
+    scan_layers=False,
+    remat="none",
+    attention="xla",
+    lora_alpha=1.0,
+  )
   return Model(config, params, tokenizer.load(path))
 
 
@@ -47,15 +52,15 @@ def all_chat_ids(model: Model, prompts) -> list[tuple[int, ...]]:
 
 
 def generate(
-    model: Model,
-    prompts,
-    max_new_tokens: int = 256,
-    temperature: float = 1.0,
-    top_k: int = 0,
-    top_p: float = 1.0,
-    min_p: float = 0.0,
-    n: int = 1,
-    seed: int = 0,
+  model: Model,
+  prompts,
+  max_new_tokens: int = 256,
+  temperature: float = 1.0,
+  top_k: int = 0,
+  top_p: float = 1.0,
+  min_p: float = 0.0,
+  n: int = 1,
+  seed: int = 0,
 ) -> list[list[Completion]]:
   """n completions of each prompt; temperature 0 is greedy.
 
@@ -71,12 +76,21 @@ def generate(
     names.append(f"{p} {seen[p]}")
     seen[p] += 1
   return rollout.complete(
-      model.config, model.params, model.tokenizer,
-      ids, names, seed=seed, step=0, role="generate",
-      knobs=Knobs(temperature, top_k, top_p, min_p), n=n,
-      max_new_tokens=max_new_tokens, slots=ROWS, decode_steps=STEPS,
-      prompt_bucket=BUCKET,
-  )  # fmt: skip
+    model.config,
+    model.params,
+    model.tokenizer,
+    ids,
+    names,
+    seed=seed,
+    step=0,
+    role="generate",
+    knobs=Knobs(temperature, top_k, top_p, min_p),
+    n=n,
+    max_new_tokens=max_new_tokens,
+    slots=ROWS,
+    decode_steps=STEPS,
+    prompt_bucket=BUCKET,
+  )
 
 
 def score(model: Model, prompts, completions) -> list[np.ndarray]:
@@ -96,18 +110,17 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
       raise ValueError(f"row {len(rows)}: an id outside the vocabulary")
     if len(ids) + len(reply) > model.config.max_positions:
       raise ValueError(
-          f"row {len(rows)}: a prompt of {len(ids)} tokens and a completion of"
-          f" {len(reply)} exceed the model's {model.config.max_positions}"
-          " positions"
+        f"row {len(rows)}: a prompt of {len(ids)} tokens and a completion of"
+        f" {len(reply)} exceed the model's {model.config.max_positions}"
+        " positions"
       )
     rows.append(collate.Row(ids, (), reply, None))
   scores = []
   for i in range(0, len(rows), ROWS):
     part = rows[i : i + ROWS]
     batch = collate.collate(
-        part, pad_id=model.tokenizer.pad_id, bucket=BUCKET,
-        response_bucket=BUCKET,
-    )  # fmt: skip
+      part, pad_id=model.tokenizer.pad_id, bucket=BUCKET, response_bucket=BUCKET
+    )
     logp_BxT = _logp(model.config, model.params, batch)
     scores += collate.of_responses(logp_BxT, batch.token, len(part))
   return scores
@@ -116,9 +129,15 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
 def _logp(config, params, batch):
   h_BxTxD = transformer.states(config, params, batch.student)
   return pertoken.compare(
-      divergence.make("nll"), h_BxTxD, transformer.unembedding(params), (),
-      batch.token.y_BxT, batch.token.mask_BxT, temperature=1.0, chunk=64,
-  ).logp_BxT  # fmt: skip
+    divergence.make("nll"),
+    h_BxTxD,
+    transformer.unembedding(params),
+    (),
+    batch.token.y_BxT,
+    batch.token.mask_BxT,
+    temperature=1.0,
+    chunk=64,
+  ).logp_BxT
 
 
 _logp = jax.jit(_logp, static_argnums=0)

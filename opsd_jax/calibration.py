@@ -16,16 +16,14 @@ from opsd_jax import statistics
 from opsd_jax.statistics import TAIL, Estimate
 
 ASK = (
-    "On a last line of its own state how likely your answer is right, in the"
-    ' form "Confidence: N%".'
+  "On a last line of its own state how likely your answer is right, in the"
+  ' form "Confidence: N%".'
 )
-NAMED = re.compile(
-    r"\**confidence(?:\s+level)?\**\s*(?:([:=])|\bis\b)", re.IGNORECASE
-)
+NAMED = re.compile(r"\**confidence(?:\s+level)?\**\s*(?:([:=])|\bis\b)", re.IGNORECASE)
 VALUE = re.compile(
-    r"[\s*~≈$]*(\d+(?:\.\d+)?|\.\d+)\s*"
-    r"(\\?%|percent\b|(?:/|(?:out )?of)\s*\d+)?(?:\s*\([^)\n]*\))?",
-    re.IGNORECASE,
+  r"[\s*~≈$]*(\d+(?:\.\d+)?|\.\d+)\s*"
+  r"(\\?%|percent\b|(?:/|(?:out )?of)\s*\d+)?(?:\s*\([^)\n]*\))?",
+  re.IGNORECASE,
 )
 RANGE = re.compile(r",\d|\s*[-–]\s*\d")  # 99,5 or 85-90
 
@@ -102,13 +100,17 @@ def binned(confidence_R, right_R, kind: str, bins: int) -> Bins:
   """Count, mean confidence and share right of each bin that holds replies."""
   edges = BINS[kind](confidence_R, bins)
   at_R = np.searchsorted(edges, confidence_R)  # left: an edge ends its bin
-  sums = lambda w_R: np.bincount(at_R, w_R, len(edges) + 1)
+
+  def sums(w_R):
+    return np.bincount(at_R, w_R, len(edges) + 1)
+
   count = sums(np.ones(len(at_R)))
   has = count > 0
   return Bins(
-      count[has], sums(confidence_R)[has] / count[has],
-      sums(np.asarray(right_R, float))[has] / count[has],
-  )  # fmt: skip
+    count[has],
+    sums(confidence_R)[has] / count[has],
+    sums(np.asarray(right_R, float))[has] / count[has],
+  )
 
 
 def ece(confidence_R, right_R, *, kind: str = "equal_width", bins: int = 10):
@@ -118,8 +120,7 @@ def ece(confidence_R, right_R, *, kind: str = "equal_width", bins: int = 10):
   Biased upwards where a bin holds few replies.
   """
   b = binned(confidence_R, right_R, kind, bins)
-  return float((b.count * np.abs(b.accuracy - b.confidence)).sum()
-               / b.count.sum())  # fmt: skip
+  return float((b.count * np.abs(b.accuracy - b.confidence)).sum() / b.count.sum())
 
 
 def brier(confidence_R, right_R) -> float:
@@ -139,7 +140,7 @@ def separation(confidence_R, right_R) -> float | None:
 
 
 def summarise(
-    confidence_R, right_R, problem_R, *, bins: int, resamples: int, seed: int
+  confidence_R, right_R, problem_R, *, bins: int, resamples: int, seed: int
 ) -> dict:
   """ECE, Brier score and overconfidence (mean confidence - accuracy), with
   bootstrap intervals over problems, and separation.
@@ -153,9 +154,11 @@ def summarise(
   c_R, y_R = np.asarray(confidence_R, float), np.asarray(right_R, float)
   names, row_R = np.unique(problem_R, return_inverse=True)
   gap_R, N = c_R - y_R, len(names)
-  by_problem = lambda w_R: np.bincount(row_R, w_R, N)
-  columns = [by_problem(np.ones(len(c_R))), by_problem(gap_R**2),
-             by_problem(gap_R)]  # fmt: skip
+
+  def by_problem(w_R):
+    return np.bincount(row_R, w_R, N)
+
+  columns = [by_problem(np.ones(len(c_R))), by_problem(gap_R**2), by_problem(gap_R)]
   places = {}
   for kind, make in BINS.items():
     edges = make(c_R, bins)
@@ -173,15 +176,16 @@ def summarise(
       low, high = np.clip([2 * value - high, 2 * value - low], 0, 1)
     return Estimate(value, float(low), float(high))
 
-  error = lambda kind: of(
-      lambda s: np.abs(s[..., places[kind]]).sum(-1) / s[..., 0], True
-  )
+  def error(kind):
+    return of(lambda s: np.abs(s[..., places[kind]]).sum(-1) / s[..., 0], True)
+
   return {
-      "ece": error("equal_width"), "ece_equal_mass": error("equal_mass"),
-      "brier": of(lambda s: s[..., 1] / s[..., 0]),
-      "overconfidence": of(lambda s: s[..., 2] / s[..., 0]),
-      "separation": separation(c_R, y_R),
-  }  # fmt: skip
+    "ece": error("equal_width"),
+    "ece_equal_mass": error("equal_mass"),
+    "brier": of(lambda s: s[..., 1] / s[..., 0]),
+    "overconfidence": of(lambda s: s[..., 2] / s[..., 0]),
+    "separation": separation(c_R, y_R),
+  }
 
 
 # ------------------------------------------------------------------- picture
@@ -197,23 +201,28 @@ def draw(path, confidence_R, right_R, *, bins: int, title: str):
 
   b = binned(confidence_R, right_R, "equal_width", bins)
   figure, (top, below) = plt.subplots(
-      2, 1, figsize=(4.6, 5.6), sharex=True, layout="constrained",
-      height_ratios=(3, 1),
-  )  # fmt: skip
+    2, 1, figsize=(4.6, 5.6), sharex=True, layout="constrained", height_ratios=(3, 1)
+  )
   top.plot([0, 1], [0, 1], ":", color="#555555", label="calibrated")
   top.vlines(b.confidence, b.confidence, b.accuracy, color="#D55E00", lw=1)
   top.plot(b.confidence, b.accuracy, "o-", color="#0072B2", label="replies")
   error = ece(confidence_R, right_R, bins=bins)
   top.set(
-      title=f"{title}\nECE {error:.3f}", ylabel="share right",
-      xlim=(0, 1), ylim=(-0.02, 1.02),
-  )  # fmt: skip
+    title=f"{title}\nECE {error:.3f}",
+    ylabel="share right",
+    xlim=(0, 1),
+    ylim=(-0.02, 1.02),
+  )
   top.legend(frameon=False, loc="upper left")
   at_R = np.searchsorted(equal_width(confidence_R, bins), confidence_R)
   below.bar(
-      np.arange(bins) / bins, np.bincount(at_R, minlength=bins), 1 / bins,
-      align="edge", color="#0072B2", edgecolor="white",
-  )  # fmt: skip
+    np.arange(bins) / bins,
+    np.bincount(at_R, minlength=bins),
+    1 / bins,
+    align="edge",
+    color="#0072B2",
+    edgecolor="white",
+  )
   below.set(xlabel="confidence", ylabel="replies")
   for axis in (top, below):
     axis.spines[["top", "right"]].set_visible(False)

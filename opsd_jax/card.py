@@ -6,12 +6,13 @@ import re
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
 FIGURES = (
-    ("base, greedy", "accuracy_base"), ("this model, greedy", "accuracy_final"),
-    ("privileged teacher, greedy", "accuracy_teacher"),
-    ("base, sampled", "sampled_accuracy_base"),
-    ("this model, sampled", "sampled_accuracy_final"),
-    ("privileged teacher, sampled", "sampled_accuracy_teacher"),
-)  # fmt: skip
+  ("base, greedy", "accuracy_base"),
+  ("this model, greedy", "accuracy_final"),
+  ("privileged teacher, greedy", "accuracy_teacher"),
+  ("base, sampled", "sampled_accuracy_base"),
+  ("this model, sampled", "sampled_accuracy_final"),
+  ("privileged teacher, sampled", "sampled_accuracy_teacher"),
+)
 
 CARD = """---
 library_name: {library}
@@ -75,9 +76,13 @@ model = PeftModel.from_pretrained(base, "<this directory>")"""
 
 
 def card(
-    config: dict, defaults: dict, *, step: int, summary: dict | None,
-    adapter: bool = False,
-) -> str:  # fmt: skip
+  config: dict,
+  defaults: dict,
+  *,
+  step: int,
+  summary: dict | None,
+  adapter: bool = False,
+) -> str:
   """The text of README.md.
 
   `config` and `defaults` are flat, {"a.b": value}; `summary` is that of a run
@@ -85,31 +90,38 @@ def card(
   """
   base = config["model.source"]
   differ = [
-      f"    {key} = {json.dumps(value)}"
-      for key, value in sorted(config.items())
-      if defaults.get(key) != value
+    f"    {key} = {json.dumps(value)}"
+    for key, value in sorted(config.items())
+    if defaults.get(key) != value
   ]
   told = config["teacher.name"] != "none"
   return CARD.format(
-      library="peft" if adapter else "transformers",
-      title=f"{base}, {'an adapter' if adapter else 'trained'} with opsd_jax",
-      base_model=f"\nbase_model: {base}" if is_repo(base) else "",
-      base=base, step=step, steps=config["steps"],
-      method=(
-          "it answered from the question alone, and the same weights, told\n"
-          "more, judged every token of that answer"
-          if told else "it learned from reference answers"
-      ),
-      divergence=config["divergence.name"], teacher=config["teacher.name"],
-      told=config["context.privileged"], rollout=config["rollout.source"],
-      differences="\n".join(differ) or "    nothing",
-      task=config["task.name"], train_count=config["task.train_count"],
-      eval_count=config["task.eval_count"], evaluation=evaluation(summary),
-      use=USE_ADAPTER.format(base=base) if adapter else USE_MODEL,
-      versions=", ".join(
-          f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
-      ),
-  )  # fmt: skip
+    library="peft" if adapter else "transformers",
+    title=f"{base}, {'an adapter' if adapter else 'trained'} with opsd_jax",
+    base_model=f"\nbase_model: {base}" if is_repo(base) else "",
+    base=base,
+    step=step,
+    steps=config["steps"],
+    method=(
+      "it answered from the question alone, and the same weights, told\n"
+      "more, judged every token of that answer"
+      if told
+      else "it learned from reference answers"
+    ),
+    divergence=config["divergence.name"],
+    teacher=config["teacher.name"],
+    told=config["context.privileged"],
+    rollout=config["rollout.source"],
+    differences="\n".join(differ) or "    nothing",
+    task=config["task.name"],
+    train_count=config["task.train_count"],
+    eval_count=config["task.eval_count"],
+    evaluation=evaluation(summary),
+    use=USE_ADAPTER.format(base=base) if adapter else USE_MODEL,
+    versions=", ".join(
+      f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
+    ),
+  )
 
 
 def is_repo(source: str) -> bool:
@@ -122,15 +134,20 @@ def evaluation(summary: dict | None) -> str:
   if summary is None:
     return "Not evaluated: the run has not come to its end."
   rows = [
-      f"| {name} | {summary[key]:.3f} [{summary[key + '_ci_low']:.3f},"
-      f" {summary[key + '_ci_high']:.3f}] |"
-      for name, key in FIGURES
-      if key in summary
+    f"| {name} | {summary[key]:.3f} [{summary[key + '_ci_low']:.3f},"
+    f" {summary[key + '_ci_high']:.3f}] |"
+    for name, key in FIGURES
+    if key in summary
   ]
-  return "\n".join([
-      f"Accuracy on {summary['eval_problems']} unseen problems, 95% Wilson"
-      " intervals:",
-      "", "| | accuracy |", "|---|---|", *rows, "",
+  return "\n".join(
+    [
+      f"Accuracy on {summary['eval_problems']} unseen problems, 95% Wilson intervals:",
+      "",
+      "| | accuracy |",
+      "|---|---|",
+      *rows,
+      "",
       f"Drift, KL from the base on unrelated prompts: {summary['drift']:.3f}"
       " nats a token.",
-  ])  # fmt: skip
+    ]
+  )

@@ -46,11 +46,16 @@ class Cell(NamedTuple):
     if source is None:
       source, changed = BASE, beside_base(self.config)
     directory = files.open_workdir(workdir) / self.name
-    return shlex.join([
-        "python", "-m", "experiments.train", f"--config={source}",
+    return shlex.join(
+      [
+        "python",
+        "-m",
+        "experiments.train",
+        f"--config={source}",
         *(f"--config.{name}={value}" for name, value in changed.items()),
         f"--workdir={directory}",
-    ])  # fmt: skip
+      ]
+    )
 
 
 def grid(config, axes: dict) -> list[Cell]:
@@ -66,9 +71,7 @@ def grid(config, axes: dict) -> list[Cell]:
   be read or an axis is no list of values.
   """
   if not isinstance(config, str | ConfigDict):
-    raise ValueError(
-        f"config is {config!r}, expected a ConfigDict or a config string"
-    )
+    raise ValueError(f"config is {config!r}, expected a ConfigDict or a config string")
   source = config if isinstance(config, str) else None
   start = config if source is None else read(config)
   named = list(itertools.chain(*(fields_of(key) for key in axes)))
@@ -76,8 +79,8 @@ def grid(config, axes: dict) -> list[Cell]:
     raise ValueError(f"the axes {named} name a field twice")
   values = [values_of(fields, axis) for fields, axis in axes.items()]
   return [
-      make_cell(source, start, dict(itertools.chain(*pairs)))
-      for pairs in itertools.product(*values)
+    make_cell(source, start, dict(itertools.chain(*pairs)))
+    for pairs in itertools.product(*values)
   ]
 
 
@@ -92,9 +95,7 @@ def fields_of(key) -> tuple[str, ...]:
 def values_of(fields, values) -> list[tuple]:
   """An axis -> its values, each as ((field, value), ...)."""
   if isinstance(values, str | dict) or not np.iterable(values):
-    raise ValueError(
-        f"axis {fields!r} is {values!r}, expected a list of values"
-    )
+    raise ValueError(f"axis {fields!r} is {values!r}, expected a list of values")
   values = list(values)
   if not values:
     raise ValueError(f"axis {fields!r} has no values: leave it out")
@@ -103,8 +104,7 @@ def values_of(fields, values) -> list[tuple]:
   for together in values:
     if not isinstance(together, list | tuple) or len(together) != len(fields):
       raise ValueError(
-          f"axis {fields!r} holds {together!r}, expected tuples of"
-          f" {len(fields)} values"
+        f"axis {fields!r} holds {together!r}, expected tuples of {len(fields)} values"
       )
   return [tuple(zip(fields, together, strict=True)) for together in values]
 
@@ -117,7 +117,7 @@ def read(source: str, *overrides: str) -> ConfigDict:
   given = flags.FlagValues()
   argv = ["sweep", f"--config={source}", *overrides]
   config_flags.DEFINE_config_file(
-      "config", flag_values=given, lock_config=True, sys_argv=argv
+    "config", flag_values=given, lock_config=True, sys_argv=argv
   )
   try:
     given(argv)
@@ -147,15 +147,12 @@ def override(config, name: str, value):
   fields = leaves(config)
   if name not in fields:
     near = difflib.get_close_matches(str(name), fields, 1, cutoff=0)
-    raise ValueError(
-        f"unknown config field {name!r}; did you mean {near[0]!r}?"
-    )
+    raise ValueError(f"unknown config field {name!r}; did you mean {near[0]!r}?")
   value = value.item() if isinstance(value, np.generic) else value
   *path, last = name.split(".")
   expected = functools.reduce(getattr, path, config).get_type(last)
   wrong = ValueError(
-      f"{name} is {value!r}, expected {expected.__name__} as in"
-      f" {fields[name]!r}"
+    f"{name} is {value!r}, expected {expected.__name__} as in {fields[name]!r}"
   )
   if value is None or (isinstance(value, bool) and expected is not bool):
     raise wrong
@@ -179,8 +176,8 @@ def beside_base(config) -> dict[str, Any]:
   unsaid = [k for k, v in changed.items() if k not in there or v is None]
   if unsaid or there.keys() - now.keys():
     raise ValueError(
-        f"{BASE} does not take {unsaid or sorted(there.keys() - now.keys())} as"
-        " this config holds them: give grid a config string instead"
+      f"{BASE} does not take {unsaid or sorted(there.keys() - now.keys())} as"
+      " this config holds them: give grid a config string instead"
     )
   return changed
 
@@ -219,6 +216,8 @@ def text_of(value) -> tuple[str, bool]:
   """A value in a name, and whether no other value has the same text."""
   if isinstance(value, str):
     return value, bool(EXACT.fullmatch(value)) and value not in (
-        "true", "false", "null"
-    )  # fmt: skip
+      "true",
+      "false",
+      "null",
+    )
   return json.dumps(value, default=repr), isinstance(value, int | float)

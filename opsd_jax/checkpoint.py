@@ -20,7 +20,7 @@ def open_manager(directory, *, keep: int) -> ocp.CheckpointManager:
   """A manager over `directory`; half-written steps of a killed run are
   ignored and removed. `close` waits for what is still being written."""
   options = ocp.CheckpointManagerOptions(
-      max_to_keep=keep, cleanup_tmp_directories=True, create=True
+    max_to_keep=keep, cleanup_tmp_directories=True, create=True
   )
   return ocp.CheckpointManager(whole_path(directory), options=options)
 
@@ -46,8 +46,8 @@ def check_item(manager, step: int, name: str) -> None:
   path = manager.directory / str(step)
   if not (path / name).exists():
     raise ValueError(
-        f"{path} has no {name!r}: it was saved by an earlier version, whose"
-        " checkpoints cannot be read. Give another --workdir"
+      f"{path} has no {name!r}: it was saved by an earlier version, whose"
+      " checkpoints cannot be read. Give another --workdir"
     )
 
 
@@ -65,9 +65,10 @@ def restore(manager, step, shapes: State, layout: State) -> State | None:
   if step is None:
     return None
   wanted = jax.tree.map(
-      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      shapes._asdict(), layout._asdict(),
-  )  # fmt: skip
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes._asdict(),
+    layout._asdict(),
+  )
   return State(**item(manager, step, "state", ocp.args.StandardRestore(wanted)))
 
 
@@ -87,30 +88,31 @@ def restore_params(directory, shardings):
     raise ValueError(f"{directory} does not exist: nothing was trained there")
   options = ocp.CheckpointManagerOptions(create=False)
   manager = ocp.CheckpointManager(
-      directory, options=options,
-      item_handlers={
-          "state": ocp.PyTreeCheckpointHandler(),
-          "place": ocp.JsonCheckpointHandler(),
-      },
-  )  # fmt: skip
+    directory,
+    options=options,
+    item_handlers={
+      "state": ocp.PyTreeCheckpointHandler(),
+      "place": ocp.JsonCheckpointHandler(),
+    },
+  )
   try:
     step = manager.latest_step()
     if step is None:
       raise ValueError(f"{directory} holds no checkpoint that was completed")
     check_item(manager, step, "state")
     known = manager.item_metadata(step)["state"].tree["params"]
-    shapes = jax.tree.map(
-        lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known
-    )
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known)
     wanted = jax.tree.map(
-        lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-        shapes, shardings(shapes),
-    )  # fmt: skip
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      shardings(shapes),
+    )
     wanted = {"params": wanted}
     args = ocp.args.PyTreeRestore(
-        wanted, partial_restore=True,
-        restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
-    )  # fmt: skip
+      wanted,
+      partial_restore=True,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+    )
     return step, item(manager, step, "state", args)["params"]
   finally:
     manager.close()
@@ -127,7 +129,6 @@ def fingerprint(params, mesh) -> str:
 
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   sums = jax.jit(
-      lambda p: jnp.stack([total(x) for x in jax.tree.leaves(p)]),
-      out_shardings=whole,
+    lambda p: jnp.stack([total(x) for x in jax.tree.leaves(p)]), out_shardings=whole
   )(params)
   return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]

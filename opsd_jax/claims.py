@@ -14,11 +14,11 @@ SETTINGS = "settings.json"  # of an evaluation
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
 OBSERVATIONAL = re.compile(
-    r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
+  r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
 # Of settings: what is made of the replies, and names of what digests tell.
 SUMMARY = re.compile(
-    r"summary\.|model\.run$|sets\..*\.(source|in_training|not_verified)$"
+  r"summary\.|model\.run$|sets\..*\.(source|in_training|not_verified)$"
 )
 
 
@@ -53,14 +53,13 @@ def refuse(path, now: dict, free: re.Pattern, what: str) -> None:
   """Raises ValueError where the file holds other settings than `now`, but for
   fields that `free` matches."""
   different = [
-      f"  {k}: {a!r} there, {b!r} now"
-      for k, (a, b) in files.differ(read_json(path), now).items()
-      if not free.match(k)
+    f"  {k}: {a!r} there, {b!r} now"
+    for k, (a, b) in files.differ(read_json(path), now).items()
+    if not free.match(k)
   ]
   if different:
     raise ValueError(
-        f"{path.parent} holds {what}; give another --workdir:\n"
-        + "\n".join(different)
+      f"{path.parent} holds {what}; give another --workdir:\n" + "\n".join(different)
     )
 
 
@@ -72,8 +71,8 @@ def alone(workdir):
     def hold():
       if not held.enter_context(files.locked(workdir / ".lock")):
         raise ValueError(
-            f"another process is at work in {workdir}: wait for it, end it, or"
-            " give another workdir"
+          f"another process is at work in {workdir}: wait for it, end it, or"
+          " give another workdir"
         )
 
     processes.from_first(hold)
@@ -102,8 +101,10 @@ def plain(config) -> dict:
 
 def with_tuples(tree: dict) -> dict:
   """What JSON has made lists of, as a config holds it."""
-  of = lambda x: tuple(x) if isinstance(x, list) else x
+
+  def of(x):
+    return tuple(x) if isinstance(x, list) else x
+
   return {
-      name: with_tuples(x) if isinstance(x, dict) else of(x)
-      for name, x in tree.items()
+    name: with_tuples(x) if isinstance(x, dict) else of(x) for name, x in tree.items()
   }

@@ -34,9 +34,16 @@ class Unit(NamedTuple):
 
 
 def collate(
-    rows, *, pad_id: int, bucket: int, response_bucket: int,
-    row_tokens: int = 0, share: bool = False, parts: int = 1, agree=list,
-) -> Batch:  # fmt: skip
+  rows,
+  *,
+  pad_id: int,
+  bucket: int,
+  response_bucket: int,
+  row_tokens: int = 0,
+  share: bool = False,
+  parts: int = 1,
+  agree=list,
+) -> Batch:
   """`rows` (collate.Row) as a Batch of `parts` equal parts.
 
   Args:
@@ -61,27 +68,25 @@ def collate(
   of_parts = [rows[i : i + each] for i in range(0, len(rows), each)]
   longest = max(sum(len(r.response_ids) for r in part) for part in of_parts)
   sides = [
-      [units(part, side, share and row_tokens > 0) for part in of_parts]
-      for side in ("student_ids", "teacher_ids")[: 1 + told]
+    [units(part, side, share and row_tokens > 0) for part in of_parts]
+    for side in ("student_ids", "teacher_ids")[: 1 + told]
   ]
-  T, *counts = agree([
+  T, *counts = agree(
+    [
       up(longest, response_bucket, digits=3),
       *(max(rows_for(part, row_tokens) for part in side) for side in sides),
-  ])  # fmt: skip
+    ]
+  )
   places = [
-      [pack([u.size for u in part], R) for part in side]
-      for side, R in zip(sides, counts, strict=True)
+    [pack([u.size for u in part], R) for part in side]
+    for side, R in zip(sides, counts, strict=True)
   ]
-  lengths = agree([
-      up(max(max(loads) for _, loads in side), bucket) for side in places
-  ])
+  lengths = agree([up(max(max(loads) for _, loads in side), bucket) for side in places])
   token, views = tokens(of_parts, pad_id, T), []
   for side, where, R, L in zip(sides, places, counts, lengths, strict=True):
     made = [
-        view(part_units, part, rows_of, pad_id, (R, L, T))
-        for part_units, part, (rows_of, _) in zip(
-            side, of_parts, where, strict=True
-        )
+      view(part_units, part, rows_of, pad_id, (R, L, T))
+      for part_units, part, (rows_of, _) in zip(side, of_parts, where, strict=True)
     ]
     ids, at, *where = (np.concatenate(x) for x in zip(*made, strict=True))
     if not row_tokens:
@@ -91,9 +96,9 @@ def collate(
     views.append(View(ids, at, *where))
     check_aligned(views[-1], token)
   if not told:
-    views.append(View(
-        np.full((parts, 1), pad_id, np.int32), np.zeros((parts, T), np.int32)
-    ))  # fmt: skip
+    views.append(
+      View(np.full((parts, 1), pad_id, np.int32), np.zeros((parts, T), np.int32))
+    )
   return Batch(*views, token)
 
 
@@ -115,7 +120,10 @@ def units(rows, side: str, share: bool) -> list[Unit]:
       runs[-1][1].append(i)
     else:
       runs.append((prompt, [i]))
-  read = lambda run: sum(max(len(rows[i].response_ids) - 1, 0) for i in run)
+
+  def read(run):
+    return sum(max(len(rows[i].response_ids) - 1, 0) for i in run)
+
   return [Unit(p, tuple(run), len(p) + read(run)) for p, run in runs]
 
 
@@ -128,8 +136,13 @@ def rows_for(units, row_tokens: int) -> int:
   mean = max(1, sum(u.size for u in units)) / len(units)
   target = row_tokens / mean  # units a row
   fits = range(max(1, round(target / 1.5)), max(1, round(target * 1.5)) + 1)
-  rows = lambda n: -(-len(units) // n)
-  empty = lambda n: rows(n) * n - len(units)
+
+  def rows(n):
+    return -(-len(units) // n)
+
+  def empty(n):
+    return rows(n) * n - len(units)
+
   return rows(min(fits, key=lambda n: (empty(n), abs(n - target))))
 
 
@@ -229,7 +242,7 @@ def padding_share(batch: Batch) -> float:
       continue
     L, last = side.ids_RxL.shape[1], np.zeros(len(side.ids_RxL), int)
     flat = side.at_BxT + np.arange(len(mask))[:, None] * (
-        side.ids_RxL.size // len(mask)
+      side.ids_RxL.size // len(mask)
     )
     np.maximum.at(last, flat[mask] // L, flat[mask] % L + 1)
     used += last.sum()

@@ -36,19 +36,19 @@ def upstream_student(question):
 def upstream_teacher(question, privileged):
   """As OPSD's released code orders it (March 2026), in our words."""
   told = (
-      "A reference solution to this problem follows.\n"
-      "=== Reference Solution Begin ===\n"
-      f"{privileged}\n"
-      "=== Reference Solution End ===\n\n"
-      if privileged
-      else ""
+    "A reference solution to this problem follows.\n"
+    "=== Reference Solution Begin ===\n"
+    f"{privileged}\n"
+    "=== Reference Solution End ===\n\n"
+    if privileged
+    else ""
   )
   return (
-      f"Problem: {question}\n\n{told}"
-      "Make sure that you understand why each step holds. Then, without copying"
-      " or paraphrasing it, reach the same answer by your own reasoning and in"
-      " your own words. Think step by step; you may explore other ways and go"
-      f" back when one fails.\n\n{BOXED}"
+    f"Problem: {question}\n\n{told}"
+    "Make sure that you understand why each step holds. Then, without copying"
+    " or paraphrasing it, reach the same answer by your own reasoning and in"
+    " your own words. Think step by step; you may explore other ways and go"
+    f" back when one fails.\n\n{BOXED}"
   )
 
 
@@ -56,9 +56,9 @@ def paper_teacher(question, privileged):
   """The order of the paper's figure 2 (arXiv:2601.18734), in our words."""
   told = f"Reference solution:\n{privileged}\n\n" if privileged else ""
   return (
-      f"Problem: {question}\n\n{told}"
-      "Having read the reference, solve the problem in your own way.\n\n"
-      "Answer:"
+    f"Problem: {question}\n\n{told}"
+    "Having read the reference, solve the problem in your own way.\n\n"
+    "Answer:"
   )
 
 
@@ -69,10 +69,10 @@ def plain_teacher(question, privileged):
 
 
 TEMPLATES = {
-    "short": Template(lambda question: question, short_teacher),
-    "upstream": Template(upstream_student, upstream_teacher),
-    "paper": Template(upstream_student, paper_teacher),
-    "plain": Template(lambda question: question, plain_teacher),
+  "short": Template(lambda question: question, short_teacher),
+  "upstream": Template(upstream_student, upstream_teacher),
+  "paper": Template(upstream_student, paper_teacher),
+  "plain": Template(lambda question: question, plain_teacher),
 }
 
 
@@ -104,18 +104,17 @@ def other(example: Example, pool) -> str:
   here = ids.index(example.id)
   for e in (*pool[here + 1 :], *pool[:here]):
     alike = (
-        e.answer is not None and e.answer == example.answer
-        or (e.solution or "").strip() in ("", (example.solution or "").strip())
-        or same_text(e.question) == same_text(example.question)
-    )  # fmt: skip
+      e.answer is not None
+      and e.answer == example.answer
+      or (e.solution or "").strip() in ("", (example.solution or "").strip())
+      or same_text(e.question) == same_text(example.question)
+    )
     if not alike:
       return e.solution
   raise Missing("other problem with another solution")
 
 
-PRIVILEGED = {
-    "solution": solution, "answer": answer, "none": none, "other": other,
-}  # fmt: skip
+PRIVILEGED = {"solution": solution, "answer": answer, "none": none, "other": other}
 
 
 def check(template: str, kind: str) -> None:
@@ -124,7 +123,7 @@ def check(template: str, kind: str) -> None:
   pick(TEMPLATES, template), pick(PRIVILEGED, kind)
   if template == "plain" and kind != "none":
     raise ValueError(
-        "template plain shows no privileged text: set context.privileged=none"
+      "template plain shows no privileged text: set context.privileged=none"
     )
 
 
@@ -132,9 +131,7 @@ def student_messages(template: str, example: Example) -> list[dict]:
   return user(pick(TEMPLATES, template).student(example.question))
 
 
-def teacher_messages(
-    template: str, kind: str, example: Example, pool
-) -> list[dict]:
+def teacher_messages(template: str, kind: str, example: Example, pool) -> list[dict]:
   """`pool` is the examples that `other` may draw from, this one among them.
 
   Raises Missing where the example has no such privileged text, and ValueError

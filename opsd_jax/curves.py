@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from opsd_jax import claims, files
 
 PANELS = (
-    ("loss", "Training loss", "nats a token"),
-    ("eval/accuracy", "Accuracy on unseen problems", "share right"),
+  ("loss", "Training loss", "nats a token"),
+  ("eval/accuracy", "Accuracy on unseen problems", "share right"),
 )
 COLOURS = color_sequences["okabe_ito"][1:]  # colour-blind safe
 STYLES = ("-", "--", ":")
@@ -35,18 +35,24 @@ def plot(what, panels=PANELS):
       steps, mean, low, high = band([curve(rows, key) for rows in curves])
       colour = COLOURS[i % len(COLOURS)]
       axis.plot(
-          steps, mean, color=colour, label=f"{label} ({len(curves)})",
-          ls=STYLES[i // len(COLOURS) % len(STYLES)],
-          marker="o" if len(steps) < 15 else "", ms=4,
-      )  # fmt: skip
+        steps,
+        mean,
+        color=colour,
+        label=f"{label} ({len(curves)})",
+        ls=STYLES[i // len(COLOURS) % len(STYLES)],
+        marker="o" if len(steps) < 15 else "",
+        ms=4,
+      )
       axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     axis.set(title=title, xlabel="step", ylabel=unit)
     axis.spines[["top", "right"]].set_visible(False)
     axis.grid(alpha=0.2)
   figure.legend(
-      *axes[0].get_legend_handles_labels(), loc="outside lower center",
-      frameon=False, title="setting (seeds)",
-  )  # fmt: skip
+    *axes[0].get_legend_handles_labels(),
+    loc="outside lower center",
+    frameon=False,
+    title="setting (seeds)",
+  )
   return figure
 
 
@@ -60,9 +66,9 @@ def directories(what) -> list:
       raise ValueError(f"{workdir} does not exist: expected a sweep's workdir")
     found = sorted(workdir.iterdir())
   shown = [
-      path
-      for path in found
-      if all((path / f).exists() for f in ("config.json", "metrics.jsonl"))
+    path
+    for path in found
+    if all((path / f).exists() for f in ("config.json", "metrics.jsonl"))
   ]
   if not shown:
     raise ValueError("no cell has been started: there is nothing to plot yet")
@@ -71,15 +77,14 @@ def directories(what) -> list:
 
 def settings(paths) -> dict[str, list]:
   """{label: rows of metrics.jsonl of every seed}."""
-  configs = [
-      files.flat(json.loads((p / "config.json").read_text())) for p in paths
-  ]
+  configs = [files.flat(json.loads((p / "config.json").read_text())) for p in paths]
   names = [
-      k
-      for k in dict.fromkeys(itertools.chain(*configs))
-      if k != "seed" and not claims.OBSERVATIONAL.match(k)
-      and len({repr(c.get(k)) for c in configs}) > 1
-  ]  # fmt: skip
+    k
+    for k in dict.fromkeys(itertools.chain(*configs))
+    if k != "seed"
+    and not claims.OBSERVATIONAL.match(k)
+    and len({repr(c.get(k)) for c in configs}) > 1
+  ]
   runs = {}
   for path, config in zip(paths, configs, strict=True):
     label = ", ".join(f"{k}={config.get(k)}" for k in names) or "all"

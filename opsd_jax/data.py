@@ -66,9 +66,9 @@ def parse(source: str) -> tuple[str, str, dict[str, str]]:
     kind, colon, rest = "jsonl", ":", source
   if kind not in SOURCES or not colon or not rest:
     raise ValueError(
-        f"data source {source!r}: expected a path that ends in .jsonl, or one"
-        f" of {', '.join(f'{k}:...' for k in SOURCES)}, or for a run's data"
-        " task"
+      f"data source {source!r}: expected a path that ends in .jsonl, or one"
+      f" of {', '.join(f'{k}:...' for k in SOURCES)}, or for a run's data"
+      " task"
     )
   known = SOURCES[kind].options
   if known == ():
@@ -79,8 +79,8 @@ def parse(source: str) -> tuple[str, str, dict[str, str]]:
     key, equals, value = pair.partition("=")
     if not equals or (known is not None and key not in known):
       raise ValueError(
-          f"data source {source!r}: {pair!r} is no option, {kind} takes"
-          f" {', '.join(f'{k}=...' for k in known or ('key',))}"
+        f"data source {source!r}: {pair!r} is no option, {kind} takes"
+        f" {', '.join(f'{k}=...' for k in known or ('key',))}"
       )
     options[key] = value
   return kind, name, options
@@ -98,9 +98,7 @@ def file_at(path: str):
 
 def read_jsonl(source, name, options, columns, skip_bad) -> Loaded:
   path = file_at(name)
-  return records.examples_of(
-      str(path), records.read_jsonl(path), columns, skip_bad
-  )
+  return records.examples_of(str(path), records.read_jsonl(path), columns, skip_bad)
 
 
 def check_tfds(name, options) -> None:
@@ -117,7 +115,10 @@ def read_tfds(source, name, options, columns, skip_bad) -> Loaded:
 
   if name == tfds_jsonl.NAME and "path" in options:
     path = file_at(options["path"])
-    read = lambda: read_jsonl(source, str(path), {}, columns, skip_bad)
+
+    def read():
+      return read_jsonl(source, str(path), {}, columns, skip_bad)
+
     return tfds_jsonl.open_jsonl(path, read, (columns, skip_bad), options)
   rows = tfds_jsonl.rows(source, name, options)
   return records.examples_of(source, rows, columns, skip_bad)
@@ -135,19 +136,22 @@ def read_hf(source, name, options, columns, skip_bad) -> Loaded:
     import huggingface_hub
 
     directory = huggingface_hub.snapshot_download(
-        name, repo_type="dataset", revision=options.get("revision"),
-        allow_patterns=[f"*{split}*.jsonl", f"*{split}*.parquet"],
-    )  # fmt: skip
+      name,
+      repo_type="dataset",
+      revision=options.get("revision"),
+      allow_patterns=[f"*{split}*.jsonl", f"*{split}*.parquet"],
+    )
   except Exception as e:  # offline, gated, absent: its many exception types
     raise ValueError(
-        f"{source}: not to be had from the Hugging Face hub:"
-        f" {type(e).__name__}: {str(e).splitlines()[0]}. Where no hub is"
-        " reachable, copy its file and give jsonl:path"
+      f"{source}: not to be had from the Hugging Face hub:"
+      f" {type(e).__name__}: {str(e).splitlines()[0]}. Where no hub is"
+      " reachable, copy its file and give jsonl:path"
     ) from e
   found = choose_files(source, pathlib.Path(directory), split, options)
-  read = lambda p: (
-      records.read_jsonl(p) if p.suffix == ".jsonl" else parquet(p, columns)
-  )
+
+  def read(p):
+    return records.read_jsonl(p) if p.suffix == ".jsonl" else parquet(p, columns)
+
   rows = itertools.chain.from_iterable(map(read, found))
   return records.examples_of(source, rows, columns, skip_bad)
 
@@ -156,25 +160,26 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
   """The files of one split and config, of one kind; ValueError otherwise, and
   where of files numbered "-00000-of-00002" one is missing."""
   names = sorted(
-      p.relative_to(directory).as_posix() for p in directory.rglob("*")
-      if p.suffix in (".jsonl", ".parquet")
-  )  # fmt: skip
+    p.relative_to(directory).as_posix()
+    for p in directory.rglob("*")
+    if p.suffix in (".jsonl", ".parquet")
+  )
   number = r"-([0-9]+)-of-([0-9]+)(?:-[0-9a-f]+)?"
   is_split = re.compile(rf"{re.escape(split)}(?:{number})?")
-  of_split = lambda n: any(map(is_split.fullmatch, (
-      *n.split("/")[:-1], pathlib.PurePath(n).stem,
-  )))  # fmt: skip
+
+  def of_split(n):
+    return any(map(is_split.fullmatch, (*n.split("/")[:-1], pathlib.PurePath(n).stem)))
+
   config = options.get("config")
   found = [
-      n for n in names
-      if of_split(n) and (config is None or config in n.split("/")[:-1])
-  ]  # fmt: skip
+    n for n in names if of_split(n) and (config is None or config in n.split("/")[:-1])
+  ]
   groups = {(n.rpartition("/")[0], pathlib.PurePath(n).suffix) for n in found}
   if len(groups) != 1:
     raise ValueError(
-        f"{source}: {len(found)} jsonl or parquet files of split={split}, "
-        f" config={config} in {len(groups)} groups, expected one group; there"
-        f" are {', '.join(names) or 'none'}: give split= and config=, a folder"
+      f"{source}: {len(found)} jsonl or parquet files of split={split}, "
+      f" config={config} in {len(groups)} groups, expected one group; there"
+      f" are {', '.join(names) or 'none'}: give split= and config=, a folder"
     )
   parts = [re.search(number + "$", pathlib.PurePath(n).stem) for n in found]
   if any(parts):
@@ -182,7 +187,7 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
     count = max(int(m[2]) for m in parts if m)
     if there != {(i, count) for i in range(count)} or len(found) > count:
       raise ValueError(
-          f"{source}: {', '.join(found)} are not the {count} parts of one file"
+        f"{source}: {', '.join(found)} are not the {count} parts of one file"
       )
   return [directory / n for n in found]
 
@@ -206,7 +211,7 @@ def parquet(path, columns):
   except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
     reason = str(e).partition("\n")[0]
     raise ValueError(
-        f"{path}: no parquet can be read after row {number}: {reason}"
+      f"{path}: no parquet can be read after row {number}: {reason}"
     ) from e
 
 
@@ -215,8 +220,7 @@ def check_gym(name, options) -> None:
   for key in ("size", "seed"):
     if not options.get(key, "0").isdecimal():
       raise ValueError(
-          f"data source reasoning_gym:{name}: {key}={options[key]}, expected a"
-          " number"
+        f"data source reasoning_gym:{name}: {key}={options[key]}, expected a number"
       )
 
 
@@ -231,9 +235,10 @@ def read_gym(source, name, options, columns, skip_bad) -> Loaded:
   A metadata field that is a usual name of a solution is shown as one.
   """
   check_gym(name, options)
-  stream = lambda field: open_gym(name, options, field).examples(
-      f"data/{options.get('seed', '0')}"
-  )
+
+  def stream(field):
+    return open_gym(name, options, field).examples(f"data/{options.get('seed', '0')}")
+
   field = columns.solution
   if field == "auto":
     there = next(stream("answer")).metadata["metadata"]
@@ -244,10 +249,10 @@ def read_gym(source, name, options, columns, skip_bad) -> Loaded:
 
 
 SOURCES = {
-    "jsonl": Source(lambda name, _: file_at(name) and None, read_jsonl, ()),
-    "tfds": Source(check_tfds, read_tfds, ("split", "data_dir", "path")),
-    "hf": Source(check_hf, read_hf, ("split", "config", "revision")),
-    "reasoning_gym": Source(check_gym, read_gym, None),
+  "jsonl": Source(lambda name, _: file_at(name) and None, read_jsonl, ()),
+  "tfds": Source(check_tfds, read_tfds, ("split", "data_dir", "path")),
+  "hf": Source(check_hf, read_hf, ("split", "config", "revision")),
+  "reasoning_gym": Source(check_gym, read_gym, None),
 }
 
 
@@ -269,15 +274,22 @@ def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
     here = source.partition(",")[0]
     if family == "reasoning_gym" and here not in (TASK, own):
       raise ValueError(
-          f"task.name={name} judges by records of its own, which data.{use}="
-          f"{source} does not hold: choose another task.name to judge by"
+        f"task.name={name} judges by records of its own, which data.{use}="
+        f"{source} does not hold: choose another task.name to judge by"
       )
 
 
 def both(
-    train: str, eval: str, columns: Columns, *, skip_bad: int, train_limit: int,
-    eval_limit: int, rewarded: bool, task: dict,
-) -> Problems:  # fmt: skip
+  train: str,
+  eval: str,
+  columns: Columns,
+  *,
+  skip_bad: int,
+  train_limit: int,
+  eval_limit: int,
+  rewarded: bool,
+  task: dict,
+) -> Problems:
   """Training and evaluation problems, disjoint by their questions' text.
 
   `rewarded`: replies to training problems are judged, so those without an
@@ -324,10 +336,10 @@ def both(
 def own_problems(task: dict, use: str, taken):
   """A task's own, as tasks.load draws them -> (examples, passed over)."""
   stream = tasks.open_task(task["name"], task["privileged_field"]).examples(
-      f"{use}/{task['seed']}"
+    f"{use}/{task['seed']}"
   )
   return tasks.distinct(
-      stream, task[f"{use}_count"], set(taken), use == "train", task["name"]
+    stream, task[f"{use}_count"], set(taken), use == "train", task["name"]
   )
 
 

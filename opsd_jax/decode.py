@@ -43,9 +43,8 @@ def prefill(config, params, prompt_BxP):
   """The cache of some prompts, right-padded."""
   B, P = prompt_BxP.shape
   _, cache = transformer.apply(
-      config, params, prompt_BxP, kv_cache.init(config, B, P),
-      jnp.zeros(B, jnp.int32),
-  )  # fmt: skip
+    config, params, prompt_BxP, kv_cache.init(config, B, P), jnp.zeros(B, jnp.int32)
+  )
   return kv_cache.laid_out(cache)
 
 
@@ -58,10 +57,12 @@ def logits_of(config, params, h_RxD):
   """float32 logits_RxV, whole rows on each device."""
   W_VxD = transformer.unembedding(params).astype(config.dtype)
   logits_RxV = jnp.einsum(
-      "rd,vd->rv", sharding.constrain(h_RxD, "tokens"), W_VxD,
-      preferred_element_type=jnp.float32,
-      precision=attention.precision(config.dtype),
-  )  # fmt: skip
+    "rd,vd->rv",
+    sharding.constrain(h_RxD, "tokens"),
+    W_VxD,
+    preferred_element_type=jnp.float32,
+    precision=attention.precision(config.dtype),
+  )
   # Summed over fsdp before it is split over rows: the weights stay put.
   for what in ("token_logits", "logits", "rows"):
     logits_RxV = sharding.constrain(logits_RxV, what)
@@ -69,7 +70,7 @@ def logits_of(config, params, h_RxD):
 
 
 @functools.partial(
-    jax.jit, static_argnames=("config", "steps"), donate_argnames="cache"
+  jax.jit, static_argnames=("config", "steps"), donate_argnames="cache"
 )
 @jax.named_scope("rollout")
 def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
@@ -89,32 +90,30 @@ def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
   def step(carry):
     i, now, out, cache = carry
     h_Rx1xD, cache = transformer.apply(
-        config, params, now.y_R[:, None], cache, now.pos_R
+      config, params, now.y_R[:, None], cache, now.pos_R
     )
     # A slot without a row is greedy: it asks for nothing.
-    knobs = Knobs(*(
+    knobs = Knobs(
+      *(
         jnp.where(now.live_R, x_R, off)
         for x_R, off in zip(now.knobs, Knobs(0.0), strict=True)
-    ))
+      )
+    )
     logits_RxV = logits_of(config, params, h_Rx1xD[:, 0])
     token = draw(logits_RxV, keys_R, now.t_R, knobs)
     out = tuple(
-        jax.lax.dynamic_update_slice(
-            o_RxT, jnp.where(now.live_R, x_R, 0)[:, None], (0, i)
-        )
-        for o_RxT, x_R in zip(out, token, strict=True)
+      jax.lax.dynamic_update_slice(
+        o_RxT, jnp.where(now.live_R, x_R, 0)[:, None], (0, i)
+      )
+      for o_RxT, x_R in zip(out, token, strict=True)
     )
     t_R = now.t_R + now.live_R
     ended_R = (token[0][:, None] == eos_E).any(1) | (t_R >= now.budget_R)
     live_R = now.live_R & ~ended_R
-    now = now._replace(
-        y_R=token[0], pos_R=now.pos_R + live_R, t_R=t_R, live_R=live_R
-    )
+    now = now._replace(y_R=token[0], pos_R=now.pos_R + live_R, t_R=t_R, live_R=live_R)
     return i + 1, now, out, cache
 
-  empty = tuple(
-      jnp.zeros((R, steps), d) for d in (jnp.int32, jnp.float32, jnp.float32)
-  )
+  empty = tuple(jnp.zeros((R, steps), d) for d in (jnp.int32, jnp.float32, jnp.float32))
   _, now, out, cache = jax.lax.while_loop(more, step, (0, slots, empty, cache))
   chunk = Chunk(*out, now.t_R - slots.t_R, now.live_R)
   return kv_cache.laid_out(cache), chunk

@@ -57,9 +57,7 @@ def jsd(logp, logq, *, beta):
   if beta == 1:
     return reverse_kl(logp, logq)
   logm = jnp.logaddexp(logq + math.log(beta), logp + math.log1p(-beta))
-  return beta * weighted(logq, logq - logm) + (1 - beta) * weighted(
-      logp, logp - logm
-  )
+  return beta * weighted(logq, logq - logm) + (1 - beta) * weighted(logp, logp - logm)
 
 
 def total_variation(logp, logq):
@@ -95,10 +93,14 @@ def alpha(logp, logq, *, alpha):
 
 
 ALL = {
-    "forward_kl": forward_kl, "reverse_kl": reverse_kl, "jsd": jsd,
-    "total_variation": total_variation, "squared_hellinger": squared_hellinger,
-    "chi_square": chi_square, "alpha": alpha,
-}  # fmt: skip
+  "forward_kl": forward_kl,
+  "reverse_kl": reverse_kl,
+  "jsd": jsd,
+  "total_variation": total_variation,
+  "squared_hellinger": squared_hellinger,
+  "chi_square": chi_square,
+  "alpha": alpha,
+}
 
 
 # ------------------------------------------------ supports: before the sum
@@ -115,7 +117,10 @@ def on_top_k(logp, logq, *, k, owner, finish):
   if not 1 <= k <= size:
     raise ValueError(f"top-k support: k is {k}, expected 1 to {size} entries")
   _, ids = jax.lax.top_k(sg(logq if owner == "teacher" else logp), k)
-  pick_k = lambda x: finish(jnp.take_along_axis(x, ids, -1))
+
+  def pick_k(x):
+    return finish(jnp.take_along_axis(x, ids, -1))
+
   return pick_k(logp), pick_k(logq)
 
 
@@ -135,9 +140,9 @@ def renormalised(logp_K):
 
 
 SUPPORTS = {
-    "full": full,
-    "top_k_tail": functools.partial(on_top_k, finish=with_tail),
-    "top_k_renormalised": functools.partial(on_top_k, finish=renormalised),
+  "full": full,
+  "top_k_tail": functools.partial(on_top_k, finish=with_tail),
+  "top_k_renormalised": functools.partial(on_top_k, finish=renormalised),
 }
 
 
@@ -176,9 +181,11 @@ def unclipped(s, logp, logq, tau, kind):
 
 
 CLIPS = {
-    "none": unclipped, "signed": signed, "generalized": generalized,
-    "token_sum": token_sum,
-}  # fmt: skip
+  "none": unclipped,
+  "signed": signed,
+  "generalized": generalized,
+  "token_sum": token_sum,
+}
 
 
 # ----------------------------------- losses of the response token alone
@@ -200,9 +207,7 @@ def nll(logp_y, logq_y):
 TOKEN = {"sampled_token": sampled_token, "nll": nll}
 
 
-def make(
-    name, *, support="full", k=0, owner="teacher", clip="none", tau=0.0, **kw
-):
+def make(name, *, support="full", k=0, owner="teacher", clip="none", tau=0.0, **kw):
   """f(logp_..xV, logq_..xV, y_..) -> (divergence_.., clipped fraction_..).
 
   Raises ValueError for unknown names or keywords and senseless combinations.
@@ -224,10 +229,13 @@ def make(
     return functools.partial(_of_token, TOKEN[name])
   summands = pick({**ALL, **TOKEN}, name, **kw)
   kind = {
-      ("forward_kl", None): "forward", ("reverse_kl", None): "reverse",
-      ("jsd", 0): "forward", ("jsd", 1): "reverse",
-      ("alpha", 1): "forward", ("alpha", 0): "reverse",
-  }.get((name, kw.get("beta", kw.get("alpha"))))  # fmt: skip
+    ("forward_kl", None): "forward",
+    ("reverse_kl", None): "reverse",
+    ("jsd", 0): "forward",
+    ("jsd", 1): "reverse",
+    ("alpha", 1): "forward",
+    ("alpha", 0): "reverse",
+  }.get((name, kw.get("beta", kw.get("alpha"))))
 
   def divergence(logp, logq, y):
     logp, logq = support_of(logp, logq)
@@ -237,5 +245,7 @@ def make(
 
 
 def _of_token(loss, logp, logq, y):
-  at = lambda x: jnp.take_along_axis(x, y[..., None], -1)[..., 0]
+  def at(x):
+    return jnp.take_along_axis(x, y[..., None], -1)[..., 0]
+
   return loss(at(logp), at(logq)), jnp.zeros(y.shape, logp.dtype)

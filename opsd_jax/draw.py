@@ -35,9 +35,11 @@ class Knobs(NamedTuple):
 def check(knobs: Knobs) -> Knobs:
   """The knobs, or a ValueError that names the bad one."""
   for name, low, high in (
-      ("temperature", 0, np.inf), ("top_k", 0, np.inf),
-      ("top_p", 0, 1), ("min_p", 0, 1),
-  ):  # fmt: skip
+    ("temperature", 0, np.inf),
+    ("top_k", 0, np.inf),
+    ("top_p", 0, 1),
+    ("min_p", 0, 1),
+  ):
     value = np.asarray(getattr(knobs, name), np.float64)
     bad = ~((value >= low) & (value <= high)) | (name == "top_p") & (value == 0)
     if bad.any():
@@ -70,8 +72,12 @@ def largest(enough, top_R):
   `enough` is true of -inf, and of nothing above top_R; in between it changes
   once. 32 halvings, all rows at a time.
   """
-  real = lambda i_R: jax.lax.bitcast_convert_type(flipped(i_R), jnp.float32)
-  order = lambda t_R: flipped(jax.lax.bitcast_convert_type(t_R, jnp.int32))
+
+  def real(i_R):
+    return jax.lax.bitcast_convert_type(flipped(i_R), jnp.float32)
+
+  def order(t_R):
+    return flipped(jax.lax.bitcast_convert_type(t_R, jnp.int32))
 
   def halve(_, bounds):
     low_R, high_R = bounds
@@ -92,7 +98,10 @@ def lowest_kept(z_RxV, top_R, knobs: Knobs):
 
   def kth():
     k_R = jnp.minimum(knobs.top_k, z_RxV.shape[1])
-    count = lambda t_R: (z_RxV >= t_R[:, None]).sum(-1)
+
+    def count(t_R):
+      return (z_RxV >= t_R[:, None]).sum(-1)
+
     low_R = largest(lambda t_R: count(t_R) >= k_R, top_R)
     return jnp.where(k_R > 0, low_R, off_R)
 
@@ -102,14 +111,15 @@ def lowest_kept(z_RxV, top_R, knobs: Knobs):
     e_RxV = jnp.exp(z_RxV - top_R[:, None])
     e_RxV = jnp.where(z_RxV >= low_R[:, None], e_RxV, 0)
     wanted_R = knobs.top_p * e_RxV.sum(-1)
-    mass = lambda t_R: jnp.where(z_RxV >= t_R[:, None], e_RxV, 0).sum(-1)
+
+    def mass(t_R):
+      return jnp.where(z_RxV >= t_R[:, None], e_RxV, 0).sum(-1)
+
     last_R = largest(lambda t_R: mass(t_R) >= wanted_R, top_R)
     return jnp.where(knobs.top_p < 1, last_R, off_R)
 
   last_R = jax.lax.cond((knobs.top_p < 1).any(), nucleus, lambda: off_R)
-  return jnp.maximum(
-      jnp.maximum(low_R, last_R), top_R + jnp.log(knobs.min_p)
-  )
+  return jnp.maximum(jnp.maximum(low_R, last_R), top_R + jnp.log(knobs.min_p))
 
 
 def filtered(z_RxV, top_R, knobs: Knobs):
@@ -143,7 +153,10 @@ def pick(z_RxV, s_RxN, keys_R):
   """A token of each row, drawn from softmax(z); s are block sums of exp(z) up
   to a factor. Never one whose z is -inf."""
   N = s_RxN.shape[1]
-  draw_one = lambda key: jax.random.gumbel(key, (N + BLOCK,), mode="high")
+
+  def draw_one(key):
+    return jax.random.gumbel(key, (N + BLOCK,), mode="high")
+
   g_RxG = jax.vmap(draw_one)(keys_R)
   n_R = (jnp.log(s_RxN) + g_RxG[:, :N]).argmax(-1)
   z_RxM = jnp.take_along_axis(in_blocks(z_RxV), n_R[:, None, None], 1)[:, 0]
@@ -185,8 +198,8 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
   kept_R = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
   needs_R = jnp.where(kept_R, 1 + (temperature_R != 1), 3)
   y_R, sampled_R = jax.lax.switch(
-      jnp.where(greedy_R, 0, needs_R).max(),
-      (nothing, plain, tempered, lambda: tempered(filtered)),
+    jnp.where(greedy_R, 0, needs_R).max(),
+    (nothing, plain, tempered, lambda: tempered(filtered)),
   )
   first_R = jax.lax.cond(greedy_R.any(), likeliest, lambda: y_R)
   y_R = jnp.where(greedy_R, first_R, y_R)

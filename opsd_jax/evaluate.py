@@ -13,14 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import (
-  collate,
-  divergence,
-  pertoken,
-  processes,
-  rollout,
-  sharding,
-)
+from opsd_jax import collate, divergence, pertoken, processes, rollout, sharding
 from opsd_jax.draw import Knobs
 from opsd_jax.models import transformer
 from opsd_jax.statistics import wilson
@@ -43,9 +36,7 @@ class Reply(NamedTuple):
   unjudged: bool
 
 
-def accuracy(
-    params, prompts, examples, verify, complete, *, temperature, samples
-):
+def accuracy(params, prompts, examples, verify, complete, *, temperature, samples):
   """Greedy and sampled accuracy -> (metrics, greedy Replies).
 
   Each prompt is prefilled once for its greedy reply and its `samples` sampled
@@ -55,19 +46,21 @@ def accuracy(
   """
   mine = processes.share(examples)
   completions = complete(
-      params, processes.share(prompts), [e.id for e in mine],
-      knobs=Knobs(temperature=(0.0,) + (temperature,) * samples), n=1 + samples,
-  )  # fmt: skip
-  flat = [(e, c) for e, group in zip(mine, completions, strict=True)
-          for c in group]  # fmt: skip
+    params,
+    processes.share(prompts),
+    [e.id for e in mine],
+    knobs=Knobs(temperature=(0.0,) + (temperature,) * samples),
+    n=1 + samples,
+  )
+  flat = [(e, c) for e, group in zip(mine, completions, strict=True) for c in group]
   verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
   own = [
-      (c.text, v.score, bool(c.truncated), len(c.ids), not v.is_judged)
-      for (_, c), v in zip(flat, verdicts, strict=True)
+    (c.text, v.score, bool(c.truncated), len(c.ids), not v.is_judged)
+    for (_, c), v in zip(flat, verdicts, strict=True)
   ]
   each = 1 + samples
   judged = processes.gather_shares(
-      [own[i : i + each] for i in range(0, len(own), each)], len(examples)
+    [own[i : i + each] for i in range(0, len(own), each)], len(examples)
   )
   right = np.array([[score >= 1 for _, score, *_ in g] for g in judged])
   metrics = rate("accuracy", right[:, 0])
@@ -89,11 +82,15 @@ def _states(config, params, view):
 def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
   h_BxTxD = transformer.states(config, params, batch.student)
   tok = pertoken.compare(
-      divergence.make("forward_kl"), h_BxTxD, transformer.unembedding(params),
-      ((1.0, base_h_BxTxD, base_W_VxD),), batch.token.y_BxT,
-      batch.token.mask_BxT,
-      temperature=1.0, chunk=chunk,
-  )  # fmt: skip
+    divergence.make("forward_kl"),
+    h_BxTxD,
+    transformer.unembedding(params),
+    ((1.0, base_h_BxTxD, base_W_VxD),),
+    batch.token.y_BxT,
+    batch.token.mask_BxT,
+    temperature=1.0,
+    chunk=chunk,
+  )
   return tok.div_BxT.sum() / batch.token.mask_BxT.sum()
 
 
@@ -106,12 +103,12 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
   tokens and a copy of its unembedding, not the base.
   """
   batch = collate.collate(
-      rows, pad_id=pad_id, bucket=bucket, response_bucket=bucket, parts=parts,
-  )  # fmt: skip
+    rows, pad_id=pad_id, bucket=bucket, response_bucket=bucket, parts=parts
+  )
   base_h_BxTxD = _states(config, params, batch.student)
   base_W_VxD = jnp.copy(transformer.unembedding(params))
   return lambda params: float(
-      _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
+    _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
   )
 
 
@@ -132,69 +129,109 @@ class Judge:
   """
 
   def __init__(
-      self, run, writer, samples_dir, *, seed, prompt_bucket, bucket, chunk,
-      every, temperature, samples, max_new_tokens, slots, decode_steps, stop,
-      drift_prompts, drift_tokens,
-  ):  # fmt: skip
+    self,
+    run,
+    writer,
+    samples_dir,
+    *,
+    seed,
+    prompt_bucket,
+    bucket,
+    chunk,
+    every,
+    temperature,
+    samples,
+    max_new_tokens,
+    slots,
+    decode_steps,
+    stop,
+    drift_prompts,
+    drift_tokens,
+  ):
     """`run` is a prepare.Run; the keywords are config.eval's and buckets."""
     self.writer, self.samples_dir = writer, samples_dir
     self.run = run._replace(params=None)  # what is judged comes with each call
     self.samples, self.temperature = samples, temperature
     self.max_new_tokens, self.stop = max_new_tokens, stop
     self.complete = functools.partial(
-        rollout.complete, run.model_config, tokenizer=run.tokenizer, seed=seed,
-        step=0, role="evaluate", slots=slots, decode_steps=decode_steps,
-        prompt_bucket=prompt_bucket,
-    )  # fmt: skip
+      rollout.complete,
+      run.model_config,
+      tokenizer=run.tokenizer,
+      seed=seed,
+      step=0,
+      role="evaluate",
+      slots=slots,
+      decode_steps=decode_steps,
+      prompt_bucket=prompt_bucket,
+    )
     prompts = unrelated_prompts(drift_prompts)
     ids = [
-        tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}]))
-        for p in prompts
+      tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}])) for p in prompts
     ]
     mine = self.complete(
-        params=run.params, prompts=processes.share(ids),
-        ids=processes.share(prompts), n=1, knobs=Knobs(temperature=0.0),
-        max_new_tokens=drift_tokens,
-    )  # fmt: skip
+      params=run.params,
+      prompts=processes.share(ids),
+      ids=processes.share(prompts),
+      n=1,
+      knobs=Knobs(temperature=0.0),
+      max_new_tokens=drift_tokens,
+    )
     replies = processes.gather_shares([r[0].ids for r in mine], len(ids))
     self.drift = drift_from(
-        run.model_config, run.params,
-        [
-            collate.Row(p, (), tuple(reply), None)
-            for p, reply in zip(ids, replies, strict=True)
-        ],
-        pad_id=run.tokenizer.pad_id, bucket=bucket, chunk=chunk,
-        parts=sharding.row_shards(run.mesh),
-    )  # fmt: skip
+      run.model_config,
+      run.params,
+      [
+        collate.Row(p, (), tuple(reply), None)
+        for p, reply in zip(ids, replies, strict=True)
+      ],
+      pad_id=run.tokenizer.pad_id,
+      bucket=bucket,
+      chunk=chunk,
+      parts=sharding.row_shards(run.mesh),
+    )
 
   def accuracy(self, params, side: str, samples: int):
     """(metrics, greedy Replies) to the student's or the teacher's prompts, of
     the problems that this side can be asked."""
     asked = [p for p in self.run.eval if getattr(p, f"{side}_ids")]
     return accuracy(
-        params, [getattr(p, f"{side}_ids") for p in asked],
-        [p.example for p in asked], self.run.verify,
-        lambda params, prompts, ids, **how: self.complete(
-            params=params, prompts=prompts, ids=ids,
-            max_new_tokens=self.max_new_tokens, stop=self.stop, **how,
-        ),
-        temperature=self.temperature, samples=samples,
-    )  # fmt: skip
+      params,
+      [getattr(p, f"{side}_ids") for p in asked],
+      [p.example for p in asked],
+      self.run.verify,
+      lambda params, prompts, ids, **how: self.complete(
+        params=params,
+        prompts=prompts,
+        ids=ids,
+        max_new_tokens=self.max_new_tokens,
+        stop=self.stop,
+        **how,
+      ),
+      temperature=self.temperature,
+      samples=samples,
+    )
 
   def judge_base(self, params) -> None:
     """Step 0: the student, and the same weights told more. Skipped where a
     killed run had got past it."""
-    done = lambda: any("eval/accuracy" in row for row in self.writer.rows())
+
+    def done():
+      return any("eval/accuracy" in row for row in self.writer.rows())
+
     if processes.from_first(done):
       return
     told = [p for p in self.run.eval if p.teacher_ids]
     teacher = None if told else {}  # None: as the student
     if any(p.teacher_ids != p.student_ids for p in told):
       teacher, _ = self.accuracy(params, "teacher", self.samples)
-    self.judge(params, 0, lambda student: {
+    self.judge(
+      params,
+      0,
+      lambda student: {
         f"eval/teacher_{k}": v
         for k, v in (student if teacher is None else teacher).items()
-    })  # fmt: skip
+      },
+    )
 
   def judge(self, params, step: int, more=lambda scores: {}) -> None:
     """`more`: the student's scores -> what else the row says."""
@@ -209,10 +246,10 @@ class Judge:
     self.writer.write(step, row)
     self.writer.flush()
     print(
-        f"step {step}: accuracy {scores['accuracy']:.3f}"
-        f" [{scores['accuracy_ci_low']:.3f}, {scores['accuracy_ci_high']:.3f}]"
-        f" greedy, drift {row['eval/drift']:.3f} nats a token",
-        flush=True,
+      f"step {step}: accuracy {scores['accuracy']:.3f}"
+      f" [{scores['accuracy_ci_low']:.3f}, {scores['accuracy_ci_high']:.3f}]"
+      f" greedy, drift {row['eval/drift']:.3f} nats a token",
+      flush=True,
     )
 
   def keep(self, step: int, replies) -> None:
@@ -221,9 +258,12 @@ class Judge:
     for p, reply in zip(self.run.eval, replies, strict=True):
       e = p.example
       record = {
-          "id": e.id, "question": e.question, "answer": e.answer,
-          "reply": reply.text, "score": reply.score,
-      }  # fmt: skip
+        "id": e.id,
+        "question": e.question,
+        "answer": e.answer,
+        "reply": reply.text,
+        "score": reply.score,
+      }
       lines.append(json.dumps(record) + "\n")
     self.samples_dir.mkdir(parents=True, exist_ok=True)
     path = self.samples_dir / f"eval_{step:06d}.jsonl"

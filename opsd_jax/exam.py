@@ -80,20 +80,19 @@ def validate(how: How) -> None:
   if how.template is not None:
     context.check(how.template, "none")
   rollout.check_stop("stop", how.stop)
-  for name in ("samples", "max_new_tokens", "batch", "slots", "bins",
-               "resamples"):  # fmt: skip
+  for name in ("samples", "max_new_tokens", "batch", "slots", "bins", "resamples"):
     if (value := getattr(how, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
   if how.seed < 0:
     raise ValueError(f"seed is {how.seed}, expected at least 0")
   if how.confidence not in CONFIDENCE:
     raise ValueError(
-        f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
+      f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
     )
   if how.temperature == 0 and how.samples > 1:
     raise ValueError(
-        f"samples is {how.samples} at temperature 0, where all of a problem's"
-        " replies are the same: set samples to 1"
+      f"samples is {how.samples} at temperature 0, where all of a problem's"
+      " replies are the same: set samples to 1"
     )
 
 
@@ -103,9 +102,7 @@ def validate(how: How) -> None:
 def load(model: str | None, run, dtype: str) -> Subject:
   """`load_model` or `load_run`: one of the two is given."""
   if bool(model) == bool(run):
-    raise ValueError(
-        f"model is {model!r} and run {run!r}, expected one of them"
-    )
+    raise ValueError(f"model is {model!r} and run {run!r}, expected one of them")
   return load_run(run) if run else load_model(model, dtype)
 
 
@@ -116,7 +113,10 @@ def held_out(run, usual, source: str, count: int | None, seed: int | None):
 
   Raises ValueError for more than training held out.
   """
-  given = lambda value, otherwise: otherwise if value is None else value
+
+  def given(value, otherwise):
+    return otherwise if value is None else value
+
   if not run:
     return given(count, usual.eval_count), given(seed, usual.seed)
   own = prepare.read_config(files.open_workdir(run)).task
@@ -125,8 +125,8 @@ def held_out(run, usual, source: str, count: int | None, seed: int | None):
     return given(count, usual.eval_count), seed
   if given(count, 0) > own.eval_count:
     raise ValueError(
-        f"{count} problems of {source}: the training of {run} held out"
-        f" {own.eval_count} (task.eval_count), and may have seen the others"
+      f"{count} problems of {source}: the training of {run} held out"
+      f" {own.eval_count} (task.eval_count), and may have seen the others"
     )
   return given(count, own.eval_count), seed
 
@@ -153,14 +153,22 @@ def load_model(source: str, dtype: str) -> Subject:
   mesh = sharding.make_mesh(fsdp=-1)
   path = sources.resolve(source)
   run = dict(
-      dtype=dtype, param_dtype=dtype, scan_layers=False, remat="none",
-      attention="auto", lora_alpha=1.0,
-  )  # fmt: skip
+    dtype=dtype,
+    param_dtype=dtype,
+    scan_layers=False,
+    remat="none",
+    attention="auto",
+    lora_alpha=1.0,
+  )
   return _subject(
-      mesh, path, run, {"source": source, "dtype": dtype},
-      lambda layout, run: sources.load_model_weights(path, layout, **run)[1],
-      "upstream", {},
-  )  # fmt: skip
+    mesh,
+    path,
+    run,
+    {"source": source, "dtype": dtype},
+    lambda layout, run: sources.load_model_weights(path, layout, **run)[1],
+    "upstream",
+    {},
+  )
 
 
 def load_run(workdir) -> Subject:
@@ -173,9 +181,7 @@ def load_run(workdir) -> Subject:
   about["run"] = str(workdir)
 
   def load(layout, run):
-    about["step"], params = checkpoint.restore_params(
-        workdir / "checkpoints", layout
-    )
+    about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
     if config.lora.rank:
       _, base = sources.load_model_weights(path, layout, **run)
       params = lora.join(base, params)
@@ -183,10 +189,14 @@ def load_run(workdir) -> Subject:
 
   args = config.context.student_args.to_dict()
   return _subject(
-      mesh, path, prepare.how_to_run(config), about, load,
-      config.context.template,
-      {k: v for k, v in args.items() if v is not None},
-  )  # fmt: skip
+    mesh,
+    path,
+    prepare.how_to_run(config),
+    about,
+    load,
+    config.context.template,
+    {k: v for k, v in args.items() if v is not None},
+  )
 
 
 def _subject(mesh, path, run, about, load, template, args) -> Subject:
@@ -196,9 +206,8 @@ def _subject(mesh, path, run, about, load, template, args) -> Subject:
   params = load(layout, run | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
   return Subject(
-      mesh, model_config, params, tokenizer.load(path), template, args,
-      about,
-  )  # fmt: skip
+    mesh, model_config, params, tokenizer.load(path), template, args, about
+  )
 
 
 # -------------------------------------------------------------------- answer
@@ -210,8 +219,8 @@ def ask(subject: Subject, how: How, set_: Set):
   room = positions - how.max_new_tokens
   if room < 1:
     raise ValueError(
-        f"max_new_tokens is {how.max_new_tokens}, which leaves no prompt beside"
-        f" it: the model has {positions} positions"
+      f"max_new_tokens is {how.max_new_tokens}, which leaves no prompt beside"
+      f" it: the model has {positions} positions"
     )
   asked, dropped = [], {}
   for example in set_.examples:
@@ -235,19 +244,26 @@ def ask(subject: Subject, how: How, set_: Set):
 def record(how: How, example, completions, texts, verdicts, sure) -> dict:
   """A problem and its replies, as a line of <set>.jsonl."""
   replies = [
-      {
-          "sample": i, "seed": how.seed, "text": c.text, "score": v.score,
-          "answer": v.answer, "feedback": v.feedback, "tokens": len(c.ids),
-          "truncated": c.truncated, "logp": sum(c.logp), "confidence": p,
-      }
-      for i, (c, v, p) in enumerate(
-          zip(completions, verdicts, sure, strict=True)
-      )
-  ]  # fmt: skip
+    {
+      "sample": i,
+      "seed": how.seed,
+      "text": c.text,
+      "score": v.score,
+      "answer": v.answer,
+      "feedback": v.feedback,
+      "tokens": len(c.ids),
+      "truncated": c.truncated,
+      "logp": sum(c.logp),
+      "confidence": p,
+    }
+    for i, (c, v, p) in enumerate(zip(completions, verdicts, sure, strict=True))
+  ]
   return {
-      "id": example.id, "question": example.question, "answer": example.answer,
-      "replies": replies,
-  }  # fmt: skip
+    "id": example.id,
+    "question": example.question,
+    "answer": example.answer,
+    "replies": replies,
+  }
 
 
 def answer(subject: Subject, how: How, set_: Set, part) -> list[dict]:
@@ -257,13 +273,22 @@ def answer(subject: Subject, how: How, set_: Set, part) -> list[dict]:
   """
   mine = processes.share(part)
   groups = rollout.complete(
-      subject.model_config, subject.params, subject.tokenizer,
-      [ids for _, ids in mine], [f"{set_.name}/{e.id}" for e, _ in mine],
-      seed=how.seed, step=0, role="evaluate",
-      knobs=Knobs(how.temperature, how.top_k, how.top_p, how.min_p),
-      n=how.samples, max_new_tokens=how.max_new_tokens, slots=how.slots,
-      decode_steps=STEPS, prompt_bucket=BUCKET, stop=how.stop,
-  )  # fmt: skip
+    subject.model_config,
+    subject.params,
+    subject.tokenizer,
+    [ids for _, ids in mine],
+    [f"{set_.name}/{e.id}" for e, _ in mine],
+    seed=how.seed,
+    step=0,
+    role="evaluate",
+    knobs=Knobs(how.temperature, how.top_k, how.top_p, how.min_p),
+    n=how.samples,
+    max_new_tokens=how.max_new_tokens,
+    slots=how.slots,
+    decode_steps=STEPS,
+    prompt_bucket=BUCKET,
+    stop=how.stop,
+  )
   read = calibration.stated if how.confidence == "stated" else _unread
   texts, sure = zip(*(read(c.text) for g in groups for c in g), strict=True)
   examples = [e for e, _ in mine for _ in range(how.samples)]
@@ -307,22 +332,25 @@ def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
   """All that decides the replies, and under `summary` what is made of them."""
   fields = how._asdict()
   bins, resamples = fields.pop("bins"), fields.pop("resamples")
-  outer = {k: fields.pop(k) for k in ("template", "confidence", "batch",
-                                      "slots")}  # fmt: skip
-  digest = lambda part: hashlib.sha256(
+  outer = {k: fields.pop(k) for k in ("template", "confidence", "batch", "slots")}
+
+  def digest(part):
+    return hashlib.sha256(
       json.dumps([(e.id, e.question, e.answer) for e, _ in part]).encode()
-  ).hexdigest()
+    ).hexdigest()
+
   return {
-      "model": subject.about, **outer, "template_args": subject.template_args,
-      "sampling": fields | {"stop": list(how.stop)},
-      "sets": {
-          s.name: s.about | {
-              "problems": len(part), "dropped": dropped, "sha256": digest(part)
-          }
-          for s, (part, dropped) in zip(chosen, asked, strict=True)
-      },
-      "summary": {"bins": bins, "resamples": resamples, "seed": how.seed},
-  }  # fmt: skip
+    "model": subject.about,
+    **outer,
+    "template_args": subject.template_args,
+    "sampling": fields | {"stop": list(how.stop)},
+    "sets": {
+      s.name: s.about
+      | {"problems": len(part), "dropped": dropped, "sha256": digest(part)}
+      for s, (part, dropped) in zip(chosen, asked, strict=True)
+    },
+    "summary": {"bins": bins, "resamples": resamples, "seed": how.seed},
+  }
 
 
 def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
@@ -339,9 +367,10 @@ def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
   asked = [ask(subject, how, s) for s in chosen]
   about = settings_of(subject, how, chosen, asked)
   with (
-      jax.set_mesh(subject.mesh), claims.alone(workdir),
-      processes.ending_with_others(),
-  ):  # fmt: skip
+    jax.set_mesh(subject.mesh),
+    claims.alone(workdir),
+    processes.ending_with_others(),
+  ):
     processes.from_first(lambda: claims.claim_evaluation(about, workdir))
     for set_, (problems, _) in zip(chosen, asked, strict=True):
       answer_set(subject, how, set_, problems, workdir / f"{set_.name}.jsonl")
@@ -353,10 +382,14 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
   total = len(problems)
   done = processes.from_first(lambda: whole_batches(path, how.batch, total))
   bar = tqdm(
-      total=total, initial=done, desc=set_.name, unit=" problems",
-      dynamic_ncols=True, mininterval=0.1 if sys.stderr.isatty() else 20,
-      disable=not processes.is_first(),
-  )  # fmt: skip
+    total=total,
+    initial=done,
+    desc=set_.name,
+    unit=" problems",
+    dynamic_ncols=True,
+    mininterval=0.1 if sys.stderr.isatty() else 20,
+    disable=not processes.is_first(),
+  )
   with bar:
     for start in range(done, total, how.batch):
       records = answer(subject, how, set_, problems[start : start + how.batch])
@@ -366,10 +399,19 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
 
 
 def sit(
-    how: How, sets_as_text, workdir, *, model, run, dtype: str,
-    count: int | None, task_seed: int | None, task, compile_cache: str,
-    verify: dict,
-) -> dict:  # fmt: skip
+  how: How,
+  sets_as_text,
+  workdir,
+  *,
+  model,
+  run,
+  dtype: str,
+  count: int | None,
+  task_seed: int | None,
+  task,
+  compile_cache: str,
+  verify: dict,
+) -> dict:
   """`evaluate` with everything by name: what experiments/evaluate.py does.
 
   `task` is a config.task, whose counts and seed stand for those not given;
@@ -379,12 +421,15 @@ def sit(
   validate(how)
   if not workdir or not sets_as_text:
     raise ValueError(
-        f"workdir is {workdir!r} and set {sets_as_text!r}, expected a directory"
-        " and at least one name=file.jsonl or task"
+      f"workdir is {workdir!r} and set {sets_as_text!r}, expected a directory"
+      " and at least one name=file.jsonl or task"
     )
   memory.keep_freed()
   watch.keep_compiled(compile_cache)
-  judge = lambda task: workers.shared(task, "answer", **verify)
+
+  def judge(task):
+    return workers.shared(task, "answer", **verify)
+
   chosen, trained = [], taught(run)
   for spec in map(sets.parse, sets_as_text):
     number, seed = count, None  # of a file
@@ -393,7 +438,7 @@ def sit(
     found = sets.open_set(spec, count=number, seed=seed, judge=judge)
     if spec.task:
       found.about["not_verified"] = prepare.unverified(
-          found.verify, found.examples, spec.task, spec.source
+        found.verify, found.examples, spec.task, spec.source
       )
     if trained is not None:
       asked = [tasks.same_text(e.question) for e in found.examples]

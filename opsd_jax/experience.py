@@ -42,9 +42,7 @@ def collect(config, run, respond, draw) -> Experience:
     rollouts, rounds = respond(problems, before), rounds + 1
     found, unjudged = judged(run, rollouts, samples)
     scores, lost = scores + found, lost + unjudged
-    groups += [
-        rollouts[i : i + samples] for i in range(0, len(rollouts), samples)
-    ]
+    groups += [rollouts[i : i + samples] for i in range(0, len(rollouts), samples)]
     rewards_PxN = reinforce.REWARDS[c.reward](np.array(scores))
     signal_P = reinforce.signal(rewards_PxN)
     missing = processes.maximum([len(problems) - signal_P.sum()])[0] > 0
@@ -55,11 +53,11 @@ def collect(config, run, respond, draw) -> Experience:
     penalty_PxN *= signal_P[first][:, None]
   reward_PxN = rewards_PxN[first] + penalty_PxN
   metrics = {
-      "score": processes.mean(np.mean(scores)),
-      "reward": processes.mean(reward_PxN.mean()),
-      "unjudged": processes.mean(lost / np.size(scores)),
-      "reinforce/no_signal": processes.mean(1 - signal_P.mean()),
-      "reinforce/rounds": rounds,
+    "score": processes.mean(np.mean(scores)),
+    "reward": processes.mean(reward_PxN.mean()),
+    "unjudged": processes.mean(lost / np.size(scores)),
+    "reinforce/no_signal": processes.mean(1 - signal_P.mean()),
+    "reinforce/rounds": rounds,
   }
   advantage_PxN = own_advantages(c.advantage, reward_PxN)
   rollouts = [r for group in chosen for r in group]
@@ -80,8 +78,7 @@ def judged(run, rollouts, samples: int) -> tuple[list[list[float]], int]:
   """(the task's score of each rollout, a list a prompt; how many it could not
   judge)."""
   verdicts = run.verify(
-      [r.problem.example for r in rollouts],
-      [r.completion.text for r in rollouts],
+    [r.problem.example for r in rollouts], [r.completion.text for r in rollouts]
   )
   scores = [v.score for v in verdicts]
   unjudged = sum(not v.is_judged for v in verdicts)
@@ -91,13 +88,12 @@ def judged(run, rollouts, samples: int) -> tuple[list[list[float]], int]:
 
 def penalties(groups, max_new_tokens: int, margin: int) -> np.ndarray:
   """Of overlong responses, P x N; 0 or less."""
-  return np.array([
-      [
-          reinforce.overlong(len(r.completion.ids), max_new_tokens, margin)
-          for r in group
-      ]
+  return np.array(
+    [
+      [reinforce.overlong(len(r.completion.ids), max_new_tokens, margin) for r in group]
       for group in groups
-  ])  # fmt: skip
+    ]
+  )
 
 
 def own_advantages(name: str, reward_PxN) -> np.ndarray:
@@ -118,20 +114,27 @@ def collated(config, run, rollouts, advantages=None) -> collate.Batch:
   if advantages is None:
     advantages = [None] * len(rollouts)
   rows = [
-      collate.Row(
-          r.problem.student_ids, r.problem.teacher_ids if told else (),
-          r.completion.ids, r.completion.logp, r.completion.sampled_logp, A,
-      )
-      for r, A in zip(rollouts, advantages, strict=True)
-  ]  # fmt: skip
+    collate.Row(
+      r.problem.student_ids,
+      r.problem.teacher_ids if told else (),
+      r.completion.ids,
+      r.completion.logp,
+      r.completion.sampled_logp,
+      A,
+    )
+    for r, A in zip(rollouts, advantages, strict=True)
+  ]
   shards = sharding.row_shards(run.mesh) // processes.count()
   batch = collate.collate(
-      rows, pad_id=run.tokenizer.pad_id, bucket=config.batch.bucket,
-      response_bucket=config.batch.response_bucket,
-      row_tokens=config.batch.row_tokens,
-      share=attention.shares(run.model_config.attention),
-      parts=shards * config.batch.micro_batches, agree=processes.maximum,
-  )  # fmt: skip
+    rows,
+    pad_id=run.tokenizer.pad_id,
+    bucket=config.batch.bucket,
+    response_bucket=config.batch.response_bucket,
+    row_tokens=config.batch.row_tokens,
+    share=attention.shares(run.model_config.attention),
+    parts=shards * config.batch.micro_batches,
+    agree=processes.maximum,
+  )
   if not config.reinforce.weight or config.reinforce.updates == 1:
     return batch
   unknown = np.full_like(batch.token.advantage_BxT, np.nan)

@@ -29,12 +29,11 @@ def open_workdir(path) -> epath.Path:
     path.exists()
   except KeyError as e:
     raise ValueError(
-        f"{path}: {e} is no known store; give a directory or gs://bucket/path"
+      f"{path}: {e} is no known store; give a directory or gs://bucket/path"
     ) from e
   except ImportError as e:
     raise ValueError(
-        f"{path} needs a package that is not installed ({e}): for gs://"
-        " pip install gcsfs"
+      f"{path} needs a package that is not installed ({e}): for gs:// pip install gcsfs"
     ) from e
   return path
 
@@ -75,9 +74,7 @@ def locked(path, wait: bool = False):
 def differ(a: dict, b: dict) -> dict[str, tuple]:
   """field -> (a's value, b's value) where two settings are not the same."""
   a, b = flat(a), flat(b)
-  return {
-      k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)
-  }
+  return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
 def flat(tree: dict, at: str = "") -> dict:
@@ -85,8 +82,6 @@ def flat(tree: dict, at: str = "") -> dict:
   leaves = {}
   for name, value in tree.items():
     leaves |= (
-        flat(value, f"{at}{name}.")
-        if isinstance(value, dict)
-        else {at + name: value}
+      flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
     )
   return leaves

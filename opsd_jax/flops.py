@@ -48,7 +48,10 @@ def executed_flops(config, s) -> float:
   told = s.batch.teacher.ids_RxL.shape[1]
   # In useful forward passes of attention.
   forward, backward = {
-      "splash": (1, 3.5), "cudnn": (1, 2.5), "xla": (2, 4), "chunked": (2, 6)
+    "splash": (1, 3.5),
+    "cudnn": (1, 2.5),
+    "xla": (2, 4),
+    "chunked": (2, 6),
   }[c.attention]
   passes = forward + backward + (forward if c.remat != "none" else 0)
   again = (2 * N * L) * (c.remat == "full")

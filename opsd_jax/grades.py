@@ -13,11 +13,11 @@ from opsd_jax.structs import UNJUDGED
 from opsd_jax.tasks import answers
 
 COUNTS = {  # of a set's problems -> its row in the table
-    "unpaired": "of one evaluation alone",
-    "in_training": "in training",  # questions that the run has trained on
-    "without_answer": "without an answer, not asked",
-    "not_verified": "answers not verified",
-    "asked_again": "asked again",
+  "unpaired": "of one evaluation alone",
+  "in_training": "in training",  # questions that the run has trained on
+  "without_answer": "without an answer, not asked",
+  "not_verified": "answers not verified",
+  "asked_again": "asked again",
 }
 
 
@@ -46,8 +46,8 @@ def settings(workdir) -> dict:
     answered = file.read_text().count("\n") if file.exists() else 0  # whole
     if answered != about["problems"]:
       raise ValueError(
-          f"{file} holds {answered} of {about['problems']} problems: run the"
-          f" evaluation of {workdir} again, it goes on where it was"
+        f"{file} holds {answered} of {about['problems']} problems: run the"
+        f" evaluation of {workdir} again, it goes on where it was"
       )
   return there
 
@@ -59,25 +59,36 @@ def columns(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   reply is right when its score is 1; in a vote right replies are of one answer.
   """
   replies = [p["replies"] for p in problems]
-  of = lambda field: [[r[field] for r in group] for group in replies]
+
+  def of(field):
+    return [[r[field] for r in group] for group in replies]
+
   right_NxK = np.array([[s >= 1 for s in group] for group in of("score")])
   n, c_N = right_NxK.shape[1], right_NxK.sum(1)
   votes = [[vote(r) for r in group] for group in replies]
-  voted = lambda k: np.array([
-      statistics.maj_at_k(a, right, k)
-      for a, right in zip(votes, right_NxK, strict=True)
-  ])  # fmt: skip
+
+  def voted(k):
+    return np.array(
+      [
+        statistics.maj_at_k(a, right, k)
+        for a, right in zip(votes, right_NxK, strict=True)
+      ]
+    )
+
   each = {"avg": (right_NxK.mean(1), True)}
   each |= {f"pass@{k}": (statistics.pass_at_k(n, c_N, k), True) for k in ks}
   each |= {f"maj@{k}": (voted(k), True) for k in ks}
-  lost = lambda r: r["feedback"].startswith(UNJUDGED)
+
+  def lost(r):
+    return r["feedback"].startswith(UNJUDGED)
+
   lost_NxK = np.array([[lost(r) for r in g] for g in replies])
   silent_NxK = np.array([[r["answer"] is None for r in g] for g in replies])
   return each | {
-      "truncated": (np.array(of("truncated")).mean(1), True),
-      "no_answer": ((silent_NxK & ~lost_NxK).mean(1), True),
-      "unjudged": (lost_NxK.mean(1), True),
-      "tokens": (np.array(of("tokens")).mean(1), False),
+    "truncated": (np.array(of("truncated")).mean(1), True),
+    "no_answer": ((silent_NxK & ~lost_NxK).mean(1), True),
+    "unjudged": (lost_NxK.mean(1), True),
+    "tokens": (np.array(of("tokens")).mean(1), False),
   }
 
 
@@ -101,9 +112,9 @@ def confidences(problems: list[dict], kind: str):
     for r in problem["replies"]:
       count += 1
       sure = (
-          r["confidence"]
-          if kind == "stated"
-          else calibration.of_logp(r["logp"], r["tokens"])
+        r["confidence"]
+        if kind == "stated"
+        else calibration.of_logp(r["logp"], r["tokens"])
       )
       if sure is not None:
         rows.append((sure, r["score"] >= 1, number))
@@ -120,8 +131,8 @@ def of_set(problems, *, kinds, bins: int, resamples: int, seed: int) -> dict:
   how = {"resamples": resamples, "seed": seed}
   found = statistics.estimates(np.stack(values, 1), is_rate, **how)
   figures = {
-      f"avg@{samples}" if name == "avg" else name: estimate._asdict()
-      for name, estimate in zip(named, found, strict=True)
+    f"avg@{samples}" if name == "avg" else name: estimate._asdict()
+    for name, estimate in zip(named, found, strict=True)
   }
   sure = {}
   for kind in kinds:
@@ -130,13 +141,9 @@ def of_set(problems, *, kinds, bins: int, resamples: int, seed: int) -> dict:
     if len(rows[0]):
       found = calibration.summarise(*rows, bins=bins, **how)
       sure[kind] |= {
-          k: v._asdict() if hasattr(v, "_asdict") else v
-          for k, v in found.items()
+        k: v._asdict() if hasattr(v, "_asdict") else v for k, v in found.items()
       }
-  return {
-      "problems": len(problems), "samples": samples, **figures,
-      "calibration": sure,
-  }  # fmt: skip
+  return {"problems": len(problems), "samples": samples, **figures, "calibration": sure}
 
 
 def summarise(workdir) -> dict:
@@ -147,16 +154,17 @@ def summarise(workdir) -> dict:
   summary = {k: v for k, v in about.items() if k != "sets"} | {"sets": {}}
   for name, of in about["sets"].items():
     problems = read(workdir, name)
-    summary["sets"][name] = of | of_set(
-        problems, kinds=kinds, **about["summary"]
-    )
+    summary["sets"][name] = of | of_set(problems, kinds=kinds, **about["summary"])
     for kind in kinds:
       sure, right, *_ = confidences(problems, kind)
       if len(sure):
         calibration.draw(
-            workdir / f"{name}_{kind}.png", sure, right,
-            bins=about["summary"]["bins"], title=f"{name}, {kind}",
-        )  # fmt: skip
+          workdir / f"{name}_{kind}.png",
+          sure,
+          right,
+          bins=about["summary"]["bins"],
+          title=f"{name}, {kind}",
+        )
   text = json.dumps(summary, indent=2, ensure_ascii=False)
   files.write_whole(workdir / "summary.json", text + "\n")
   return summary
@@ -172,7 +180,10 @@ def shown(e: dict) -> str:
 
 def table(sets: dict[str, dict]) -> str:
   """Figures of all sets side by side, one a row."""
-  is_figure = lambda x: isinstance(x, dict) and "low" in x
+
+  def is_figure(x):
+    return isinstance(x, dict) and "low" in x
+
   of_column = {}
   for name, of in sets.items():
     column = {"": name, "problems": str(of["problems"])}
@@ -184,23 +195,27 @@ def table(sets: dict[str, dict]) -> str:
     for kind, found in of.get("calibration", {}).items():
       for key, value in found.items():
         column[f"{kind} {key}"] = (
-            shown(value) if is_figure(value)
-            else "-" if value is None
-            else str(value) if isinstance(value, int) else f"{value:.3f}"
-        )  # fmt: skip
+          shown(value)
+          if is_figure(value)
+          else "-"
+          if value is None
+          else str(value)
+          if isinstance(value, int)
+          else f"{value:.3f}"
+        )
     of_column[name] = column
   names = dict.fromkeys(k for column in of_column.values() for k in column)
   wide = [max(map(len, c.values())) for c in of_column.values()]
   first = max(map(len, names))
   return "\n".join(
-      "  ".join(
-          [key.ljust(first)]
-          + [
-              column.get(key, "").ljust(w)
-              for column, w in zip(of_column.values(), wide, strict=True)
-          ]
-      ).rstrip()
-      for key in names
+    "  ".join(
+      [key.ljust(first)]
+      + [
+        column.get(key, "").ljust(w)
+        for column, w in zip(of_column.values(), wide, strict=True)
+      ]
+    ).rstrip()
+    for key in names
   )
 
 
@@ -217,8 +232,8 @@ def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
   common = [name for name in a["sets"] if name in b["sets"]]
   if not common:
     raise ValueError(
-        f"{workdir_a} has the sets {', '.join(a['sets'])}, {workdir_b} has"
-        f" {', '.join(b['sets'])}: none of them in both"
+      f"{workdir_a} has the sets {', '.join(a['sets'])}, {workdir_b} has"
+      f" {', '.join(b['sets'])}: none of them in both"
     )
   found = {}
   for name in common:
@@ -227,10 +242,10 @@ def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
     ks = statistics.powers_of_two(least)
     of_a, of_b = columns(pa, ks), columns(pb, ks)
     found[name] = {"problems": len(pa), "unpaired": unpaired} | {
-        figure: statistics.compare(
-            a_N, of_b[figure][0], is_rate, resamples=resamples, seed=seed
-        )._asdict()
-        for figure, (a_N, is_rate) in of_a.items()
+      figure: statistics.compare(
+        a_N, of_b[figure][0], is_rate, resamples=resamples, seed=seed
+      )._asdict()
+      for figure, (a_N, is_rate) in of_a.items()
     }
   return found, files.differ(a, b)
 
@@ -239,12 +254,15 @@ def paired(a: list[dict], b: list[dict], name: str):
   """(problems of a, those of b in the same order, how many only one has)."""
   by_id = {p["id"]: p for p in b}
   both = [(p, by_id[p["id"]]) for p in a if p["id"] in by_id]
-  asked = lambda p: (p["question"], p["answer"])
+
+  def asked(p):
+    return (p["question"], p["answer"])
+
   other = [p["id"] for p, q in both if asked(p) != asked(q)]
   if other or not both:
     what = f"{other[0]} is another" if other else "there is none in both"
     raise ValueError(
-        f"problems of {name}: {what}; a paired comparison needs the same ones"
+      f"problems of {name}: {what}; a paired comparison needs the same ones"
     )
   unpaired = len(a) + len(b) - 2 * len(both)
   return *map(list, zip(*both, strict=True)), unpaired
@@ -256,10 +274,12 @@ def compared(workdirs, resamples: int, seed: int) -> str:
     raise ValueError(f"compare {workdirs}, expected two workdirs")
   first, second = map(files.open_workdir, workdirs)
   found, different = compare(first, second, resamples=resamples, seed=seed)
-  return "\n".join([
+  return "\n".join(
+    [
       f"{second} - {first}: mean difference over the same problems, 95%"
       f" interval ({resamples} resamples, seed {seed}), p of no difference",
       table(found),
       "settings that differ:" if different else "all settings are the same",
       *(f"  {k}: {a!r}, {b!r}" for k, (a, b) in different.items()),
-  ])
+    ]
+  )

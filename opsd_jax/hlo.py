@@ -11,19 +11,48 @@ import re
 from typing import NamedTuple
 
 WIDTHS = {
-    "pred": 1, "s4": 0.5, "u4": 0.5, "s8": 1, "u8": 1, "s16": 2, "u16": 2,
-    "bf16": 2, "f16": 2, "s32": 4, "u32": 4, "f32": 4, "s64": 8, "u64": 8,
-    "f64": 8, "c64": 8, "c128": 16,
-}  # fmt: skip
+  "pred": 1,
+  "s4": 0.5,
+  "u4": 0.5,
+  "s8": 1,
+  "u8": 1,
+  "s16": 2,
+  "u16": 2,
+  "bf16": 2,
+  "f16": 2,
+  "s32": 4,
+  "u32": 4,
+  "f32": 4,
+  "s64": 8,
+  "u64": 8,
+  "f64": 8,
+  "c64": 8,
+  "c128": 16,
+}
 COLLECTIVES = (
-    "all-gather", "all-reduce", "reduce-scatter", "all-to-all",
-    "collective-permute",
-)  # fmt: skip
+  "all-gather",
+  "all-reduce",
+  "reduce-scatter",
+  "all-to-all",
+  "collective-permute",
+)
 FREE = {  # no traffic of their own
-    "parameter", "constant", "tuple", "get-tuple-element", "bitcast", "while",
-    "conditional", "call", "after-all", "partition-id", "replica-id", "iota",
-    "optimization-barrier", "async-start", "async-update",
-}  # fmt: skip
+  "parameter",
+  "constant",
+  "tuple",
+  "get-tuple-element",
+  "bitcast",
+  "while",
+  "conditional",
+  "call",
+  "after-all",
+  "partition-id",
+  "replica-id",
+  "iota",
+  "optimization-barrier",
+  "async-start",
+  "async-update",
+}
 
 
 class Instruction(NamedTuple):
@@ -60,9 +89,13 @@ def instruction(line: str) -> Instruction:
   if opcode in ("parameter", "constant"):  # its number, its value
     operands = [rest[len(opcode) + 1 : end - 1]]
   return Instruction(
-      left.removeprefix("ROOT ").lstrip("%"), shape, opcode, tuple(operands),
-      rest[end:], left.startswith("ROOT "),
-  )  # fmt: skip
+    left.removeprefix("ROOT ").lstrip("%"),
+    shape,
+    opcode,
+    tuple(operands),
+    rest[end:],
+    left.startswith("ROOT "),
+  )
 
 
 def closing(text: str, start: int) -> int:
@@ -86,9 +119,7 @@ def width(dtype: str) -> float:
 
 def arrays(shape: str):
   """(dtype, dimensions, in HBM?) of each array of a shape; S(1) is on chip."""
-  for dtype, dims, layout in re.findall(
-      r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape
-  ):
+  for dtype, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
     if dtype not in ("token", "opaque"):
       dims = tuple(int(d) for d in dims.split(",") if d)
       yield dtype, dims, not re.search(r"S\([1-9]\d*\)", layout)
@@ -97,9 +128,9 @@ def arrays(shape: str):
 def size(shape: str, hbm_only: bool = True) -> float:
   """Bytes of a shape."""
   return sum(
-      width(dtype) * math.prod(dims)
-      for dtype, dims, hbm in arrays(shape)
-      if hbm or not hbm_only
+    width(dtype) * math.prod(dims)
+    for dtype, dims, hbm in arrays(shape)
+    if hbm or not hbm_only
   )
 
 
@@ -140,9 +171,10 @@ def traffic(text: str) -> Traffic:
         for k, v in below.collectives.items():
           # A fused all-reduce whose result is sliced is a reduce-scatter.
           is_half = (
-              i.opcode == "fusion" and k == "all-reduce"
-              and any(x.opcode == "dynamic-slice" for x in program[called(i)[0]])
-          )  # fmt: skip
+            i.opcode == "fusion"
+            and k == "all-reduce"
+            and any(x.opcode == "dynamic-slice" for x in program[called(i)[0]])
+          )
           to = "reduce-scatter" if is_half else k
           volumes[to] += turns * v / (2 if is_half else 1)
           counts[to] += turns * below.counts[k]
@@ -157,9 +189,10 @@ def called(i: Instruction) -> list[str]:
   if i.opcode.removesuffix("-start") in (*COLLECTIVES, *reducers):
     return []
   names = re.findall(
-      r"(?:calls|body|to_apply|true_computation|false_computation)"
-      r"=%?([\w.-]+)", i.attributes,
-  )  # fmt: skip
+    r"(?:calls|body|to_apply|true_computation|false_computation)"
+    r"=%?([\w.-]+)",
+    i.attributes,
+  )
   branches = re.search(r"branch_computations=\{([^}]*)\}", i.attributes)
   if branches:
     names += [n.strip().lstrip("%") for n in branches[1].split(",")]
@@ -186,9 +219,11 @@ def volume(kind: str, i: Instruction, table, devices: int) -> float:
   group = group_size(i.attributes) or devices
   ins = sum(size(table[o].shape, False) for o in i.operands if o in table)
   whole = {
-      "all-gather": ins * group, "all-reduce": 2 * ins, "reduce-scatter": ins,
-      "all-to-all": ins,
-  }  # fmt: skip
+    "all-gather": ins * group,
+    "all-reduce": 2 * ins,
+    "reduce-scatter": ins,
+    "all-to-all": ins,
+  }
   if kind == "collective-permute":
     return ins
   return whole[kind] * (group - 1) / group
@@ -253,7 +288,7 @@ def touched(p: Instruction, body, program) -> tuple[float, bool]:
       inner = program[called(user)[0]]
       at = str(user.operands.index(p.name))
       parameter = next(
-          x for x in inner if x.opcode == "parameter" and x.operands == (at,)
+        x for x in inner if x.opcode == "parameter" and x.operands == (at,)
       )
       part, updated = touched(parameter, inner, program)
     bytes_used, updates = bytes_used + part, updates or updated
@@ -269,8 +304,6 @@ def most_tokens(text: str, vocabulary: int, widths) -> int:
     for _, dims, _ in arrays(i.shape):
       for k in range(len(dims)):
         rows = math.prod(dims[:k])
-        if math.prod(dims[k:]) == vocabulary and not (
-            k == 1 and rows in widths
-        ):
+        if math.prod(dims[k:]) == vocabulary and not (k == 1 and rows in widths):
           most = max(most, rows)
   return most

@@ -21,27 +21,29 @@ def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
   """
   real = batch.token.mask_BxT > 0
   first = real & (batch.token.index_BxT == 0)
-  mean = lambda x, of=real: float(x[of].mean()) if of.any() else 0.0
+
+  def mean(x, of=real):
+    return float(x[of].mean()) if of.any() else 0.0
+
   loss, grad_norm = float(loss), float(grad_norm)
   row = {
-      "loss": loss, "grad_norm": grad_norm,
-      "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
-      "divergence": mean(tok.div_BxT),
-      "divergence/first_token": mean(tok.div_BxT, first),
-      "divergence/clipped": mean(tok.clipped_BxT),
-      "student/nll": -mean(tok.logp_BxT),
-      "student/entropy": mean(tok.entropy_BxT),
-      "response_tokens": int(real.sum()),
-      "truncated": float(
-          np.mean([r.completion.truncated for r in rollouts])
-      ),
-      "empty": sum(not r.completion.ids for r in rollouts),
-  }  # fmt: skip
+    "loss": loss,
+    "grad_norm": grad_norm,
+    "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
+    "divergence": mean(tok.div_BxT),
+    "divergence/first_token": mean(tok.div_BxT, first),
+    "divergence/clipped": mean(tok.clipped_BxT),
+    "student/nll": -mean(tok.logp_BxT),
+    "student/entropy": mean(tok.entropy_BxT),
+    "response_tokens": int(real.sum()),
+    "truncated": float(np.mean([r.completion.truncated for r in rollouts])),
+    "empty": sum(not r.completion.ids for r in rollouts),
+  }
   if batch.teacher.ids_RxL.shape[1] > 1:  # else there is none
     row |= {
-        "teacher/nll": -mean(tok.teacher_logp_BxT),
-        "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
-        "teacher/entropy": mean(tok.teacher_entropy_BxT),
+      "teacher/nll": -mean(tok.teacher_logp_BxT),
+      "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
+      "teacher/entropy": mean(tok.teacher_entropy_BxT),
     }
   if all(r.completion.logp is not None for r in rollouts):
     gap = np.abs(tok.raw_logp_BxT - batch.token.sampler_logp_BxT)
@@ -55,10 +57,13 @@ def of_ratio(log_ratio_BxT, token, low: float, high: float) -> dict:
   log_ratio = log_ratio_BxT[token.mask_BxT > 0]
   ratio = np.exp(log_ratio)
   outside = (ratio < 1 - low) | (ratio > 1 + high)
-  mean = lambda x: float(x.mean()) if x.size else 0.0
+
+  def mean(x):
+    return float(x.mean()) if x.size else 0.0
+
   return {
-      "reinforce/outside_clip": mean(outside),
-      "reinforce/log_ratio": mean(np.abs(log_ratio)),
+    "reinforce/outside_clip": mean(outside),
+    "reinforce/log_ratio": mean(np.abs(log_ratio)),
   }
 
 
@@ -170,9 +175,9 @@ class Bar:
     self.began = self.spoken = time.time()
     self.initial = initial
     self.bar = (
-        tqdm(total=total, initial=initial, desc=what, dynamic_ncols=True)
-        if sys.stdout.isatty()
-        else None
+      tqdm(total=total, initial=initial, desc=what, dynamic_ncols=True)
+      if sys.stdout.isatty()
+      else None
     )
 
   def update(self, row: dict) -> None:
@@ -186,9 +191,9 @@ class Bar:
       each = (self.spoken - self.began) / (self.done - self.initial)
       left = each * (self.total - self.done)
       print(
-          f"{self.what} {self.done}/{self.total}  {note}"
-          f"  {each:.1f} s a step, {left:.0f} s left",
-          flush=True,
+        f"{self.what} {self.done}/{self.total}  {note}"
+        f"  {each:.1f} s a step, {left:.0f} s left",
+        flush=True,
       )
 
   def close(self) -> None:
@@ -204,11 +209,15 @@ def coloured(tokens, kl, scale: float = 2.0) -> str:
   without colours, `token(kl)`."""
   if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
     return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
-  level = lambda k: np.clip(np.nan_to_num(k, nan=scale) / scale, 0, 0.999)
-  shade = lambda k: RAMP[int(level(k) * len(RAMP))]
+
+  def level(k):
+    return np.clip(np.nan_to_num(k, nan=scale) / scale, 0, 0.999)
+
+  def shade(k):
+    return RAMP[int(level(k) * len(RAMP))]
+
   return "".join(
-      f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m"
-      for t, k in zip(tokens, kl, strict=True)
+    f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m" for t, k in zip(tokens, kl, strict=True)
   )
 
 
@@ -226,39 +235,44 @@ def plot(rows, summary: dict, path):
   steps = [r["step"] for r in rows if "loss" in r]
   figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
   for key, label, colour in (
-      ("eval/accuracy", "student, greedy", BLUE),
-      ("eval/sampled_accuracy", "student, sampled", ORANGE),
+    ("eval/accuracy", "student, greedy", BLUE),
+    ("eval/sampled_accuracy", "student, sampled", ORANGE),
   ):
     x = [r["step"] for r in evals if key in r]
     if not x:
       continue
-    column = lambda end, key=key: [r[key + end] for r in evals if key in r]
+
+    def column(end, key=key):
+      return [r[key + end] for r in evals if key in r]
+
     axes[0].plot(x, column(""), "o-", color=colour, label=label)
     axes[0].fill_between(
-        x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
+      x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
     )
   for name, label, style in (
-      ("accuracy_teacher", "privileged teacher", "--"),
-      ("accuracy_base", "base", ":"),
+    ("accuracy_teacher", "privileged teacher", "--"),
+    ("accuracy_base", "base", ":"),
   ):
     axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
   axes[0].set(
-      title="Accuracy on unseen problems (95% intervals)", ylim=(0, 1.02),
-      xlabel="step", ylabel="share right",
-  )  # fmt: skip
+    title="Accuracy on unseen problems (95% intervals)",
+    ylim=(0, 1.02),
+    xlabel="step",
+    ylabel="share right",
+  )
   axes[0].legend(
-      loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
+    loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
   )
   axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
   axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
   axes[2].plot(
-      [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-",
-      color=BLUE,
-  )  # fmt: skip
+    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=BLUE
+  )
   axes[2].set(
-      title="Drift: KL(base || model), unrelated prompts", xlabel="step",
-      ylabel="nats a token",
-  )  # fmt: skip
+    title="Drift: KL(base || model), unrelated prompts",
+    xlabel="step",
+    ylabel="nats a token",
+  )
   for axis in axes:
     axis.set_xlim(left=0)
     axis.spines[["top", "right"]].set_visible(False)

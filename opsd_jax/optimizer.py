@@ -52,19 +52,25 @@ def from_config(config) -> optax.GradientTransformation:
   """
   c = config.optimizer
   for name, low, high in (
-      ("learning_rate", 0, math.inf), ("b1", 0, 1), ("b2", 0, 1),
-      ("eps", 1e-30, 1), ("weight_decay", 0, math.inf),
-      ("clip_norm", 0, math.inf), ("warmup_steps", 0, math.inf),
-  ):  # fmt: skip
+    ("learning_rate", 0, math.inf),
+    ("b1", 0, 1),
+    ("b2", 0, 1),
+    ("eps", 1e-30, 1),
+    ("weight_decay", 0, math.inf),
+    ("clip_norm", 0, math.inf),
+    ("warmup_steps", 0, math.inf),
+  ):
     if not low <= c[name] < high:
-      raise ValueError(
-          f"optimizer.{name} is {c[name]}, expected [{low}, {high})"
-      )
+      raise ValueError(f"optimizer.{name} is {c[name]}, expected [{low}, {high})")
   rate = schedule(c.learning_rate, c.decay, c.warmup_steps, config.steps)
   adamw = optax.adamw(
-      rate, b1=c.b1, b2=c.b2, eps=c.eps, weight_decay=c.weight_decay,
-      mu_dtype=pick(MU_DTYPES, c.mu_dtype),
-  )  # fmt: skip
+    rate,
+    b1=c.b1,
+    b2=c.b2,
+    eps=c.eps,
+    weight_decay=c.weight_decay,
+    mu_dtype=pick(MU_DTYPES, c.mu_dtype),
+  )
   clip = optax.clip_by_global_norm(c.clip_norm) if c.clip_norm else None
   tx = in_float32(optax.chain(clip, adamw) if clip else adamw)
   low = config.model.param_dtype != "float32" and not config.lora.rank
@@ -78,10 +84,8 @@ def float32(tree):
 def in_float32(tx) -> optax.GradientTransformation:
   """The same, on float32 copies of gradients and parameters."""
   return optax.GradientTransformation(
-      init=lambda params: tx.init(float32(params)),
-      update=lambda grads, opt, params: tx.update(
-          float32(grads), opt, float32(params)
-      ),
+    init=lambda params: tx.init(float32(params)),
+    update=lambda grads, opt, params: tx.update(float32(grads), opt, float32(params)),
   )
 
 

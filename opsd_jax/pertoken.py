@@ -23,15 +23,15 @@ sg = jax.lax.stop_gradient
 
 @jax.named_scope("loss")
 def compare(
-    divergence,
-    h_BxTxD,
-    W_VxD,
-    teachers,
-    y_BxT,
-    mask_BxT,
-    *,
-    temperature: float,
-    chunk: int,
+  divergence,
+  h_BxTxD,
+  W_VxD,
+  teachers,
+  y_BxT,
+  mask_BxT,
+  *,
+  temperature: float,
+  chunk: int,
 ) -> PerToken:
   """Statistics of every response token; no gradient, see `loss`.
 
@@ -46,26 +46,37 @@ def compare(
     temperature: divides both sides' logits.
     chunk: tokens at one time, of each device that splits the rows.
   """
-  nothing = lambda tok, own: jnp.zeros_like(tok.div_BxT)
+
+  def nothing(tok, own):
+    return jnp.zeros_like(tok.div_BxT)
+
   _, tok = loss(
-      nothing, divergence, sg(h_BxTxD), sg(W_VxD), teachers, y_BxT, mask_BxT,
-      (), temperature=temperature, chunk=chunk,
-  )  # fmt: skip
+    nothing,
+    divergence,
+    sg(h_BxTxD),
+    sg(W_VxD),
+    teachers,
+    y_BxT,
+    mask_BxT,
+    (),
+    temperature=temperature,
+    chunk=chunk,
+  )
   return tok
 
 
 def loss(
-    token_loss,
-    divergence,
-    h_BxTxD,
-    W_VxD,
-    teachers,
-    y_BxT,
-    mask_BxT,
-    own,
-    *,
-    temperature: float,
-    chunk: int,
+  token_loss,
+  divergence,
+  h_BxTxD,
+  W_VxD,
+  teachers,
+  y_BxT,
+  mask_BxT,
+  own,
+  *,
+  temperature: float,
+  chunk: int,
 ):
   """(sum over response tokens of token_loss(tok, own), PerToken).
 
@@ -83,20 +94,22 @@ def loss(
 
   def of_chunk(z_NxV, rest, heads):
     hts, y_N, mask_N, own = rest
-    zt_NxV = sum(
-        weight * logits(h, W)
-        for (weight, W), h in zip(heads, hts, strict=True)
-    ) if teachers else None  # fmt: skip
+    zt_NxV = (
+      sum(weight * logits(h, W) for (weight, W), h in zip(heads, hts, strict=True))
+      if teachers
+      else None
+    )
     values = of_logits(divergence, z_NxV, zt_NxV, y_N, temperature)
     tok = PerToken(*(jnp.where(mask_N > 0, v, 0.0) for v in values))
     losses_N = jnp.where(mask_N > 0, token_loss(tok, own), 0.0)
     return losses_N.sum(), sg(tok)
 
-  clean = lambda h: in_order(jnp.where(mask_BxT[..., None] > 0, h, 0))
+  def clean(h):
+    return in_order(jnp.where(mask_BxT[..., None] > 0, h, 0))
+
   hts = tuple(clean(h) for _, h, _ in teachers)
   heads = tuple(
-      (weight, ready(W, h))
-      for (weight, _, W), h in zip(teachers, hts, strict=True)
+    (weight, ready(W, h)) for (weight, _, W), h in zip(teachers, hts, strict=True)
   )
   rest = hts, *jax.tree.map(in_order, (y_BxT, mask_BxT, own))
   total, tok = summed(of_chunk, clean(h_BxTxD), W_VxD, rest, heads)
@@ -136,7 +149,10 @@ def ready(W_VxD, h):
 def summed(of_chunk, h_nxNxD, W_VxD, rest, heads):
   """(sum of of_chunk(logits, rest, heads)'s losses, its statistics)."""
   W = ready(W_VxD, h_nxNxD)
-  one = lambda chunk: of_chunk(logits(chunk[0], W), chunk[1], heads)
+
+  def one(chunk):
+    return of_chunk(logits(chunk[0], W), chunk[1], heads)
+
   losses_n, tok = jax.lax.map(one, (h_nxNxD, rest))
   return losses_n.sum(), tok
 
@@ -154,7 +170,9 @@ def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
   S = sharding.vocabulary_shards(V)
   K = math.gcd(V // S, 16)  # blocks of a shard of the vocabulary
   M = V // (S * K)
-  whole = lambda x: sharding.constrain(x, "head_gradient")
+
+  def whole(x):
+    return sharding.constrain(x, "head_gradient")
 
   def one(dW_GxSxKxMxD, chunk):
     h_NxD, rest = chunk
@@ -163,10 +181,20 @@ def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
     (loss, tok), dz_NxV = value(z_NxV, rest, heads)
     dz_GxNxSxKxM = dz_NxV.reshape(G, -1, S, K, M)
     h_GxNxD = h_NxD.reshape(G, -1, D)
-    add = lambda k, dW: whole(dW.at[:, :, k].add(jnp.einsum(
-        "gnsm,gnd->gsmd", dz_GxNxSxKxM[..., k, :], h_GxNxD,
-        preferred_element_type=jnp.float32, precision=precision(h_NxD),
-    )))  # fmt: skip
+
+    def add(k, dW):
+      return whole(
+        dW.at[:, :, k].add(
+          jnp.einsum(
+            "gnsm,gnd->gsmd",
+            dz_GxNxSxKxM[..., k, :],
+            h_GxNxD,
+            preferred_element_type=jnp.float32,
+            precision=precision(h_NxD),
+          )
+        )
+      )
+
     dW = jax.lax.fori_loop(0, K, add, dW_GxSxKxMxD)
     return dW, (loss, tok, *to_h(dz_NxV))
 
@@ -191,15 +219,21 @@ def precision(x):
 
 def logits(h_NxD, W_VxD):
   z_NxV = jnp.einsum(
-      "nd,vd->nv", h_NxD, W_VxD, preferred_element_type=jnp.float32,
-      precision=precision(h_NxD),
-  )  # fmt: skip
+    "nd,vd->nv",
+    h_NxD,
+    W_VxD,
+    preferred_element_type=jnp.float32,
+    precision=precision(h_NxD),
+  )
   return sharding.constrain(z_NxV, "logits")
 
 
 def of_logits(divergence, z_NxV, zt_NxV, y_N, temperature) -> PerToken:
   """The dense statistics of some tokens; zt None where there is no teacher."""
-  at = lambda logp: jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0]
+
+  def at(logp):
+    return jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0]
+
   logp = jax.nn.log_softmax(z_NxV / temperature)
   logq = logp if zt_NxV is None else jax.nn.log_softmax(sg(zt_NxV) / temperature)
   logq = sg(logq)
@@ -207,9 +241,14 @@ def of_logits(divergence, z_NxV, zt_NxV, y_N, temperature) -> PerToken:
   raw = logp if temperature == 1 else jax.nn.log_softmax(z_NxV)
   told = 0.0 if zt_NxV is None else 1.0
   return PerToken(
-      div, at(logp), sg(at(raw)), told * at(logq), sg(entropy(logp)),
-      told * entropy(logq), sg(clipped),
-  )  # fmt: skip
+    div,
+    at(logp),
+    sg(at(raw)),
+    told * at(logq),
+    sg(entropy(logp)),
+    told * entropy(logq),
+    sg(clipped),
+  )
 
 
 def entropy(logp):

@@ -19,7 +19,6 @@ def pick(table: dict, name: str, **kw):
   unknown = [] if open_ended else [k for k in kw if k not in accepted]
   if unknown:
     raise ValueError(
-        f"{name} does not take {', '.join(unknown)};"
-        f" it takes {', '.join(accepted)}"
+      f"{name} does not take {', '.join(unknown)}; it takes {', '.join(accepted)}"
     )
   return functools.partial(function, **kw)

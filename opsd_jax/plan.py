@@ -25,27 +25,12 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from opsd_jax import (
-  flops,
-  hlo,
-  optimizer,
-  prepare,
-  sample,
-  sharding,
-  train,
-)
+from opsd_jax import flops, hlo, optimizer, prepare, sample, sharding, train
 from opsd_jax import objective as objectives
 from opsd_jax import slots as boards
 from opsd_jax.decode import Slots, decode, prefill
 from opsd_jax.draw import Knobs
-from opsd_jax.models import (
-  attention,
-  families,
-  kv_cache,
-  lora,
-  sources,
-  transformer,
-)
+from opsd_jax.models import attention, families, kv_cache, lora, sources, transformer
 from opsd_jax.structs import Batch, Token, View
 
 
@@ -59,10 +44,10 @@ class Chip(NamedTuple):
 
 
 CHIPS = {
-    "v4": Chip(275e12, 32e9, 1228e9, 300e9),
-    "v5e": Chip(197e12, 16e9, 819e9, 200e9),
-    "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
-    "v6e": Chip(918e12, 32e9, 1600e9, 400e9),
+  "v4": Chip(275e12, 32e9, 1228e9, 300e9),
+  "v5e": Chip(197e12, 16e9, 819e9, 200e9),
+  "v5p": Chip(459e12, 95e9, 2765e9, 600e9),
+  "v6e": Chip(918e12, 32e9, 1600e9, 400e9),
 }
 
 
@@ -72,8 +57,8 @@ def check(topology: str) -> tuple[str, str]:
   pattern = r"[1-9]\d*" if kind == "cpu" else r"\d+x\d+(x\d+)?"
   if kind not in (*CHIPS, "cpu") or not re.fullmatch(pattern, shape):
     raise ValueError(
-        f"topology is {topology!r}, expected cpu:<devices> or"
-        f" <chip>:<a>x<b>[x<c>] of {', '.join(CHIPS)}, such as v5p:2x2x4"
+      f"topology is {topology!r}, expected cpu:<devices> or"
+      f" <chip>:<a>x<b>[x<c>] of {', '.join(CHIPS)}, such as v5p:2x2x4"
     )
   return kind, shape
 
@@ -94,21 +79,16 @@ def devices_of(topology: str):
       raise ValueError(f"{topology}: jax has {len(jax.devices())} CPU devices")
     return jax.devices()[: int(shape)]
   if not importlib.util.find_spec("libtpu"):
-    raise ValueError(
-        f"{topology} cannot be compiled for here: pip install libtpu"
-    )
+    raise ValueError(f"{topology} cannot be compiled for here: pip install libtpu")
   from jax.experimental import topologies
 
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask about
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor one to hold
   try:
-    return topologies.get_topology_desc(
-        platform="tpu", topology_name=topology
-    ).devices
+    return topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   except Exception as e:  # of an unknown shape
     raise ValueError(
-        f"{topology} is no shape that the chip comes in:"
-        f" {str(e).splitlines()[0]}"
+      f"{topology} is no shape that the chip comes in: {str(e).splitlines()[0]}"
     ) from e
 
 
@@ -133,25 +113,29 @@ def set_up(config, devices) -> Setup:
   sharding.check_rows(mesh, rows, config.batch.micro_batches)
   c = prepare.fit_to(sizes(config), mesh, config.batch.row_tokens > 0)
   objective, tx = objectives.from_config(config), optimizer.from_config(config)
-  laid_out = lambda tree: jax.tree.map(
+
+  def laid_out(tree):
+    return jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
-      tree, sharding.tree_shardings(tree, mesh),
-  )  # fmt: skip
-  params = jax.eval_shape(
-      lambda: transformer.init_params(c, jax.random.key(0))
-  )
+      tree,
+      sharding.tree_shardings(tree, mesh),
+    )
+
+  params = jax.eval_shape(lambda: transformer.init_params(c, jax.random.key(0)))
   trained = prepare.trained(config)
-  state = jax.eval_shape(
-      lambda p: train.init_state(trained(p), objective, tx), params
-  )
+  state = jax.eval_shape(lambda p: train.init_state(trained(p), objective, tx), params)
   step = train.make_train_step(
-      c, objective, tx, micro_batches=config.batch.micro_batches
+    c, objective, tx, micro_batches=config.batch.micro_batches
   )
   return Setup(
-      mesh, c, objective, laid_out(state),
-      laid_out(params) if config.lora.rank else {},
-      batch_of(config, c, mesh, rows, objective), step,
-  )  # fmt: skip
+    mesh,
+    c,
+    objective,
+    laid_out(state),
+    laid_out(params) if config.lora.rank else {},
+    batch_of(config, c, mesh, rows, objective),
+    step,
+  )
 
 
 def sizes(config) -> families.ModelConfig:
@@ -167,28 +151,35 @@ def batch_of(config, c, mesh, rows: int, objective) -> Batch:
   """The largest batch: a row for every response, each as long as it may be."""
   if not config.batch.max_row:
     raise ValueError(
-        "a plan needs the longest row: set --config.batch.max_row=<tokens>"
+      "a plan needs the longest row: set --config.batch.max_row=<tokens>"
     )
   L, parts = config.batch.max_row, sharding.row_shards(mesh)
   parts *= config.batch.micro_batches
   T = rows * config.rollout.max_new_tokens // parts
   split = sharding.rows_sharding(mesh)
-  ints = lambda *shape: jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
-  floats = lambda *s: jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
+
+  def ints(*shape):
+    return jax.ShapeDtypeStruct(shape, jnp.int32, sharding=split)
+
+  def floats(*s):
+    return jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
+
   told = bool(objective.teacher.members((), ()))
   packed = config.batch.row_tokens > 0
   rewarded = config.reinforce.weight > 0
   of_rewards = rewarded * (2 + (config.reinforce.updates > 1))
 
   where = packed * (2 + attention.shares(c.attention))
-  view = lambda R, L, where: View(
-      ints(R, L), ints(parts, T), *[ints(R, L)] * where
-  )
+
+  def view(R, L, where):
+    return View(ints(R, L), ints(parts, T), *[ints(R, L)] * where)
 
   token = Token(
-      ints(parts, T), floats(parts, T), *[ints(parts, T)] * 3,
-      *[floats(parts, T)] * (1 + of_rewards),
-  )  # fmt: skip
+    ints(parts, T),
+    floats(parts, T),
+    *[ints(parts, T)] * 3,
+    *[floats(parts, T)] * (1 + of_rewards),
+  )
   teacher = view(rows, L, where) if told else view(parts, 1, 0)
   return Batch(view(rows, L, where), teacher, token)
 
@@ -224,8 +215,7 @@ def train_program(s: Setup):
   layout = jax.tree.map(lambda x: x.sharding, s.state)
   with jax.set_mesh(s.mesh):
     return jax.jit(
-        s.train_step, donate_argnums=0,
-        out_shardings=(layout, None, None, None),
+      s.train_step, donate_argnums=0, out_shardings=(layout, None, None, None)
     ).lower(s.state, s.batch, s.base)
 
 
@@ -242,55 +232,71 @@ class Sampling(NamedTuple):
 def sampling(config, s: Setup) -> Sampling:
   shards, n = sharding.row_shards(s.mesh), config.rollout.samples
   room = config.batch.max_row - config.rollout.max_new_tokens
-  sizes = boards.doubles(
-      config.batch.prompt_bucket, s.model_config.max_positions
-  )
+  sizes = boards.doubles(config.batch.prompt_bucket, s.model_config.max_positions)
   board, waiting = sample.set_up(
-      s.model_config, [()] * config.rollout.prompts, n,
-      *boards.shares(config.rollout.slots, shards), shards, sizes[0],
-  )  # fmt: skip
+    s.model_config,
+    [()] * config.rollout.prompts,
+    n,
+    *boards.shares(config.rollout.slots, shards),
+    shards,
+    sizes[0],
+  )
   filled = -(-board.width // len(waiting[0]))  # prompts of a shard
   together = boards.together(filled)
   positions = boards.least(sizes, config.batch.max_row)
   return Sampling(
-      board.width * shards, together * shards, -(-filled // together),
-      min(-(-room // sizes[0]) * sizes[0], positions), positions,
-  )  # fmt: skip
+    board.width * shards,
+    together * shards,
+    -(-filled // together),
+    min(-(-room // sizes[0]) * sizes[0], positions),
+    positions,
+  )
 
 
 def sampler_programs(config, s: Setup):
   """(prefill, decode), lowered: the largest that a rollout runs."""
   size, split = sampling(config, s), sharding.rows_sharding(s.mesh)
-  of = lambda shape, dtype: jax.ShapeDtypeStruct(shape, dtype, sharding=split)
-  ints = lambda *shape: of(shape, jnp.int32)
+
+  def of(shape, dtype):
+    return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
+
+  def ints(*shape):
+    return of(shape, jnp.int32)
+
   floats, R = lambda *shape: of(shape, jnp.float32), size.slots
   knobs = Knobs(floats(R), ints(R), floats(R), floats(R))
   slots = Slots(
-      ints(R), ints(R), ints(R), ints(R), of((R,), jnp.bool),
-      of((R, 2), jnp.uint32), knobs,
-  )  # fmt: skip
-  params = lora.join(s.base, s.state.params)
-  cache = jax.eval_shape(
-      lambda: kv_cache.init(s.model_config, R, size.positions)
+    ints(R),
+    ints(R),
+    ints(R),
+    ints(R),
+    of((R,), jnp.bool),
+    of((R, 2), jnp.uint32),
+    knobs,
   )
+  params = lora.join(s.base, s.state.params)
+  cache = jax.eval_shape(lambda: kv_cache.init(s.model_config, R, size.positions))
   cache = jax.tree.map(
-      lambda x: jax.ShapeDtypeStruct(
-          x.shape, x.dtype, sharding=kv_cache.sharding_of(x, s.mesh)
-      ),
-      cache,
+    lambda x: jax.ShapeDtypeStruct(
+      x.shape, x.dtype, sharding=kv_cache.sharding_of(x, s.mesh)
+    ),
+    cache,
   )
   scalars = (2,), ()
   eos_E, enough = (jax.ShapeDtypeStruct(n, jnp.int32) for n in scalars)
   with jax.set_mesh(s.mesh):
     return (
-        prefill.lower(
-            s.model_config, params, ints(size.prompts, size.length)
-        ),
-        decode.lower(
-            s.model_config, params, cache, slots, eos_E, enough,
-            steps=config.rollout.decode_steps,
-        ),
-    )  # fmt: skip
+      prefill.lower(s.model_config, params, ints(size.prompts, size.length)),
+      decode.lower(
+        s.model_config,
+        params,
+        cache,
+        slots,
+        eos_E,
+        enough,
+        steps=config.rollout.decode_steps,
+      ),
+    )
 
 
 # ------------------------------------------------------------- the account
@@ -299,8 +305,8 @@ def sampler_programs(config, s: Setup):
 def bytes_a_chip(tree) -> int:
   """Of a laid-out tree: the first device's share."""
   return sum(
-      math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
-      for x in jax.tree.leaves(tree)
+    math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+    for x in jax.tree.leaves(tree)
   )
 
 
@@ -313,23 +319,26 @@ def make(config, topology: str) -> dict:
   devices = devices_of(topology)
   s, chip = set_up(config, devices), CHIPS.get(kind)
   resident = {
-      "parameters": bytes_a_chip((s.base, s.state.params)),
-      "optimizer": bytes_a_chip(s.state.opt),
-      "teacher": bytes_a_chip(s.state.teacher),
+    "parameters": bytes_a_chip((s.base, s.state.params)),
+    "optimizer": bytes_a_chip(s.state.opt),
+    "teacher": bytes_a_chip(s.state.teacher),
   }
   account = {
-      "model": config.model.source, "topology": topology,
-      "chips": len(devices), "mesh": dict(s.mesh.shape),
-      "attention": s.model_config.attention, "remat": s.model_config.remat,
-      "lora_rank": config.lora.rank, "rows": len(s.batch.student.ids_RxL),
-      "row_tokens": config.batch.max_row,
-      "new_tokens": config.rollout.max_new_tokens,
-      "hbm": chip and chip.hbm, "resident": resident,
-  }  # fmt: skip
+    "model": config.model.source,
+    "topology": topology,
+    "chips": len(devices),
+    "mesh": dict(s.mesh.shape),
+    "attention": s.model_config.attention,
+    "remat": s.model_config.remat,
+    "lora_rank": config.lora.rank,
+    "rows": len(s.batch.student.ids_RxL),
+    "row_tokens": config.batch.max_row,
+    "new_tokens": config.rollout.max_new_tokens,
+    "hbm": chip and chip.hbm,
+    "resident": resident,
+  }
   if chip and sum(resident.values()) > chip.hbm:
-    return account | {
-        "fits": False, "advice": advice(config, s, account, "train")
-    }
+    return account | {"fits": False, "advice": advice(config, s, account, "train")}
   phases = {"train": lambda: of_train(config, s, chip)}
   if config.rollout.source == "on_policy":
     phases["decode"] = lambda: of_decode(config, s, chip, resident)
@@ -339,9 +348,7 @@ def make(config, topology: str) -> dict:
     except DoesNotFit as e:
       account["compiler"] = str(e).splitlines()[0]
     if name not in account or (chip and account[name]["bytes"] > chip.hbm):
-      return account | {
-          "fits": False, "advice": advice(config, s, account, name)
-      }
+      return account | {"fits": False, "advice": advice(config, s, account, name)}
   return account | {"fits": True, "advice": ""}
 
 
@@ -350,19 +357,20 @@ def of_train(config, s: Setup, chip) -> dict:
   m = program.memory
   width = s.model_config.width
   account = {
-      "compile_seconds": program.seconds,
-      "batch": bytes_a_chip(s.batch),
-      "activations": m.temp_size_in_bytes,
-      "bytes": m.argument_size_in_bytes + m.temp_size_in_bytes
-      + m.output_size_in_bytes - m.alias_size_in_bytes,
-      "tokens_with_logits_at_once": hlo.most_tokens(
-          program.text, vocabulary_a_chip(s),
-          {width, width // s.mesh.shape["fsdp"]},
-      ),
-  }  # fmt: skip
+    "compile_seconds": program.seconds,
+    "batch": bytes_a_chip(s.batch),
+    "activations": m.temp_size_in_bytes,
+    "bytes": m.argument_size_in_bytes
+    + m.temp_size_in_bytes
+    + m.output_size_in_bytes
+    - m.alias_size_in_bytes,
+    "tokens_with_logits_at_once": hlo.most_tokens(
+      program.text, vocabulary_a_chip(s), {width, width // s.mesh.shape["fsdp"]}
+    ),
+  }
   useful = flops.useful_flops(config, s) / s.mesh.size
   return account | roofline(
-      program, useful, flops.executed_flops(config, s) / s.mesh.size, chip
+    program, useful, flops.executed_flops(config, s) / s.mesh.size, chip
   )
 
 
@@ -382,36 +390,42 @@ def of_decode(config, s: Setup, chip, resident: dict) -> dict:
   calls = -(-config.rollout.max_new_tokens // config.rollout.decode_steps)
   counts = flops.prefill_flops(s, size), flops.decode_flops(config, s, size)
   parts = [
-      times(roofline(program, f / s.mesh.size, f / s.mesh.size, chip), k)
-      for program, f, k in zip(
-          (first, then), counts, (size.calls, calls), strict=True
-      )
+    times(roofline(program, f / s.mesh.size, f / s.mesh.size, chip), k)
+    for program, f, k in zip((first, then), counts, (size.calls, calls), strict=True)
   ]
   cache = (
-      2 * c.num_layers * size.slots * size.positions * c.num_kv_heads
-      * c.head_dim * jnp.dtype(c.dtype).itemsize // s.mesh.size
-  )  # fmt: skip
-  in_all = lambda m: (
-      m.argument_size_in_bytes + m.temp_size_in_bytes + m.output_size_in_bytes
-      - m.alias_size_in_bytes
+    2
+    * c.num_layers
+    * size.slots
+    * size.positions
+    * c.num_kv_heads
+    * c.head_dim
+    * jnp.dtype(c.dtype).itemsize
+    // s.mesh.size
   )
+
+  def in_all(m):
+    return (
+      m.argument_size_in_bytes
+      + m.temp_size_in_bytes
+      + m.output_size_in_bytes
+      - m.alias_size_in_bytes
+    )
+
   # The cache of all slots lies beside what prefill makes.
   largest = max(in_all(first.memory) + cache, in_all(then.memory))
   account = {
-      "compile_seconds": first.seconds + then.seconds,
-      "rows": size.slots, "prefill_prompts": size.prompts,
-      "cache": cache,
-      "temporaries": max(
-          m.temp_size_in_bytes for m in (first.memory, then.memory)
-      ),
-      "bytes": largest + resident["optimizer"] + resident["teacher"],
-  } | plus(*parts)  # fmt: skip
+    "compile_seconds": first.seconds + then.seconds,
+    "rows": size.slots,
+    "prefill_prompts": size.prompts,
+    "cache": cache,
+    "temporaries": max(m.temp_size_in_bytes for m in (first.memory, then.memory)),
+    "bytes": largest + resident["optimizer"] + resident["teacher"],
+  } | plus(*parts)
   if chip:
     tokens = size.slots * config.rollout.max_new_tokens
     account["tokens_per_second"] = tokens / account["seconds"]
-    account["mfu"] = account["useful_flops"] / (
-        chip.flops * account["seconds"]
-    )
+    account["mfu"] = account["useful_flops"] / (chip.flops * account["seconds"])
   return account
 
 
@@ -423,10 +437,10 @@ def times(account, k: int):
 def plus(a: dict, b: dict) -> dict:
   """Two rooflines one after the other."""
   return {
-      name: plus(a.get(name, {}), b.get(name, {}))
-      if isinstance(a.get(name, b.get(name)), dict)
-      else a.get(name, 0) + b.get(name, 0)
-      for name in {**a, **b}
+    name: plus(a.get(name, {}), b.get(name, {}))
+    if isinstance(a.get(name, b.get(name)), dict)
+    else a.get(name, 0) + b.get(name, 0)
+    for name in {**a, **b}
   }
 
 
@@ -434,21 +448,21 @@ def roofline(program: Compiled, useful, executed, chip) -> dict:
   """FLOPs, traffic and, for a known chip, the estimate; all of one chip."""
   traffic = hlo.traffic(program.text)
   account = {
-      "useful_flops": useful, "executed_flops": executed,
-      "hbm_bytes": traffic.memory, "collective_bytes": dict(traffic.collectives),
-      "collective_counts": dict(traffic.counts),
-  }  # fmt: skip
+    "useful_flops": useful,
+    "executed_flops": executed,
+    "hbm_bytes": traffic.memory,
+    "collective_bytes": dict(traffic.collectives),
+    "collective_counts": dict(traffic.counts),
+  }
   if chip is None:
     return account
   parts = {
-      "compute_seconds": executed / chip.flops,
-      "memory_seconds": traffic.memory / chip.hbm_rate,
-      "collective_seconds": sum(traffic.collectives.values()) / chip.ici_rate,
+    "compute_seconds": executed / chip.flops,
+    "memory_seconds": traffic.memory / chip.hbm_rate,
+    "collective_seconds": sum(traffic.collectives.values()) / chip.ici_rate,
   }
   total = sum(parts.values())
-  return account | parts | {
-      "seconds": total, "mfu": useful / (chip.flops * total)
-  }  # fmt: skip
+  return account | parts | {"seconds": total, "mfu": useful / (chip.flops * total)}
 
 
 def advice(config, s: Setup, account: dict, phase: str) -> str:
@@ -459,25 +473,23 @@ def advice(config, s: Setup, account: dict, phase: str) -> str:
     chips = -(-s.mesh.size * resident // int(0.6 * hbm))
     lighter = "" if config.lora.rank else ", or train an adapter: lora.rank=64"
     return (
-        f"parameters, optimizer and teacher alone take {resident / 1e9:.1f} of"
-        f" {hbm / 1e9:.0f} GB a chip: split them over more chips (about"
-        f" {chips}){lighter}"
+      f"parameters, optimizer and teacher alone take {resident / 1e9:.1f} of"
+      f" {hbm / 1e9:.0f} GB a chip: split them over more chips (about"
+      f" {chips}){lighter}"
     )
   if phase == "decode":
-    return (
-        "sampling needs the room: lower rollout.slots, it is"
-        f" {config.rollout.slots}"
-    )
+    return f"sampling needs the room: lower rollout.slots, it is {config.rollout.slots}"
   if config.model.remat != "full":
     return "keep less for the backward pass: model.remat=full"
   more = [
-      n for n in sharding.divisors(len(s.batch.student.ids_RxL) // shards)
-      if n > config.batch.micro_batches
-  ]  # fmt: skip
+    n
+    for n in sharding.divisors(len(s.batch.student.ids_RxL) // shards)
+    if n > config.batch.micro_batches
+  ]
   if more:
     return f"take fewer rows at a time: batch.micro_batches={more[0]}"
   return (
-      f"one row a chip is too much: shorten it (batch.max_row is"
-      f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"
-      " split it: mesh.tensor=2"
+    f"one row a chip is too much: shorten it (batch.max_row is"
+    f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"
+    " split it: mesh.tensor=2"
   )

@@ -35,16 +35,34 @@ DTYPES = ("float32", "bfloat16", "float16")
 REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem
 
 COUNTS = (  # fields that must be at least 1
-    "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens",
-    "rollout.slots", "rollout.decode_steps", "batch.micro_batches",
-    "batch.bucket", "batch.response_bucket", "batch.prompt_bucket",
-    "loss.chunk", "eval.every", "eval.slots", "eval.decode_steps",
-    "eval.max_new_tokens", "eval.drift_prompts",
-    "eval.drift_tokens", "checkpoint.every", "checkpoint.keep",
-    "log.samples_every", "task.eval_count", "task.train_count",
-    "optimizer.max_bad_steps", "verify.workers", "verify.memory_mb",
-    "reinforce.updates", "reinforce.rounds",
-)  # fmt: skip
+  "steps",
+  "rollout.prompts",
+  "rollout.samples",
+  "rollout.max_new_tokens",
+  "rollout.slots",
+  "rollout.decode_steps",
+  "batch.micro_batches",
+  "batch.bucket",
+  "batch.response_bucket",
+  "batch.prompt_bucket",
+  "loss.chunk",
+  "eval.every",
+  "eval.slots",
+  "eval.decode_steps",
+  "eval.max_new_tokens",
+  "eval.drift_prompts",
+  "eval.drift_tokens",
+  "checkpoint.every",
+  "checkpoint.keep",
+  "log.samples_every",
+  "task.eval_count",
+  "task.train_count",
+  "optimizer.max_bad_steps",
+  "verify.workers",
+  "verify.memory_mb",
+  "reinforce.updates",
+  "reinforce.rounds",
+)
 
 
 class Run(NamedTuple):
@@ -84,28 +102,42 @@ def validate(config, problems: bool = True) -> None:
   rollout.check_stop("eval.stop", config.eval.stop)
   evaluate.unrelated_prompts(config.eval.drift_prompts)
   for name, known in (
-      ("remat", transformer.REMAT), ("dtype", DTYPES), ("param_dtype", DTYPES),
-      ("attention", ("auto", *attention.ALL)),
-  ):  # fmt: skip
+    ("remat", transformer.REMAT),
+    ("dtype", DTYPES),
+    ("param_dtype", DTYPES),
+    ("attention", ("auto", *attention.ALL)),
+  ):
     if config.model[name] not in known:
       raise ValueError(
-          f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
+        f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
       )
   lora.check(config.lora.targets)
   if not config.lora.alpha > 0:
     raise ValueError(f"lora.alpha is {config.lora.alpha}, expected above 0")
   if 0 < config.batch.max_row <= config.rollout.max_new_tokens:
     raise ValueError(
-        f"batch.max_row is {config.batch.max_row}, which leaves no prompt beside"
-        f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
+      f"batch.max_row is {config.batch.max_row}, which leaves no prompt beside"
+      f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
     )
   if config.rollout.source == "dataset" and config.rollout.samples != 1:
-    raise ValueError("rollout.source=dataset has one response a problem: set"
-                     f" rollout.samples=1, it is {config.rollout.samples}")
-  for name in (*COUNTS, "seed", "eval.samples", "lora.rank", "batch.max_row",
-               "batch.row_tokens", "profile.start", "profile.steps",
-               "reinforce.overlong", "data.skip_bad", "data.train_limit",
-               "data.eval_limit"):  # fmt: skip
+    raise ValueError(
+      "rollout.source=dataset has one response a problem: set"
+      f" rollout.samples=1, it is {config.rollout.samples}"
+    )
+  for name in (
+    *COUNTS,
+    "seed",
+    "eval.samples",
+    "lora.rank",
+    "batch.max_row",
+    "batch.row_tokens",
+    "profile.start",
+    "profile.steps",
+    "reinforce.overlong",
+    "data.skip_bad",
+    "data.train_limit",
+    "data.eval_limit",
+  ):
     value = functools.reduce(getattr, name.split("."), config)
     least = 1 if name in COUNTS else 0
     if value < least:
@@ -114,13 +146,13 @@ def validate(config, problems: bool = True) -> None:
     value = functools.reduce(getattr, name.split("."), config)
     if value % config.reinforce.updates:
       raise ValueError(
-          f"{name} is {value}, expected a multiple of reinforce.updates ="
-          f" {config.reinforce.updates}"
+        f"{name} is {value}, expected a multiple of reinforce.updates ="
+        f" {config.reinforce.updates}"
       )
   if (rows := rows_per_step(config)) % config.batch.micro_batches:
     raise ValueError(
-        f"{rows} rows a step do not split into batch.micro_batches ="
-        f" {config.batch.micro_batches}"
+      f"{rows} rows a step do not split into batch.micro_batches ="
+      f" {config.batch.micro_batches}"
     )
 
 
@@ -139,70 +171,95 @@ def prepare(config) -> Run:
   sharding.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
   if config.rollout.prompts % processes.count():
     raise ValueError(
-        f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
-        f" the {processes.count()} processes"
+      f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
+      f" the {processes.count()} processes"
     )
   verify, problems = read_problems(config)
   path = sources.resolve(config.model.source)
   tok = tokenizer.load(path)
   how = how_to_run(config)
   model_config = fit_to(
-      sources.read_config(path, **how), mesh, config.batch.row_tokens > 0
+    sources.read_config(path, **how), mesh, config.batch.row_tokens > 0
   )
   _, params = sources.load_model_weights(
-      path, functools.partial(sharding.tree_shardings, mesh=mesh),
-      **how | {"attention": model_config.attention},
-  )  # fmt: skip
+    path,
+    functools.partial(sharding.tree_shardings, mesh=mesh),
+    **how | {"attention": model_config.attention},
+  )
   jax.eval_shape(trained(config), params)  # do its targets exist?
   d = config.divergence
   if d.support != "full" and d.k > model_config.vocab_size:
     raise ValueError(
-        f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
+      f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
     )
   positions, dropped = longest_row(config, model_config), problems.dropped
   train = ask(
-      config.context, tok, problems.train,
-      positions - config.rollout.max_new_tokens, dropped, "training",
-      references=positions if config.rollout.source == "dataset" else 0,
-  )  # fmt: skip
+    config.context,
+    tok,
+    problems.train,
+    positions - config.rollout.max_new_tokens,
+    dropped,
+    "training",
+    references=positions if config.rollout.source == "dataset" else 0,
+  )
   held_out = ask(
-      config.context, tok, problems.eval,
-      model_config.max_positions - config.eval.max_new_tokens, dropped,
-      "evaluation",
-  )  # fmt: skip
+    config.context,
+    tok,
+    problems.eval,
+    model_config.max_positions - config.eval.max_new_tokens,
+    dropped,
+    "evaluation",
+  )
   if len(train) < config.rollout.prompts or not held_out:
     raise ValueError(
-        f"{len(train)} problems are left to train on, expected at least"
-        f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
-        f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
-        f" dropped: {dropped or 'none'}"
+      f"{len(train)} problems are left to train on, expected at least"
+      f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
+      f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
+      f" dropped: {dropped or 'none'}"
     )
   digest = stream.digest(train, held_out)
   if len(set(processes.gather(digest))) > 1:
     raise ValueError(
-        "the processes read different problems: give each the same content of"
-        f" data.train={config.data.train} and data.eval={config.data.eval}"
+      "the processes read different problems: give each the same content of"
+      f" data.train={config.data.train} and data.eval={config.data.eval}"
     )
   return Run(
-      mesh, model_config, params, trained(config), tok, train, held_out,
-      verify, problems.removed_as_overlap, dropped, problems.counts,
-      digest, objectives.from_config(config), optimizer.from_config(config),
-  )  # fmt: skip
+    mesh,
+    model_config,
+    params,
+    trained(config),
+    tok,
+    train,
+    held_out,
+    verify,
+    problems.removed_as_overlap,
+    dropped,
+    problems.counts,
+    digest,
+    objectives.from_config(config),
+    optimizer.from_config(config),
+  )
 
 
 def problems_of(config) -> data.Problems:
   """What a run of this config trains and evaluates on."""
   c, d = config.task, config.data
   return data.both(
-      d.train, d.eval, data.Columns(d.problem, d.solution, d.answer, d.id),
-      skip_bad=d.skip_bad, train_limit=d.train_limit, eval_limit=d.eval_limit,
-      rewarded=config.reinforce.weight > 0,
-      task={
-          "name": c.name, "train_count": c.train_count,
-          "eval_count": c.eval_count, "seed": c.seed,
-          "privileged_field": c.privileged_field,
-      },
-  )  # fmt: skip
+    d.train,
+    d.eval,
+    data.Columns(d.problem, d.solution, d.answer, d.id),
+    skip_bad=d.skip_bad,
+    train_limit=d.train_limit,
+    eval_limit=d.eval_limit,
+    rewarded=config.reinforce.weight > 0,
+    task={
+      "name": c.name,
+      "train_count": c.train_count,
+      "eval_count": c.eval_count,
+      "seed": c.seed,
+      "privileged_field": c.privileged_field,
+    },
+  )
 
 
 def read_problems(config):
@@ -239,16 +296,16 @@ def unverified(verify, examples, task: str, source: str) -> int:
   for e, v in zip(asked, verdicts, strict=True):
     if v.feedback.startswith(f"{UNJUDGED}: "):
       raise ValueError(
-          f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
-          f" {e.answer!r} ({v.feedback}): choose another"
+        f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
+        f" {e.answer!r} ({v.feedback}): choose another"
       )
   scores = [v.score for v in verdicts]
   bare, boxed, _ = (scores[i:][: len(own)] for i in (0, len(own), 2 * len(own)))
   wrong = sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
   if own and wrong == len(own):
     raise ValueError(
-        f"task {task} finds none of the {wrong} answers of {source} right, read"
-        f" as a reply, {own[0].answer!r} the first: choose another"
+      f"task {task} finds none of the {wrong} answers of {source} right, read"
+      f" as a reply, {own[0].answer!r} the first: choose another"
     )
   return wrong
 
@@ -266,7 +323,7 @@ def how_to_run(config) -> dict:
   """The fields of a ModelConfig that are not the model's own."""
   fields = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
   return {name: config.model[name] for name in fields} | {
-      "lora_alpha": config.lora.alpha
+    "lora_alpha": config.lora.alpha
   }
 
 
@@ -281,10 +338,13 @@ def fit_to(model_config, mesh, packed: bool):
   sharding.check_heads(mesh, c.num_heads, c.num_kv_heads, c.mlp_width)
   device = mesh.devices.flat[0]
   backend = attention.resolve(
-      c.attention, platform=device.platform, dtype=c.dtype,
-      head_dim=c.head_dim, packed=packed,
-      capability=getattr(device, "compute_capability", "8.0"),
-  )  # fmt: skip
+    c.attention,
+    platform=device.platform,
+    dtype=c.dtype,
+    head_dim=c.head_dim,
+    packed=packed,
+    capability=getattr(device, "compute_capability", "8.0"),
+  )
   return dataclasses.replace(c, attention=backend)
 
 
@@ -294,7 +354,7 @@ def trained(config):
     return lambda params: params
   key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
   return functools.partial(
-      lora.init, key=key, targets=config.lora.targets, rank=config.lora.rank
+    lora.init, key=key, targets=config.lora.targets, rank=config.lora.rank
   )
 
 
@@ -302,14 +362,14 @@ def longest_row(config, model_config) -> int:
   """Tokens of a row at most: batch.max_row within the model's positions."""
   if config.batch.max_row > model_config.max_positions:
     raise ValueError(
-        f"batch.max_row is {config.batch.max_row}, the model has"
-        f" {model_config.max_positions} positions"
+      f"batch.max_row is {config.batch.max_row}, the model has"
+      f" {model_config.max_positions} positions"
     )
   return config.batch.max_row or model_config.max_positions
 
 
 def ask(
-    c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
+  c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
 ) -> tuple[Problem, ...]:
   """Both sides' prompts of every example; what cannot be asked is dropped and
   counted by use and reason. In evaluation that is what the student cannot be
@@ -318,7 +378,9 @@ def ask(
   `c` is config.context, `room` the longest prompt. `references`, unless 0: the
   response will be the reference solution, in a row of at most so many tokens.
   """
-  args = lambda a: {k: v for k, v in a.items() if v is not None}
+
+  def args(a):
+    return {k: v for k, v in a.items() if v is not None}
 
   def prompt(messages, how):
     ids = tuple(tok.chat_ids(messages, **args(how)))

@@ -28,8 +28,7 @@ from jax.sharding import PartitionSpec as P
 from opsd_jax import sharding
 
 AGAIN = (
-    "all processes have to be started again; the run resumes from its last"
-    " checkpoint"
+  "all processes have to be started again; the run resumes from its last checkpoint"
 )
 GOODBYE = "goodbye\n"
 # What an error says that comes of another process being gone.
@@ -43,10 +42,10 @@ lines: dict[int, socket.socket] = {}  # to process 0, or from it to each other
 
 
 def start(
-    coordinator: str | None = None,
-    num_processes: int | None = None,
-    process_id: int | None = None,
-    heartbeat_seconds: int = 30,
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+  heartbeat_seconds: int = 30,
 ) -> None:
   """Joins the other processes of this run, if there are any.
 
@@ -58,22 +57,21 @@ def start(
   told = (coordinator, num_processes, process_id)
   if None in told and any(x is not None for x in told):
     raise ValueError(
-        "coordinator, num_processes and process_id belong together, got"
-        f" {coordinator}, {num_processes}, {process_id}: give all or none"
+      "coordinator, num_processes and process_id belong together, got"
+      f" {coordinator}, {num_processes}, {process_id}: give all or none"
     )
   if coordinator and not 0 <= process_id < num_processes:
     raise ValueError(
-        f"process_id is {process_id}, expected 0 to {num_processes - 1}:"
-        f" num_processes is {num_processes}"
+      f"process_id is {process_id}, expected 0 to {num_processes - 1}:"
+      f" num_processes is {num_processes}"
     )
   if jax.distributed.is_initialized() or not (coordinator or is_cluster()):
     return
   # The end of a process shall be its end: nothing here waits for SIGTERM.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
-      coordinator, num_processes, process_id,
-      heartbeat_timeout_seconds=heartbeat_seconds,
-  )  # fmt: skip
+    coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
+  )
   connect()
   if not is_first():
     sys.stdout = open(os.devnull, "w")
@@ -81,13 +79,16 @@ def start(
 
 def is_cluster() -> bool:
   """Whether the environment says that this is one of several processes."""
-  several = lambda name: int(os.environ.get(name) or 1) > 1
+
+  def several(name):
+    return int(os.environ.get(name) or 1) > 1
+
   return (
-      "JAX_COORDINATOR_ADDRESS" in os.environ
-      or several("SLURM_STEP_NUM_TASKS")  # srun; a batch script alone is one
-      or several("OMPI_COMM_WORLD_SIZE")
-      or several("MEGASCALE_NUM_SLICES")
-      or tpu_hosts() > 1
+    "JAX_COORDINATOR_ADDRESS" in os.environ
+    or several("SLURM_STEP_NUM_TASKS")  # srun; a batch script alone is one
+    or several("OMPI_COMM_WORLD_SIZE")
+    or several("MEGASCALE_NUM_SLICES")
+    or tpu_hosts() > 1
   )
 
 
@@ -97,9 +98,9 @@ def tpu_hosts() -> int:
   if names is None and glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*"):
     server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
     request = urllib.request.Request(
-        f"http://{server}/computeMetadata/v1/instance/attributes/"
-        "worker-network-endpoints",
-        headers={"Metadata-Flavor": "Google"},
+      f"http://{server}/computeMetadata/v1/instance/attributes/"
+      "worker-network-endpoints",
+      headers={"Metadata-Flavor": "Google"},
     )
     try:
       with urllib.request.urlopen(request, timeout=5) as answer:
@@ -138,8 +139,7 @@ def gather(value) -> list:
   padded[: len(data)] = data
   rows = multihost_utils.process_allgather(padded)
   return [
-      json.loads(row[:size].tobytes())
-      for row, size in zip(rows, sizes, strict=True)
+    json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
   ]
 
 
@@ -203,19 +203,17 @@ def check_rows(mesh) -> None:
   if (owners_RxM != owners_RxM[:, :1]).any() or len(set(rows_P)) > 1:
     local = owners.size // count()
     raise ValueError(
-        f"mesh {dict(mesh.shape)} over {count()} processes of {local} devices:"
-        " each process needs rows of its own, as many as the others. Make"
-        f" mesh.tensor a divisor of {local} and mesh.data x mesh.fsdp a"
-        f" multiple of {count()}: mesh.data=1, mesh.fsdp=-1, mesh.tensor=1 will"
-        " do"
+      f"mesh {dict(mesh.shape)} over {count()} processes of {local} devices:"
+      " each process needs rows of its own, as many as the others. Make"
+      f" mesh.tensor a divisor of {local} and mesh.data x mesh.fsdp a"
+      f" multiple of {count()}: mesh.data=1, mesh.fsdp=-1, mesh.tensor=1 will"
+      " do"
     )
 
 
 def put_rows(tree, mesh):
   """This process's rows -> the rows of all, on the devices of the mesh."""
-  return jax.make_array_from_process_local_data(
-      sharding.rows_sharding(mesh), tree
-  )
+  return jax.make_array_from_process_local_data(sharding.rows_sharding(mesh), tree)
 
 
 @functools.cache
@@ -322,7 +320,7 @@ def end(error: BaseException, trace: bool = False) -> None:
 
 def is_of_another(error: BaseException) -> bool:
   return isinstance(error, jax.errors.JaxRuntimeError) and any(
-      word in str(error).lower() for word in LOST
+    word in str(error).lower() for word in LOST
   )
 
 

@@ -1,9 +1,9 @@
 """Rows of a data file -> Examples, or where and why a row is none.
 
-  jsonl       {"problem": ..., "solution": ..., "answer": ..., "id": ...}
-  GSM8K       {"question": ..., "answer": "48/2 = <<48/2=24>>24 ...\n#### 72"}
-  MATH        {"problem": ..., "solution": "... so it is $\\boxed{\\frac12}$."}
-  AIME, AMC   {"problem": ..., "answer": 204}
+jsonl       {"problem": ..., "solution": ..., "answer": ..., "id": ...}
+GSM8K       {"question": ..., "answer": "48/2 = <<48/2=24>>24 ...\n#### 72"}
+MATH        {"problem": ..., "solution": "... so it is $\\boxed{\\frac12}$."}
+AIME, AMC   {"problem": ..., "answer": 204}
 """
 
 import collections
@@ -23,19 +23,20 @@ SHOWN = 5  # bad rows named in an error
 # What the public files call a column, in any case: the first here that half of
 # the rows have, null not counted.
 AUTO = {
-    "problem": ("problem", "question", "prompt", "problem_statement"),
-    "solution": (
-        "solution", "answer_cot", "worked_solution", "ground_truth_solution",
-        "reference_solution", "generated_solution", "deepseek_solution",
-        "rationale",
-    ),
-    "answer": (
-        "answer", "expected_answer", "final_answer", "ground_truth", "target",
-    ),
-    "id": (
-        "id", "unique_id", "problem_id", "question_id", "problem_idx", "uuid",
-    ),
-}  # fmt: skip
+  "problem": ("problem", "question", "prompt", "problem_statement"),
+  "solution": (
+    "solution",
+    "answer_cot",
+    "worked_solution",
+    "ground_truth_solution",
+    "reference_solution",
+    "generated_solution",
+    "deepseek_solution",
+    "rationale",
+  ),
+  "answer": ("answer", "expected_answer", "final_answer", "ground_truth", "target"),
+  "id": ("id", "unique_id", "problem_id", "question_id", "problem_idx", "uuid"),
+}
 
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab, LF
 SURROGATE = re.compile(r"[\ud800-\udfff]")
@@ -118,9 +119,11 @@ def parse(line: bytes) -> dict | None:
     return None
   try:
     row = json.loads(
-        text, object_pairs_hook=without_repeats, parse_constant=no_constant,
-        parse_float=Literal,
-    )  # fmt: skip
+      text,
+      object_pairs_hook=without_repeats,
+      parse_constant=no_constant,
+      parse_float=Literal,
+    )
   except Bad:
     raise
   except (ValueError, RecursionError) as e:
@@ -154,7 +157,7 @@ def choose(source: str, rows, columns: Columns) -> Columns:
   """
   names = {name: None for row in rows for name in row}
   counts = collections.Counter(
-      name for row in rows for name, value in row.items() if value is not None
+    name for row in rows for name, value in row.items() if value is not None
   )
   there = f"{source} has the columns {', '.join(names) or 'none'}"
 
@@ -167,10 +170,13 @@ def choose(source: str, rows, columns: Columns) -> Columns:
     many = [n for n in usual if 2 * counts[n] >= len(rows)]
     if usual and not many and field != "id":  # the text gives one
       raise ValueError(
-          f"{source}: column {usual[0]!r} is in {counts[usual[0]]} of"
-          f" {len(rows)} rows: set data.{field} to it, or to '' for none"
+        f"{source}: column {usual[0]!r} is in {counts[usual[0]]} of"
+        f" {len(rows)} rows: set data.{field} to it, or to '' for none"
       )
-    place = lambda n: AUTO[field].index(n.casefold())
+
+    def place(n):
+      return AUTO[field].index(n.casefold())
+
     if len(many) > len({place(n) for n in many}):
       raise ValueError(f"{there}, one in two cases: set data.{field}")
     return min(many, key=place, default=None)
@@ -180,13 +186,12 @@ def choose(source: str, rows, columns: Columns) -> Columns:
     raise ValueError(f"{there}, none for the problem: set data.problem")
   if found.problem in found[1:]:
     raise ValueError(
-        f"{source}: column {found.problem!r} is the problem and another field"
-        " too: set data.problem, .solution, .answer or .id"
+      f"{source}: column {found.problem!r} is the problem and another field"
+      " too: set data.problem, .solution, .answer or .id"
     )
   if found.solution is None and found.answer is None:
     raise ValueError(
-        f"{there}, none for a solution or an answer: set data.solution or"
-        " data.answer"
+      f"{there}, none for a solution or an answer: set data.solution or data.answer"
     )
   return found
 
@@ -201,21 +206,16 @@ def text_of(row: dict, column: str, number: bool = False) -> str:
   if column not in row:
     raise Bad(f"column {column!r}: missing")
   value = row[column]
-  is_number = type(value) is int or (
-      isinstance(value, float) and math.isfinite(value)
-  )
+  is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
   if number and is_number:
     value = str(value)
   if not isinstance(value, str):
     kind = "null" if value is None else f"a {type(value).__name__}"
     raise Bad(f"column {column!r}: not text", f"{kind}, expected text")
-  for what, pattern in (
-      ("control character", CONTROL), ("lone surrogate", SURROGATE)
-  ):  # fmt: skip
+  for what, pattern in (("control character", CONTROL), ("lone surrogate", SURROGATE)):
     if found := pattern.search(value.replace("\r\n", "\n")):
       raise Bad(
-          f"column {column!r}: {what}",
-          f"U+{ord(found[0]):04X} at {found.start()}",
+        f"column {column!r}: {what}", f"U+{ord(found[0]):04X} at {found.start()}"
       )
   if not value.strip():
     raise Bad(f"column {column!r}: empty")
@@ -255,8 +255,8 @@ def examples_of(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
     more = len(faults) - SHOWN
     shown = faults[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
     raise ValueError(
-        f"{source}: {len(faults)} bad rows of {len(rows)}, data.skip_bad allows"
-        f" {skip_bad}:\n  " + "\n  ".join(shown)
+      f"{source}: {len(faults)} bad rows of {len(rows)}, data.skip_bad allows"
+      f" {skip_bad}:\n  " + "\n  ".join(shown)
     )
   if not examples:
     raise ValueError(f"{source} holds no problem, {len(faults)} bad rows")

@@ -73,9 +73,12 @@ def whitened(reward_PxN):
 
 
 ADVANTAGES = {
-    "reward": reward, "centred": centred, "standardised": standardised,
-    "leave_one_out": leave_one_out, "whitened": whitened,
-}  # fmt: skip
+  "reward": reward,
+  "centred": centred,
+  "standardised": standardised,
+  "leave_one_out": leave_one_out,
+  "whitened": whitened,
+}
 ALONE = ("reward",)  # those that make sense of one response a prompt
 
 

@@ -11,17 +11,20 @@ def describe(config, run) -> str:
   """What is about to run: config, devices, sizes, the first two prompts."""
   devices = run.mesh.devices.flatten()
   lines = [
-      str(config),
-      f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}),"
-      f" mesh {dict(run.mesh.shape)}",
-      f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
-      f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
-      f" removed as overlap: {run.removed_as_overlap};"
-      f" dropped: {run.dropped or 'none'};"
-      f" {', '.join(f'{k}: {n}' for k, n in run.counts.items())}",
-      "--- the student reads", text(run, run.train[0].student_ids),
-      "--- the teacher reads", text(run, run.train[0].teacher_ids), "---",
-  ]  # fmt: skip
+    str(config),
+    f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}),"
+    f" mesh {dict(run.mesh.shape)}",
+    f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
+    f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
+    f" removed as overlap: {run.removed_as_overlap};"
+    f" dropped: {run.dropped or 'none'};"
+    f" {', '.join(f'{k}: {n}' for k, n in run.counts.items())}",
+    "--- the student reads",
+    text(run, run.train[0].student_ids),
+    "--- the teacher reads",
+    text(run, run.train[0].teacher_ids),
+    "---",
+  ]
   return "\n".join(lines)
 
 
@@ -35,14 +38,16 @@ def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
   terminal."""
   rows, divs = [], collate.of_responses(div_BxT, token, len(rollouts))
   for (problem, completion), div in zip(rollouts, divs, strict=True):
-    rows.append({
+    rows.append(
+      {
         "step": step,
         "prompt": text(run, problem.student_ids),
         "teacher_prompt": text(run, problem.teacher_ids),
         "completion": completion.text,
         "tokens": [text(run, [i]) for i in completion.ids],
         "kl": div.tolist(),
-    })
+      }
+    )
   shown = [metrics.coloured(row["tokens"], row["kl"]) for row in rows]
   heading = f"rollouts of step {step}; the divergence of each token, in nats"
   if shown:
@@ -55,10 +60,12 @@ def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
 def finish(config, run, writer, workdir, seconds: float) -> dict:
   """Writes summary.json and summary.png, prints replies before and after."""
   summary = summarise(writer.rows()) | {
-      "steps": config.steps, "seconds": seconds, "eval_problems": len(run.eval),
-      "examples_removed_as_overlap": run.removed_as_overlap,
-      "dropped": run.dropped,
-  }  # fmt: skip
+    "steps": config.steps,
+    "seconds": seconds,
+    "eval_problems": len(run.eval),
+    "examples_removed_as_overlap": run.removed_as_overlap,
+    "dropped": run.dropped,
+  }
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   metrics.plot(writer.rows(), summary, workdir / "summary.png")
   writer.close()
@@ -72,12 +79,12 @@ def summarise(rows) -> dict:
   rows = [r for r in rows if "eval/accuracy" in r]
   summary = {}
   for name, row, key in (
-      ("accuracy_base", rows[0], "eval/accuracy"),
-      ("accuracy_teacher", rows[0], "eval/teacher_accuracy"),
-      ("accuracy_final", rows[-1], "eval/accuracy"),
-      ("sampled_accuracy_base", rows[0], "eval/sampled_accuracy"),
-      ("sampled_accuracy_teacher", rows[0], "eval/teacher_sampled_accuracy"),
-      ("sampled_accuracy_final", rows[-1], "eval/sampled_accuracy"),
+    ("accuracy_base", rows[0], "eval/accuracy"),
+    ("accuracy_teacher", rows[0], "eval/teacher_accuracy"),
+    ("accuracy_final", rows[-1], "eval/accuracy"),
+    ("sampled_accuracy_base", rows[0], "eval/sampled_accuracy"),
+    ("sampled_accuracy_teacher", rows[0], "eval/teacher_sampled_accuracy"),
+    ("sampled_accuracy_final", rows[-1], "eval/sampled_accuracy"),
   ):
     for end in ("", "_ci_low", "_ci_high"):
       if key + end in row:
@@ -87,47 +94,54 @@ def summarise(rows) -> dict:
 
 def before_and_after(samples_dir, steps: int, count: int) -> str:
   """The first few evaluation questions with the base's and the final reply."""
-  read = lambda step: [
+
+  def read(step):
+    return [
       json.loads(line)
-      for line in (samples_dir / f"eval_{step:06d}.jsonl")
-      .read_text()
-      .splitlines()
-  ]
+      for line in (samples_dir / f"eval_{step:06d}.jsonl").read_text().splitlines()
+    ]
+
   lines = []
   for before, after in list(zip(read(0), read(steps), strict=True))[:count]:
-    mark = lambda r: "right" if r["score"] >= 1 else "wrong"
-    short = lambda text: textwrap.shorten(text, 200, placeholder=" ...")
+
+    def mark(r):
+      return "right" if r["score"] >= 1 else "wrong"
+
+    def short(text):
+      return textwrap.shorten(text, 200, placeholder=" ...")
+
     lines += [
-        f"Q: {short(before['question'])}",
-        f"  before ({mark(before)}): {short(before['reply'])}",
-        f"  after  ({mark(after)}): {short(after['reply'])}",
+      f"Q: {short(before['question'])}",
+      f"  before ({mark(before)}): {short(before['reply'])}",
+      f"  after  ({mark(after)}): {short(after['reply'])}",
     ]
   return "\n".join(lines)
 
 
 def closing_words(summary: dict, workdir) -> str:
   """The figures one wants, with 95% intervals."""
-  interval = lambda k: (
-      f"{summary[k]:.3f} [{summary[k + '_ci_low']:.3f},"
-      f" {summary[k + '_ci_high']:.3f}]"
-  )
+
+  def interval(k):
+    return (
+      f"{summary[k]:.3f} [{summary[k + '_ci_low']:.3f}, {summary[k + '_ci_high']:.3f}]"
+    )
+
   labels = (
-      ("base", "accuracy_base"), ("privileged teacher", "accuracy_teacher"),
-      ("final", "accuracy_final"),
-      ("base, sampled", "sampled_accuracy_base"),
-      ("teacher, sampled", "sampled_accuracy_teacher"),
-      ("final, sampled", "sampled_accuracy_final"),
-  )  # fmt: skip
+    ("base", "accuracy_base"),
+    ("privileged teacher", "accuracy_teacher"),
+    ("final", "accuracy_final"),
+    ("base, sampled", "sampled_accuracy_base"),
+    ("teacher, sampled", "sampled_accuracy_teacher"),
+    ("final, sampled", "sampled_accuracy_final"),
+  )
   lines = [
-      f"held-out accuracy on {summary['eval_problems']} unseen problems, 95%"
-      " intervals"
+    f"held-out accuracy on {summary['eval_problems']} unseen problems, 95% intervals"
   ]
   lines += [f"  {n:20}{interval(k)}" for n, k in labels if k in summary]
   lines += [
-      f"drift {summary['drift']:.3f} nats a token from the base on unrelated"
-      " prompts",
-      f"{summary['steps']} steps, {summary['seconds']:.0f} s; see"
-      f" {workdir / 'summary.png'}",
+    f"drift {summary['drift']:.3f} nats a token from the base on unrelated prompts",
+    f"{summary['steps']} steps, {summary['seconds']:.0f} s; see"
+    f" {workdir / 'summary.png'}",
   ]
   return "\n".join(lines)
 
@@ -135,23 +149,29 @@ def closing_words(summary: dict, workdir) -> str:
 def plan(account: dict) -> str:
   """A plan's account (plan.make) as a table."""
   lines = [
-      f"{account['model']}, {account['chips']} chips of {account['topology']},"
-      f" mesh {account['mesh']}",
-      f"{account['rows']} rows of {account['row_tokens']} tokens,"
-      f" {account['new_tokens']} of them new; attention"
-      f" {account['attention']}, remat {account['remat']}, LoRA rank"
-      f" {account['lora_rank']}",
-      "bytes a chip",
+    f"{account['model']}, {account['chips']} chips of {account['topology']},"
+    f" mesh {account['mesh']}",
+    f"{account['rows']} rows of {account['row_tokens']} tokens,"
+    f" {account['new_tokens']} of them new; attention"
+    f" {account['attention']}, remat {account['remat']}, LoRA rank"
+    f" {account['lora_rank']}",
+    "bytes a chip",
   ]
-  gigabytes = lambda name, x: f"  {name:34}{x / 1e9:9.2f} GB"
+
+  def gigabytes(name, x):
+    return f"  {name:34}{x / 1e9:9.2f} GB"
+
   lines += [gigabytes(k, v) for k, v in account["resident"].items()]
-  of = lambda phase, key: account.get(phase, {}).get(key)
+
+  def of(phase, key):
+    return account.get(phase, {}).get(key)
+
   for phase, key, name in (
-      ("train", "activations", "train: activations, temporaries"),
-      ("train", "bytes", "train: in all"),
-      ("decode", "cache", "sample: cache"),
-      ("decode", "temporaries", "sample: cache and temporaries"),
-      ("decode", "bytes", "sample: in all"),
+    ("train", "activations", "train: activations, temporaries"),
+    ("train", "bytes", "train: in all"),
+    ("decode", "cache", "sample: cache"),
+    ("decode", "temporaries", "sample: cache and temporaries"),
+    ("decode", "bytes", "sample: in all"),
   ):
     if of(phase, key) is not None:
       lines.append(gigabytes(name, of(phase, key)))
@@ -167,20 +187,20 @@ def plan(account: dict) -> str:
 
 def plan_of(p: dict, name: str) -> list[str]:
   volumes = ", ".join(
-      f"{k} {v / 1e9:.2f} GB ({p['collective_counts'][k]:.0f})"
-      for k, v in p["collective_bytes"].items()
+    f"{k} {v / 1e9:.2f} GB ({p['collective_counts'][k]:.0f})"
+    for k, v in p["collective_bytes"].items()
   )
   lines = [
-      f"{name}, a chip: {p['executed_flops'] / 1e12:.1f} TFLOP"
-      f" ({p['useful_flops'] / 1e12:.1f} useful), {p['hbm_bytes'] / 1e9:.0f} GB"
-      f" of memory traffic; compiled in {p['compile_seconds']:.0f} s",
-      f"  collectives: {volumes or 'none'}",
+    f"{name}, a chip: {p['executed_flops'] / 1e12:.1f} TFLOP"
+    f" ({p['useful_flops'] / 1e12:.1f} useful), {p['hbm_bytes'] / 1e9:.0f} GB"
+    f" of memory traffic; compiled in {p['compile_seconds']:.0f} s",
+    f"  collectives: {volumes or 'none'}",
   ]
   if "seconds" in p:
     lines.append(
-        f"  estimate: {p['seconds']:.2f} s = {p['compute_seconds']:.2f} compute"
-        f" + {p['memory_seconds']:.2f} memory + {p['collective_seconds']:.2f}"
-        f" collectives; MFU {100 * p['mfu']:.0f}%"
+      f"  estimate: {p['seconds']:.2f} s = {p['compute_seconds']:.2f} compute"
+      f" + {p['memory_seconds']:.2f} memory + {p['collective_seconds']:.2f}"
+      f" collectives; MFU {100 * p['mfu']:.0f}%"
     )
   if "tokens_per_second" in p:
     lines.append(f"  {p['tokens_per_second']:,.0f} tokens/s, all rows busy")

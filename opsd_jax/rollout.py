@@ -6,22 +6,22 @@ from opsd_jax.structs import Completion, Rollout
 
 
 def complete(
-    model_config,
-    params,
-    tokenizer,
-    prompts,
-    ids,
-    *,
-    seed: int,
-    step: int,
-    role: str,
-    knobs: Knobs,
-    n: int,
-    max_new_tokens,
-    slots: int,
-    decode_steps: int,
-    prompt_bucket: int,
-    stop=(),
+  model_config,
+  params,
+  tokenizer,
+  prompts,
+  ids,
+  *,
+  seed: int,
+  step: int,
+  role: str,
+  knobs: Knobs,
+  n: int,
+  max_new_tokens,
+  slots: int,
+  decode_steps: int,
+  prompt_bucket: int,
+  stop=(),
 ) -> list[list[Completion]]:
   """n completions of each prompt (token ids); `ids` name the prompts' draws.
 
@@ -30,32 +30,44 @@ def complete(
   it is kept, and with it the string.
   """
   samples = sample(
-      model_config, params, prompts, row_keys(seed, step, role, ids, n), knobs,
-      n=n, max_new_tokens=max_new_tokens, eos_ids=tokenizer.eos_ids,
-      slots=slots, bucket=prompt_bucket, steps=decode_steps,
-      stopped=stopper(tokenizer, stop),
-  )  # fmt: skip
+    model_config,
+    params,
+    prompts,
+    row_keys(seed, step, role, ids, n),
+    knobs,
+    n=n,
+    max_new_tokens=max_new_tokens,
+    eos_ids=tokenizer.eos_ids,
+    slots=slots,
+    bucket=prompt_bucket,
+    steps=decode_steps,
+    stopped=stopper(tokenizer, stop),
+  )
   rows = []
   for r, size in enumerate(samples.len_R):
     ids = tuple(samples.ids_RxT[r, :size].tolist())
     rows.append(
-        Completion(
-            tokenizer.decode(ids), ids,
-            tuple(samples.logp_RxT[r, :size].tolist()),
-            bool(samples.truncated_R[r]),
-            tuple(samples.sampled_logp_RxT[r, :size].tolist()),
-        )
-    )  # fmt: skip
+      Completion(
+        tokenizer.decode(ids),
+        ids,
+        tuple(samples.logp_RxT[r, :size].tolist()),
+        bool(samples.truncated_R[r]),
+        tuple(samples.sampled_logp_RxT[r, :size].tolist()),
+      )
+    )
   return [rows[i : i + n] for i in range(0, len(rows), n)]
 
 
 def check_stop(name: str, strings) -> None:
   """Raises ValueError unless these are texts to stop at."""
-  is_text = lambda x: isinstance(x, str) and x
+
+  def is_text(x):
+    return isinstance(x, str) and x
+
   if isinstance(strings, str) or not all(map(is_text, strings)):
     raise ValueError(
-        f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
-        ' such as ("</answer>",)'
+      f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
+      ' such as ("</answer>",)'
     )
 
 
@@ -67,14 +79,19 @@ def stopper(tokenizer, strings):
   """
   check_stop("stop", strings)
   longest = max(map(len, strings), default=0)
-  has = lambda ids: any(s in tokenizer.decode(ids) for s in strings)
+
+  def has(ids):
+    return any(s in tokenizer.decode(ids) for s in strings)
 
   def stopped(ids, seen):
     if not strings:
       return None
     start, more = seen, longest
+
     # A character that lost some of its tokens reads as U+FFFD.
-    whole = lambda: tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
+    def whole():
+      return tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
+
     while start and len(whole()) <= longest:
       start, more = max(seen - more, 0), 2 * more
     if not has(ids[start:]):
@@ -94,17 +111,23 @@ def on_policy(model_config, tokenizer, **how):
 
   def source(params, problems, step, before):
     names = [
-        f"{p.example.id}/{times}" if times else p.example.id
-        for p, times in zip(problems, before, strict=True)
+      f"{p.example.id}/{times}" if times else p.example.id
+      for p, times in zip(problems, before, strict=True)
     ]
     completions = complete(
-        model_config, params, tokenizer, [p.student_ids for p in problems],
-        names, step=step, role="rollout", **how,
-    )  # fmt: skip
+      model_config,
+      params,
+      tokenizer,
+      [p.student_ids for p in problems],
+      names,
+      step=step,
+      role="rollout",
+      **how,
+    )
     return [
-        Rollout(problem, completion)
-        for problem, group in zip(problems, completions, strict=True)
-        for completion in group
+      Rollout(problem, completion)
+      for problem, group in zip(problems, completions, strict=True)
+      for completion in group
     ]
 
   return source
@@ -115,8 +138,8 @@ def dataset(model_config, tokenizer, **how):
 
   def source(params, problems, step, before):
     return [
-        Rollout(problem, reference(tokenizer, problem.example.solution))
-        for problem in problems
+      Rollout(problem, reference(tokenizer, problem.example.solution))
+      for problem in problems
     ]
 
   return source

@@ -54,27 +54,26 @@ def let_in(config, params, mesh, board, rows, admitted, B: int, P: int, M: int):
       to_GxM[g, m : m + len(slots)] = slots
       m += len(slots)
   prompt_BxP, from_M, to_M = put(
-      mesh,
-      (prompt_GxBxP.reshape(-1, P), from_GxM.reshape(-1), to_GxM.reshape(-1)),
+    mesh, (prompt_GxBxP.reshape(-1, P), from_GxM.reshape(-1), to_GxM.reshape(-1))
   )
   fresh = prefill(config, params, prompt_BxP)
   board.cache = insert(board.cache, fresh, from_M, to_M)
 
 
 def sample(
-    config,
-    params,
-    prompts,
-    keys_R: jax.Array,
-    knobs: Knobs,
-    *,
-    n: int = 1,
-    max_new_tokens,
-    eos_ids,
-    slots: int,
-    bucket: int,
-    steps: int,
-    stopped=lambda ids, seen: None,
+  config,
+  params,
+  prompts,
+  keys_R: jax.Array,
+  knobs: Knobs,
+  *,
+  n: int = 1,
+  max_new_tokens,
+  eos_ids,
+  slots: int,
+  bucket: int,
+  steps: int,
+  stopped=lambda ids, seen: None,
 ) -> Samples:
   """n responses to each prompt (a list of token ids), `slots` rows at once.
 
@@ -96,18 +95,20 @@ def sample(
   rows = ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed)
   total = sharding.row_shards(mesh)
   shards = total if alone else total // processes.count()
-  board, waiting = set_up(
-      config, prompts, n, *shares(slots, total), shards, bucket
-  )
+  board, waiting = set_up(config, prompts, n, *shares(slots, total), shards, bucket)
   share, eos_E = len(waiting[0]), np.asarray(eos_ids, np.int32)
   while True:
     admitted = board.admit(waiting)
     live_G = (board.rows_GxS >= 0).sum(1)
-    B, P, live, reach, waits = agreed([
+    B, P, live, reach, waits = agreed(
+      [
         max(map(len, admitted)),
         max((len(rows.prompts[r[0]]) for r, _ in sum(admitted, [])), default=0),
-        int(live_G.max()), board.reach(rows, steps), int(bool(waiting)),
-    ])  # fmt: skip
+        int(live_G.max()),
+        board.reach(rows, steps),
+        int(bool(waiting)),
+      ]
+    )
     if not live:
       return rows.got
     positions = least(board.sizes, reach)
@@ -117,16 +118,28 @@ def sample(
       B = together(B)
       board.fit(mesh, board.width, positions)
       let_in(
-          config, params, mesh, board, rows, admitted, B,
-          min(-(-P // bucket) * bucket, positions), min(B * share, board.width),
-      )  # fmt: skip
+        config,
+        params,
+        mesh,
+        board,
+        rows,
+        admitted,
+        B,
+        min(-(-P // bucket) * bucket, positions),
+        min(B * share, board.width),
+      )
       continue
     width = board.width if waits else least(board.widths, live)
     board.fit(mesh, min(width, board.width), positions)
     board.cache, chunk = decode(
-        config, params, board.cache, put(mesh, rows.slots(board.row_S)), eos_E,
-        np.int32(enough(board, live, waits) * total), steps=steps,
-    )  # fmt: skip
+      config,
+      params,
+      board.cache,
+      put(mesh, rows.slots(board.row_S)),
+      eos_E,
+      np.int32(enough(board, live, waits) * total),
+      steps=steps,
+    )
     chunk = processes.own_rows(chunk, mesh)
     rows.add(board.row_S, chunk, eos_ids, stopped)
 
@@ -148,8 +161,8 @@ def ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed) -> Rows:
   budget_R = np.asarray(max_new_tokens, np.int32)
   if budget_R.shape not in ((), (R,)) or budget_R.min() < 1:
     raise ValueError(
-        f"max_new_tokens is {max_new_tokens}, expected a number above 0 or one"
-        f" for each of {R} rows"
+      f"max_new_tokens is {max_new_tokens}, expected a number above 0 or one"
+      f" for each of {R} rows"
     )
   budget_R = np.broadcast_to(budget_R, R)
   each = [p for p in prompts for _ in range(n)]
@@ -158,22 +171,29 @@ def ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed) -> Rows:
   (longest,) = agreed([int((size_R + budget_R).max())])
   if longest > config.max_positions:
     raise ValueError(
-        f"a prompt of {size_R[worst]} tokens and {budget_R[worst]} new ones"
-        f" exceed the model's {config.max_positions} positions"
+      f"a prompt of {size_R[worst]} tokens and {budget_R[worst]} new ones"
+      f" exceed the model's {config.max_positions} positions"
     )
-  tile = lambda x, dtype: np.tile(
-      np.broadcast_to(np.asarray(x, dtype), n), len(prompts)
-  )
+
+  def tile(x, dtype):
+    return np.tile(np.broadcast_to(np.asarray(x, dtype), n), len(prompts))
+
   types = np.float32, np.int32, np.float32, np.float32
   T = int(budget_R.max())
   got = Samples(
-      np.zeros((R, T), np.int32), np.zeros(R, np.int32), np.ones(R, bool),
-      np.zeros((R, T), np.float32), np.zeros((R, T), np.float32),
-  )  # fmt: skip
+    np.zeros((R, T), np.int32),
+    np.zeros(R, np.int32),
+    np.ones(R, bool),
+    np.zeros((R, T), np.float32),
+    np.zeros((R, T), np.float32),
+  )
   return Rows(
-      each, budget_R, np.asarray(jax.random.key_data(keys_R)),
-      Knobs(*map(tile, knobs, types)), got,
-  )  # fmt: skip
+    each,
+    budget_R,
+    np.asarray(jax.random.key_data(keys_R)),
+    Knobs(*map(tile, knobs, types)),
+    got,
+  )
 
 
 def set_up(config, prompts, n: int, widest: int, fewest, shards, bucket):
@@ -186,14 +206,14 @@ def set_up(config, prompts, n: int, widest: int, fewest, shards, bucket):
   share = min(n, widest)
   longest_first = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
   waiting = collections.deque(
-      list(range(p * n + i, p * n + min(i + share, n)))
-      for p in longest_first for i in range(0, n, share)
-  )  # fmt: skip
+    list(range(p * n + i, p * n + min(i + share, n)))
+    for p in longest_first
+    for i in range(0, n, share)
+  )
   widths = halves(widest, min(fewest, widest))
   wanted = -(-len(waiting) // shards) * share
   width = least(widths, min(wanted, widest))
   board = Board(
-      np.full(shards * width, -1), shards, widths,
-      doubles(bucket, config.max_positions),
-  )  # fmt: skip
+    np.full(shards * width, -1), shards, widths, doubles(bucket, config.max_positions)
+  )
   return board, waiting

@@ -28,16 +28,19 @@ class Spec(NamedTuple):
 def parse(text: str) -> Spec:
   """`name=source[,task=maths]`, or a task, whose name may be left away:
   `largest_number`, `sums=reasoning_gym:chain_sum,max_terms=3`."""
-  is_task = lambda source: re.split("[:,]", source)[0] in tasks.ALL
+
+  def is_task(source):
+    return re.split("[:,]", source)[0] in tasks.ALL
+
   if is_task(text):
     name, source = text.partition(":")[2].partition(",")[0] or text, text
   else:
     name, _, source = text.partition("=")
   if not re.fullmatch(r"[\w.-]+", name) or not source:
     raise ValueError(
-        f"set {text!r}, expected name=source[,task=maths] with letters, digits,"
-        " '.', '_', '-' in the name, or one of the tasks"
-        f" {', '.join(tasks.ALL)}"
+      f"set {text!r}, expected name=source[,task=maths] with letters, digits,"
+      " '.', '_', '-' in the name, or one of the tasks"
+      f" {', '.join(tasks.ALL)}"
     )
   if is_task(source):
     return Spec(name, source, None)
@@ -62,10 +65,11 @@ def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
     examples = data.answered(task, examples, dropped, "evaluation")
     examples = examples[:count]
     about = {
-        "source": spec.source, "task": task,
-        "without_answer": sum(dropped.values()),
-        "asked_again": len(examples) - len(data.by_text(examples)),
-    }  # fmt: skip
+      "source": spec.source,
+      "task": task,
+      "without_answer": sum(dropped.values()),
+      "asked_again": len(examples) - len(data.by_text(examples)),
+    }
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
     examples, _ = tasks.distinct(stream, count, set(), False, task)

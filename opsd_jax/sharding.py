@@ -23,33 +23,33 @@ ROWS = ("data", "fsdp")  # the axes that split a batch
 # Weights, by the end of their path. First match wins; axes of a stacked
 # (scanned) layer have one more in front, which stays whole.
 RULES = (
-    (r"(embed|lm_head)/embedding$", P("tensor", "fsdp")),  # V x D
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", P("fsdp", "tensor")),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_a$", P("fsdp", None)),
-    (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_b$", P(None, "tensor")),
-    (r"(o_proj|down_proj)/kernel$", P("tensor", "fsdp")),
-    (r"(o_proj|down_proj)/lora_a$", P("tensor", None)),
-    (r"(o_proj|down_proj)/lora_b$", P(None, "fsdp")),
-    (r"(q_proj|k_proj|v_proj)/bias$", P("tensor")),
-    (r"(norm|_norm)/scale$", P()),
+  (r"(embed|lm_head)/embedding$", P("tensor", "fsdp")),  # V x D
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", P("fsdp", "tensor")),
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_a$", P("fsdp", None)),
+  (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/lora_b$", P(None, "tensor")),
+  (r"(o_proj|down_proj)/kernel$", P("tensor", "fsdp")),
+  (r"(o_proj|down_proj)/lora_a$", P("tensor", None)),
+  (r"(o_proj|down_proj)/lora_b$", P(None, "fsdp")),
+  (r"(q_proj|k_proj|v_proj)/bias$", P("tensor")),
+  (r"(norm|_norm)/scale$", P()),
 )
 
 # Activations, by what they are.
 ACTIVATIONS = {
-    "rows": P(ROWS),  # B x ...: ids, states of the model's width
-    # B x 1 x ...: a token a row. It is less than the weights, so it travels:
-    # every device of fsdp sees all rows and multiplies with its part of them.
-    "tokens": P("data"),
-    "token_logits": P("data", "tensor"),  # B x V
-    "heads": P(ROWS, None, "tensor"),  # B x L x H x C
-    "cache": P(ROWS, "tensor"),  # B x K x ...
-    "stacked_cache": P(None, ROWS, "tensor"),  # N x B x K x ...
-    "mlp": P(ROWS, None, "tensor"),  # B x L x F
-    "chunks": P(None, ROWS),  # n x N x ...: tokens of the loss, in chunks
-    "logits": P(ROWS, "tensor"),  # N x V
-    "looked_up": P("data", None, "fsdp"),  # B x L x D, as the table is split
-    # The sum of the unembedding's gradient: one partial sum a row shard.
-    "head_gradient": P(ROWS, "tensor"),  # G x tensor x ...
+  "rows": P(ROWS),  # B x ...: ids, states of the model's width
+  # B x 1 x ...: a token a row. It is less than the weights, so it travels:
+  # every device of fsdp sees all rows and multiplies with its part of them.
+  "tokens": P("data"),
+  "token_logits": P("data", "tensor"),  # B x V
+  "heads": P(ROWS, None, "tensor"),  # B x L x H x C
+  "cache": P(ROWS, "tensor"),  # B x K x ...
+  "stacked_cache": P(None, ROWS, "tensor"),  # N x B x K x ...
+  "mlp": P(ROWS, None, "tensor"),  # B x L x F
+  "chunks": P(None, ROWS),  # n x N x ...: tokens of the loss, in chunks
+  "logits": P(ROWS, "tensor"),  # N x V
+  "looked_up": P("data", None, "fsdp"),  # B x L x D, as the table is split
+  # The sum of the unembedding's gradient: one partial sum a row shard.
+  "head_gradient": P(ROWS, "tensor"),  # G x tensor x ...
 }
 
 
@@ -64,39 +64,39 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None):
   named = dict(zip(AXES, sizes, strict=True))
   count = len(devices)
   if sizes.count(-1) > 1 or any(s < 1 and s != -1 for s in sizes):
-    raise ValueError(
-        f"mesh {named}: sizes are positive, and at most one is -1"
-    )
+    raise ValueError(f"mesh {named}: sizes are positive, and at most one is -1")
   if -1 in sizes:
     rest = int(np.prod([s for s in sizes if s != -1]))
     if count % rest:
       raise ValueError(
-          f"mesh {named}: {rest} does not divide {count} devices; the product"
-          f" of the other axes must be one of {divisors(count)}"
+        f"mesh {named}: {rest} does not divide {count} devices; the product"
+        f" of the other axes must be one of {divisors(count)}"
       )
     sizes[sizes.index(-1)] = count // rest
   if int(np.prod(sizes)) != count:
     raise ValueError(
-        f"mesh {named} needs {int(np.prod(sizes))} devices, there are {count};"
-        " set one axis to -1 to take all of them, each axis is one of"
-        f" {divisors(count)}"
+      f"mesh {named} needs {int(np.prod(sizes))} devices, there are {count};"
+      " set one axis to -1 to take all of them, each axis is one of"
+      f" {divisors(count)}"
     )
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   data, fsdp, tensor = sizes
   if data % slices:
     raise ValueError(
-        f"mesh.data is {data} on {slices} slices of {count // slices} devices:"
-        f" it crosses them, so it must be a multiple of {slices}; fsdp x tensor"
-        " must divide a slice"
+      f"mesh.data is {data} on {slices} slices of {count // slices} devices:"
+      f" it crosses them, so it must be a multiple of {slices}; fsdp x tensor"
+      " must divide a slice"
     )
   if slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
-        (data // slices, fsdp, tensor), (slices, 1, 1), devices,
-        allow_split_physical_axes=True,
-    )  # fmt: skip
+      (data // slices, fsdp, tensor),
+      (slices, 1, 1),
+      devices,
+      allow_split_physical_axes=True,
+    )
   else:
     grid = mesh_utils.create_device_mesh(
-        tuple(sizes), devices, allow_split_physical_axes=True
+      tuple(sizes), devices, allow_split_physical_axes=True
     )
   return jax.sharding.Mesh(grid, AXES, axis_types=(AxisType.Auto,) * 3)
 
@@ -111,10 +111,10 @@ def check_heads(mesh, num_heads: int, num_kv_heads: int, mlp_width: int):
   common = math.gcd(num_heads, num_kv_heads, mlp_width)
   if common % tensor:
     raise ValueError(
-        f"mesh.tensor is {tensor} on {mesh.size} devices, mesh"
-        f" {dict(mesh.shape)}: the model has {num_heads} heads, {num_kv_heads}"
-        f" key/value heads and an MLP of {mlp_width}, which it must divide;"
-        f" valid are {divisors(common)}"
+      f"mesh.tensor is {tensor} on {mesh.size} devices, mesh"
+      f" {dict(mesh.shape)}: the model has {num_heads} heads, {num_kv_heads}"
+      f" key/value heads and an MLP of {mlp_width}, which it must divide;"
+      f" valid are {divisors(common)}"
     )
 
 
@@ -141,22 +141,27 @@ def check_rows(mesh, rows: int, micro_batches: int) -> None:
   split = row_shards(mesh) * micro_batches
   if rows % split:
     raise ValueError(
-        f"{rows} rows a step cannot be split over {row_shards(mesh)} row shards"
-        f" (mesh {dict(mesh.shape)}: data x fsdp) and {micro_batches}"
-        f" micro-batches: make rollout.prompts x rollout.samples a multiple of"
-        f" {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
+      f"{rows} rows a step cannot be split over {row_shards(mesh)} row shards"
+      f" (mesh {dict(mesh.shape)}: data x fsdp) and {micro_batches}"
+      f" micro-batches: make rollout.prompts x rollout.samples a multiple of"
+      f" {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
     )
 
 
 def fitted(spec: P, shape: tuple[int, ...], mesh) -> P:
   """The spec without the axes that do not divide their dimension."""
-  size = lambda axes: math.prod(
+
+  def size(axes):
+    return math.prod(
       mesh.shape[a] for a in ((axes,) if isinstance(axes, str) else axes)
-  )
-  return P(*(
+    )
+
+  return P(
+    *(
       axes if axes and n % size(axes) == 0 else None
       for axes, n in zip(spec, shape, strict=False)
-  ))
+    )
+  )
 
 
 def spec_of(path: str, shape: tuple[int, ...], mesh) -> P:
@@ -210,8 +215,8 @@ def gathered(weight: jax.Array, path: str) -> jax.Array:
 
 
 gathered.defvjp(
-    lambda weight, path: (gathered(weight, path), None),
-    lambda path, _, gradient: (kept(gradient, path),),
+  lambda weight, path: (gathered(weight, path), None),
+  lambda path, _, gradient: (kept(gradient, path),),
 )
 
 

@@ -38,15 +38,21 @@ class Rows:
     """What decode is told of rows row_S; -1 is a free slot."""
     live_S, r_S = row_S >= 0, np.maximum(row_S, 0)
     t_S = np.where(live_S, self.got.len_R[r_S], 0)
-    last = lambda r, t: self.got.ids_RxT[r, t - 1] if t else self.prompts[r][-1]
+
+    def last(r, t):
+      return self.got.ids_RxT[r, t - 1] if t else self.prompts[r][-1]
+
     y_S = [last(r, t) for r, t in zip(r_S, t_S, strict=True)]
     size_S = np.array([len(self.prompts[r]) for r in r_S])
     pos_S = np.where(live_S, size_S - 1 + t_S, 0)
     ints = (np.asarray(x, np.int32) for x in (y_S, pos_S, t_S))
     return Slots(
-        *ints, self.budget_R[r_S], live_S, self.key_data_Rx2[r_S],
-        Knobs(*(x[r_S] for x in self.knobs)),
-    )  # fmt: skip
+      *ints,
+      self.budget_R[r_S],
+      live_S,
+      self.key_data_Rx2[r_S],
+      Knobs(*(x[r_S] for x in self.knobs)),
+    )
 
   def add(self, row_S, chunk: Chunk, eos_ids, stopped) -> None:
     """Takes a chunk; rows that ended leave their slots."""
@@ -99,7 +105,10 @@ class Board:
     next."""
     free = [list(np.flatnonzero(part < 0)) for part in self.rows_GxS]
     admitted = [[] for _ in free]
-    room = lambda g: len(free[g]) * (len(admitted[g]) < PREFILL)
+
+    def room(g):
+      return len(free[g]) * (len(admitted[g]) < PREFILL)
+
     while waiting and room(g := max(range(len(free)), key=room)):
       rows = waiting[0]
       if len(rows) > room(g):
@@ -118,9 +127,10 @@ class Board:
   def reach(self, rows: Rows, steps: int) -> int:
     """Positions that the live rows need for `steps` more tokens."""
     live = self.row_S[self.row_S >= 0]
-    size = lambda r: len(rows.prompts[r]) + min(
-        rows.budget_R[r], rows.got.len_R[r] + steps
-    )  # fmt: skip
+
+    def size(r):
+      return len(rows.prompts[r]) + min(rows.budget_R[r], rows.got.len_R[r] + steps)
+
     return int(max((size(r) for r in live), default=0))
 
   def fit(self, mesh, width: int, slots: int) -> None:

@@ -77,10 +77,15 @@ def maj_at_k(answers, scores, k: int) -> float:
   if k == n:
     won = [score for size, score in groups if size == most]
     return sum(won) / len(won) if won else 0.0
-  chance = lambda m: np.array([
-      math.comb(m, i) * (k / n) ** i * (1 - k / n) ** (m - i)
-      for i in range(min(m, k) + 1)
-  ])  # fmt: skip
+
+  def chance(m):
+    return np.array(
+      [
+        math.comb(m, i) * (k / n) ** i * (1 - k / n) ** (m - i)
+        for i in range(min(m, k) + 1)
+      ]
+    )
+
   total = 0.0
   for j in range(1, min(most, k) + 1):
     # by samples taken and answers at j: the chance, and with it the sum of the
@@ -133,9 +138,7 @@ def bootstrap_sums(x_NxM, *, resamples: int, seed: int):
   rng, count = np.random.default_rng(seed), len(x_NxM)
   sizes = [min(BLOCK, resamples - i) for i in range(0, resamples, BLOCK)]
   fair = np.full(count, 1 / count)
-  return np.concatenate(
-      [rng.multinomial(count, fair, size) @ x_NxM for size in sizes]
-  )
+  return np.concatenate([rng.multinomial(count, fair, size) @ x_NxM for size in sizes])
 
 
 def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
@@ -168,9 +171,7 @@ def few_differ(x_N) -> bool:
 # --------------------------------------------------------------- comparisons
 
 
-def compare(
-    a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int
-) -> Difference:
+def compare(a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int) -> Difference:
   """Mean difference b - a of two runs' values on the same problems, with its
   percentile bootstrap interval and the p-value of `sign_flip`.
 
@@ -180,7 +181,7 @@ def compare(
   a_N, b_N = np.asarray(a_N, np.float64), np.asarray(b_N, np.float64)
   if a_N.shape != b_N.shape or a_N.ndim != 1 or not len(a_N):
     raise ValueError(
-        f"{a_N.shape} and {b_N.shape} values, expected one of each problem"
+      f"{a_N.shape} and {b_N.shape} values, expected one of each problem"
     )
   d_N = b_N - a_N
   how = {"resamples": resamples, "seed": seed}
@@ -212,7 +213,10 @@ def sign_flip(d_N, *, resamples: int, seed: int) -> float:
   d_N = d_N[np.abs(d_N) > 1e-12]
   # sums in another order round otherwise
   enough = abs(d_N.sum()) - 1e-9 * np.abs(d_N).sum()
-  as_large = lambda signs: int((np.abs(signs @ d_N) >= enough).sum())
+
+  def as_large(signs):
+    return int((np.abs(signs @ d_N) >= enough).sum())
+
   if len(d_N) < 63 and 2 ** len(d_N) <= resamples:
     every = np.arange(2 ** len(d_N))[:, None] >> np.arange(len(d_N)) & 1
     return as_large(1.0 - 2.0 * every) / len(every)

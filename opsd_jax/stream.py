@@ -33,9 +33,9 @@ def restore(stream, problems: str, saved: dict) -> None:
   """Goes to a saved place; ValueError where it is one in other problems."""
   if saved["problems"] != problems:
     raise ValueError(
-        "the problems are not those that this run began with: the content of"
-        " data.train or data.eval has changed. Restore it, or give another"
-        " --workdir"
+      "the problems are not those that this run began with: the content of"
+      " data.train or data.eval has changed. Restore it, or give another"
+      " --workdir"
     )
   stream.set_state(saved["stream"])
 

@@ -47,7 +47,7 @@ def run(cells, workdir) -> pd.DataFrame:
   check_names(cells)
   if jax.distributed.is_initialized() or processes.is_cluster():
     raise ValueError(
-        "run is for one process: on several, start every cell by its command"
+      "run is for one process: on several, start every cell by its command"
     )
   workdir, errors = files.open_workdir(workdir), {}
   waiting, at = cells, None
@@ -86,8 +86,8 @@ def check_names(cells) -> None:
   for name in names:
     if names.count(name) > 1:
       raise ValueError(
-          f"two cells are named {name!r}: drop one, or run grids of different"
-          " ConfigDicts in workdirs of their own"
+        f"two cells are named {name!r}: drop one, or run grids of different"
+        " ConfigDicts in workdirs of their own"
       )
 
 
@@ -155,9 +155,12 @@ def row_of(cell: Cell, workdir, error: str | None) -> dict:
   else:
     status = "started" if (directory / "config.json").exists() else "missing"
   row = {
-      "config": cell.source, **cell.overrides, "status": status,
-      "error": error, "workdir": str(directory),
-  }  # fmt: skip
+    "config": cell.source,
+    **cell.overrides,
+    "status": status,
+    "error": error,
+    "workdir": str(directory),
+  }
   return row | {k: v for k, v in (summary or {}).items() if k not in row}
 
 

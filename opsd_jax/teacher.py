@@ -45,9 +45,7 @@ def at_start(from_base: bool):
 
 def fixed(from_base: bool = False) -> Teacher:
   """The student as it was at the start."""
-  return Teacher(
-      at_start(from_base), lambda ts, params: ((1.0, ts),), keep
-  )
+  return Teacher(at_start(from_base), lambda ts, params: ((1.0, ts),), keep)
 
 
 def ema(rate: float) -> Teacher:
@@ -56,14 +54,17 @@ def ema(rate: float) -> Teacher:
   Kept in float32: in bfloat16 a small rate never moves it.
   """
   check("rate", rate)
-  f32 = lambda params: jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
-  as_params = lambda ts, params: jax.tree.map(
-      lambda t, p: t.astype(p.dtype), ts, params
-  )
+
+  def f32(params):
+    return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)
+
+  def as_params(ts, params):
+    return jax.tree.map(lambda t, p: t.astype(p.dtype), ts, params)
+
   return Teacher(
-      f32,
-      lambda ts, params: ((1.0, as_params(ts, params)),),
-      lambda ts, params, step: optax.incremental_update(f32(params), ts, rate),
+    f32,
+    lambda ts, params: ((1.0, as_params(ts, params)),),
+    lambda ts, params, step: optax.incremental_update(f32(params), ts, rate),
   )
 
 
@@ -72,11 +73,11 @@ def synced(every: int) -> Teacher:
   if every < 1:
     raise ValueError(f"every is {every}, expected at least 1 step")
   return Teacher(
-      copy,
-      lambda ts, params: ((1.0, ts),),
-      lambda ts, params, step: jax.tree.map(
-          lambda t, p: jnp.where(step % every == 0, p, t), ts, params
-      ),
+    copy,
+    lambda ts, params: ((1.0, ts),),
+    lambda ts, params, step: jax.tree.map(
+      lambda t, p: jnp.where(step % every == 0, p, t), ts, params
+    ),
   )
 
 
@@ -85,9 +86,8 @@ def anchored(pull: float, from_base: bool = False) -> Teacher:
   not of weights (SDPO's trust region, arXiv:2601.20802)."""
   check("pull", pull)
   return Teacher(
-      at_start(from_base),
-      lambda ts, params: ((1.0 - pull, params), (pull, ts)), keep,
-  )  # fmt: skip
+    at_start(from_base), lambda ts, params: ((1.0 - pull, params), (pull, ts)), keep
+  )
 
 
 def none() -> Teacher:
@@ -101,6 +101,10 @@ def check(name: str, value: float) -> None:
 
 
 ALL = {
-    "live": live, "fixed": fixed, "ema": ema, "synced": synced,
-    "anchored": anchored, "none": none,
-}  # fmt: skip
+  "live": live,
+  "fixed": fixed,
+  "ema": ema,
+  "synced": synced,
+  "anchored": anchored,
+  "none": none,
+}

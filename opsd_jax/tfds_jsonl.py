@@ -27,12 +27,13 @@ class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
 
   def _info(self):
     return tfds.core.DatasetInfo(
-        builder=self, disable_shuffling=True,
-        features=tfds.features.FeaturesDict(
-            {name: tfds.features.Text() for name in FIELDS}
-        ),
-        metadata=tfds.core.MetadataDict(dropped=self.loaded.dropped),
-    )  # fmt: skip
+      builder=self,
+      disable_shuffling=True,
+      features=tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in FIELDS}
+      ),
+      metadata=tfds.core.MetadataDict(dropped=self.loaded.dropped),
+    )
 
   def _split_generators(self, dl_manager):
     return {"train": self._generate_examples()}
@@ -52,10 +53,12 @@ def open_jsonl(path, read, how, options: dict) -> Loaded:
   digest.update(repr(how).encode())
   stem = re.sub(r"\W", "_", path.stem)[:80]
   config = tfds.core.BuilderConfig(name=f"{stem}_{digest.hexdigest()[:16]}")
-  make = lambda **kw: OpsdJsonl(
-      config=config, data_dir=options.get("data_dir"),
-      file_format="array_record", **kw,
-  )  # fmt: skip
+
+  def make(**kw):
+    return OpsdJsonl(
+      config=config, data_dir=options.get("data_dir"), file_format="array_record", **kw
+    )
+
   builder = make()
   if not builder.is_prepared():
     prepare(make(loaded=read()))
@@ -63,8 +66,7 @@ def open_jsonl(path, read, how, options: dict) -> Loaded:
   source = data_source(f"tfds:{NAME},path={path}", builder, options)
   fields = ([row[n] or None for n in FIELDS] for row in map(plain, source))
   return Loaded(
-      tuple(Example(*values) for values in fields),
-      dict(builder.info.metadata["dropped"]),
+    tuple(Example(*values) for values in fields), dict(builder.info.metadata["dropped"])
   )
 
 
@@ -74,7 +76,7 @@ def find(name: str, options: dict):
     return tfds.builder(name, data_dir=options.get("data_dir"))
   except Exception as e:  # unknown, damaged, needs a package: many types
     raise ValueError(
-        f"tfds:{name}: {type(e).__name__}: {str(e).splitlines()[0]}"
+      f"tfds:{name}: {type(e).__name__}: {str(e).splitlines()[0]}"
     ) from e
 
 
@@ -95,8 +97,8 @@ def rows(source: str, name: str, options: dict):
       prepare(builder)
     except Exception as e:  # offline, manual download, TensorFlow: many types
       raise ValueError(
-          f"{source} is not prepared and could not be: {type(e).__name__}:"
-          f" {str(e).splitlines()[0]}"
+        f"{source} is not prepared and could not be: {type(e).__name__}:"
+        f" {str(e).splitlines()[0]}"
       ) from e
   for number, row in enumerate(data_source(source, builder, options), 1):
     try:
@@ -111,14 +113,19 @@ def data_source(source: str, builder, options: dict):
     return builder.as_data_source(split)
   except Exception as e:  # no such split, another file format
     raise ValueError(
-        f"{source}, split {split}: {str(e).splitlines()[0]}"
-        " (array_record is needed: prepare with file_format='array_record')"
+      f"{source}, split {split}: {str(e).splitlines()[0]}"
+      " (array_record is needed: prepare with file_format='array_record')"
     ) from e
 
 
 def plain(row: dict) -> dict:
   """Text is stored as bytes, numbers as numpy's."""
-  of = lambda x: x.decode() if isinstance(x, bytes) else (
-      x.item() if getattr(x, "ndim", 1) == 0 else x
-  )  # fmt: skip
+
+  def of(x):
+    return (
+      x.decode()
+      if isinstance(x, bytes)
+      else (x.item() if getattr(x, "ndim", 1) == 0 else x)
+    )
+
   return {name: of(x) for name, x in row.items()}

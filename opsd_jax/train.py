@@ -54,12 +54,12 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
       h_BxTxD = transformer.states(model_config, student, batch.student)
     with jax.named_scope("teacher"):
       teachers = tuple(  # the same weights, told more
-          (
-              weight,
-              sg(transformer.states(model_config, sg(told), batch.teacher)),
-              transformer.unembedding(told),
-          )
-          for weight, told in members
+        (
+          weight,
+          sg(transformer.states(model_config, sg(told), batch.teacher)),
+          transformer.unembedding(told),
+        )
+        for weight, told in members
       )
 
     def token_loss(tok, token):
@@ -68,27 +68,32 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
 
     with jax.named_scope("loss"):
       return pertoken.loss(  # the only reduction: a sum over tokens
-          token_loss, objective.divergence, h_BxTxD,
-          transformer.unembedding(student), teachers, batch.token.y_BxT,
-          batch.token.mask_BxT, batch.token,
-          temperature=objective.temperature, chunk=objective.chunk,
-      )  # fmt: skip
+        token_loss,
+        objective.divergence,
+        h_BxTxD,
+        transformer.unembedding(student),
+        teachers,
+        batch.token.y_BxT,
+        batch.token.mask_BxT,
+        batch.token,
+        temperature=objective.temperature,
+        chunk=objective.chunk,
+      )
 
   def train_step(state, batch, base=None):
     base = base or {}
     denominator = objective.denominator(batch.token)  # before micro-batches are split
     members = tuple(
-        (weight, lora.join(base, told))
-        for weight, told in objective.teacher.members(
-            state.teacher, state.params
-        )
+      (weight, lora.join(base, told))
+      for weight, told in objective.teacher.members(state.teacher, state.params)
     )
     (loss, tok), grads = accumulate(
-        lambda part: jax.value_and_grad(loss_fn, has_aux=True)(
-            state.params, base, members, part, denominator
-        ),
-        batch, micro_batches,
-    )  # fmt: skip
+      lambda part: jax.value_and_grad(loss_fn, has_aux=True)(
+        state.params, base, members, part, denominator
+      ),
+      batch,
+      micro_batches,
+    )
     with jax.named_scope("optimizer"):
       grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
       grad_norm = optax.tree.norm(grads)
@@ -99,9 +104,10 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
       norms = jnp.stack([loss, grad_norm, optax.tree.norm(updates)])
       finite = jnp.isfinite(norms).all()
       state = jax.tree.map(
-          lambda new, old: jnp.where(finite, new, old),
-          State(step, params, opt, teacher), state._replace(step=step),
-      )  # fmt: skip
+        lambda new, old: jnp.where(finite, new, old),
+        State(step, params, opt, teacher),
+        state._replace(step=step),
+      )
     return state, loss, jnp.where(finite, grad_norm, jnp.nan), tok
 
   return train_step
@@ -138,14 +144,19 @@ def accumulate(grad_fn, batch, micro_batches: int):
 
 def start_or_resume(run, manager) -> tuple[State, State]:
   """(state, its layout): the newest checkpoint's, or a new one."""
-  new = lambda p: init_state(run.trained(p), run.objective, run.tx)
+
+  def new(p):
+    return init_state(run.trained(p), run.objective, run.tx)
+
   shapes = jax.eval_shape(new, run.params)
   layout = sharding.tree_shardings(shapes, run.mesh)
   step = processes.from_first(manager.latest_step)
   state = checkpoint.restore(manager, step, shapes, layout)
   if state is None:
     # A copy: the step donates the state, and the base stays in use.
-    fresh = lambda p: new(jax.tree.map(jnp.copy, p))
+    def fresh(p):
+      return new(jax.tree.map(jnp.copy, p))
+
     state = jax.jit(fresh, out_shardings=layout)(run.params)
   else:
     print(f"resumed at step {int(state.step)}", flush=True)
@@ -176,12 +187,17 @@ def train_and_evaluate(config, workdir) -> dict:
     if processes.is_first():
       writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
     judge = evaluate.Judge(
-        run, writer, workdir / "samples", seed=config.seed,
-        prompt_bucket=config.batch.prompt_bucket, bucket=config.batch.bucket,
-        chunk=config.loss.chunk, **config.eval,
-    )  # fmt: skip
+      run,
+      writer,
+      workdir / "samples",
+      seed=config.seed,
+      prompt_bucket=config.batch.prompt_bucket,
+      bucket=config.batch.bucket,
+      chunk=config.loss.chunk,
+      **config.eval,
+    )
     manager = checkpoint.open_manager(
-        workdir / "checkpoints", keep=config.checkpoint.keep
+      workdir / "checkpoints", keep=config.checkpoint.keep
     )
     try:
       profiler = watch.Profiler(workdir / "profile", **config.profile)
@@ -197,67 +213,74 @@ def train_and_evaluate(config, workdir) -> dict:
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
-        learn(
-            config, run, state, layout, order, writer, judge, manager, profiler
-        )
+        learn(config, run, state, layout, order, writer, judge, manager, profiler)
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
   seconds = time.time() - began
   return processes.from_first(
-      lambda: report.finish(config, run, writer, workdir, seconds)
+    lambda: report.finish(config, run, writer, workdir, seconds)
   )
 
 
-def learn(
-    config, run, state, layout, order, writer, judge, manager, profiler
-) -> None:
+def learn(config, run, state, layout, order, writer, judge, manager, profiler) -> None:
   """The loop: a step, then what is looked at and saved.
 
   `state` is donated: the caller must not keep it. `order` is a stream of the
   training problems.
   """
   respond = pick(
-      rollout.ALL, config.rollout.source, model_config=run.model_config,
-      tokenizer=run.tokenizer, seed=config.seed,
-      knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
-      max_new_tokens=config.rollout.max_new_tokens,
-      slots=config.rollout.slots, decode_steps=config.rollout.decode_steps,
-      stop=config.rollout.stop, prompt_bucket=config.batch.prompt_bucket,
-  )()  # fmt: skip
+    rollout.ALL,
+    config.rollout.source,
+    model_config=run.model_config,
+    tokenizer=run.tokenizer,
+    seed=config.seed,
+    knobs=prepare.knobs(config.rollout),
+    n=config.rollout.samples,
+    max_new_tokens=config.rollout.max_new_tokens,
+    slots=config.rollout.slots,
+    decode_steps=config.rollout.decode_steps,
+    stop=config.rollout.stop,
+    prompt_bucket=config.batch.prompt_bucket,
+  )()
   train_step = jax.jit(
-      make_train_step(
-          run.model_config, run.objective, run.tx,
-          micro_batches=config.batch.micro_batches,
-      ),
-      donate_argnums=0, out_shardings=(layout, None, None, None),
-  )  # fmt: skip
+    make_train_step(
+      run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
+    ),
+    donate_argnums=0,
+    out_shardings=(layout, None, None, None),
+  )
   start, bad_steps, updates = int(state.step), 0, config.reinforce.updates
   bar = metrics.Bar(config.steps, start, "train")
   for step in range(start, config.steps, updates):
     profiler.at(step)
-    draw = lambda: stream.draw(order, config.rollout.prompts)
-    state, row, seen = step_of(
-        config, run, state, step, draw, respond, train_step
-    )
+
+    def draw():
+      return stream.draw(order, config.rollout.prompts)
+
+    state, row, seen = step_of(config, run, state, step, draw, respond, train_step)
     step += updates
     writer.write(step, row)
     bar.update(row)
     bad_steps = bad_steps + 1 if row["non_finite"] else 0
     if bad_steps >= config.optimizer.max_bad_steps:
       raise FloatingPointError(
-          f"{bad_steps} steps in a row were not finite, the last is {step};"
-          " no such update changed the weights. Lower the learning rate, or"
-          f" look at {writer.path}"
+        f"{bad_steps} steps in a row were not finite, the last is {step};"
+        " no such update changed the weights. Lower the learning rate, or"
+        f" look at {writer.path}"
       )
     if step % config.log.samples_every == 0:
       rollouts, token, div_BxT = seen
       own_div_BxT = processes.own_rows(div_BxT, run.mesh)
       if processes.is_first():
         report.show_samples(
-            run, judge.samples_dir, step, rollouts[: config.log.samples], token,
-            own_div_BxT,
-        )  # fmt: skip
+          run,
+          judge.samples_dir,
+          step,
+          rollouts[: config.log.samples],
+          token,
+          own_div_BxT,
+        )
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
@@ -270,16 +293,17 @@ def step_of(config, run, state, step: int, draw, respond, train_step):
   """Sample with the student, collate two views, learn -> (state, metrics, what
   there is to see: rollouts, their tokens, divergences)."""
   clock, compiled = [time.time()], watch.compiles().count
-  answer = lambda problems, before: respond(
-      lora.join(run.params, state.params), problems, step, before
-  )
+
+  def answer(problems, before):
+    return respond(lora.join(run.params, state.params), problems, step, before)
+
   found = experience.collect(config, run, answer, draw)
   rollouts, advantages, of_rewards = found
   clock.append(time.time())
   own_batch = experience.collated(config, run, rollouts, advantages)
   on_device = processes.put_rows(own_batch, run.mesh)
   state, loss, grad_norm, tok, last = learn_from(
-      on_device, train_step, state, run, config.reinforce.updates
+    on_device, train_step, state, run, config.reinforce.updates
   )
   # A process has sampled and collated its own rows; here it sees all of them.
   all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
@@ -287,15 +311,18 @@ def step_of(config, run, state, step: int, draw, respond, train_step):
   if config.reinforce.updates > 1:
     logp_BxT = processes.all_rows(last.logp_BxT, run.mesh)
     of_rewards |= metrics.of_ratio(
-        logp_BxT - all_tok.logp_BxT, batch.token,
-        config.reinforce.clip_low, config.reinforce.clip_high,
-    )  # fmt: skip
+      logp_BxT - all_tok.logp_BxT,
+      batch.token,
+      config.reinforce.clip_low,
+      config.reinforce.clip_high,
+    )
   row |= of_rewards | {
-      "truncated": processes.mean(row["truncated"]),
-      "padding": collate.padding_share(batch),
-      "compiles": watch.compiles().count - compiled,
-      "time/rollout": clock[1] - clock[0], "time/step": time.time() - clock[1],
-  }  # fmt: skip
+    "truncated": processes.mean(row["truncated"]),
+    "padding": collate.padding_share(batch),
+    "compiles": watch.compiles().count - compiled,
+    "time/rollout": clock[1] - clock[0],
+    "time/step": time.time() - clock[1],
+  }
   return state, row, (rollouts, own_batch.token, tok.div_BxT)
 
 
@@ -311,8 +338,6 @@ def learn_from(batch, train_step, state, run, updates: int):
     layout = sharding.rows_sharding(run.mesh)
     old_logp_BxT = processes.relaid(layout)(first.logp_BxT)
     token = batch.token._replace(old_logp_BxT=old_logp_BxT)
-    state, _, norm, last = train_step(
-        state, batch._replace(token=token), run.params
-    )
+    state, _, norm, last = train_step(state, batch._replace(token=token), run.params)
     grad_norm = jnp.maximum(grad_norm, norm)
   return state, loss, grad_norm, first, last

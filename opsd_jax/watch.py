@@ -92,9 +92,7 @@ class Profiler:
     elif self.running and step not in self.window:
       self.end()
     if self.running:
-      self.step.enter_context(
-          jax.profiler.StepTraceAnnotation("train", step_num=step)
-      )
+      self.step.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
 
   def begin(self) -> None:
     # The profiler knows no object store.

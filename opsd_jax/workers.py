@@ -52,12 +52,23 @@ class Worker:
     self.errors = tempfile.TemporaryFile()
     self.memory_mb = memory_mb
     self.process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "opsd_jax.workers", task_name,
-         privileged_field, str(seconds), str(memory_mb)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors,
-        env=os.environ | threads | {"PYTHONPATH": path.rstrip(os.pathsep)},
-        start_new_session=True, bufsize=0,
-    )  # fmt: skip
+      [
+        sys.executable,
+        "-P",
+        "-m",
+        "opsd_jax.workers",
+        task_name,
+        privileged_field,
+        str(seconds),
+        str(memory_mb),
+      ],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self.errors,
+      env=os.environ | threads | {"PYTHONPATH": path.rstrip(os.pathsep)},
+      start_new_session=True,
+      bufsize=0,
+    )
     os.set_blocking(self.process.stdin.fileno(), False)
     self.seconds, self.sent, self.rest = seconds, collections.deque(), b""
     self.is_ready, self.deadline = False, time.monotonic() + START
@@ -117,16 +128,19 @@ class Pool:
   """
 
   def __init__(
-      self,
-      task_name: str,
-      privileged_field: str,
-      *,
-      workers: int,
-      seconds: float,
-      memory_mb: int,
+    self,
+    task_name: str,
+    privileged_field: str,
+    *,
+    workers: int,
+    seconds: float,
+    memory_mb: int,
   ):
-    for name, value in (("workers", workers), ("seconds", seconds),
-                        ("memory_mb", memory_mb)):  # fmt: skip
+    for name, value in (
+      ("workers", workers),
+      ("seconds", seconds),
+      ("memory_mb", memory_mb),
+    ):
       if not value > 0:
         raise ValueError(f"{name} is {value}, expected above 0")
     tasks.open_task(task_name, privileged_field)
@@ -220,8 +234,8 @@ class Pool:
       if code < 0 and not reason and self.failed_starts < STARTS:
         return  # somebody killed it
       raise RuntimeError(
-          f"a worker of {self.how[0]} did not start (return code {code}):"
-          f" {worker.complaint() or reason or 'it said nothing'}"
+        f"a worker of {self.how[0]} did not start (return code {code}):"
+        f" {worker.complaint() or reason or 'it said nothing'}"
       )
     if not worker.sent:
       return
@@ -262,9 +276,8 @@ class Pool:
 def shared(task_name, privileged_field, *, workers, seconds, memory_mb) -> Pool:
   """The pool of these settings, one for all runs of this process."""
   return Pool(
-      task_name, privileged_field, workers=workers, seconds=seconds,
-      memory_mb=memory_mb,
-  )  # fmt: skip
+    task_name, privileged_field, workers=workers, seconds=seconds, memory_mb=memory_mb
+  )
 
 
 def end_all(workers: list) -> None:
@@ -274,8 +287,7 @@ def end_all(workers: list) -> None:
 
 def refused(text: str) -> Verdict:
   return Verdict(
-      0.0, None,
-      f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at",
+    0.0, None, f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at"
   )
 
 
@@ -285,8 +297,13 @@ TAG = "\u0000type"  # of what JSON has no word for
 
 
 def packed(example: Example) -> list:
-  return [example.id, example.question, example.solution, example.answer,
-          encode(example.metadata)]  # fmt: skip
+  return [
+    example.id,
+    example.question,
+    example.solution,
+    example.answer,
+    encode(example.metadata),
+  ]
 
 
 def encode(value):
@@ -307,15 +324,18 @@ def encode(value):
     if type(value) is kind:
       return {TAG: kind.__name__, "of": [encode(v) for v in value]}
   raise TypeError(
-      f"metadata holds a {type(value).__name__}, expected JSON types,"
-      " fractions, tuples and sets"
+    f"metadata holds a {type(value).__name__}, expected JSON types,"
+    " fractions, tuples and sets"
   )
 
 
 MAKE = {
-    "tuple": tuple, "set": set, "frozenset": frozenset, "dict": dict,
-    "Fraction": lambda text: fractions.Fraction(*text),
-}  # fmt: skip
+  "tuple": tuple,
+  "set": set,
+  "frozenset": frozenset,
+  "dict": dict,
+  "Fraction": lambda text: fractions.Fraction(*text),
+}
 
 
 def decode(value):
@@ -335,7 +355,10 @@ def serve(task_name, privileged_field, seconds, memory_mb) -> None:
   """Judges lines of replies until its input ends."""
   output = os.dup(1)
   os.dup2(2, 1)  # what a verifier prints is no verdict
-  say = lambda value: os.write(output, json.dumps(value).encode() + b"\n")
+
+  def say(value):
+    return os.write(output, json.dumps(value).encode() + b"\n")
+
   resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
   verify = tasks.open_task(task_name, privileged_field).verify
   warm_up(verify)

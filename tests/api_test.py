@@ -11,10 +11,13 @@ import opsd_jax
 from opsd_jax import Completion, generate, load_model, score
 
 PROMPTS = [
-    "Hi", "What is 2 + 2?",
-    [{"role": "system", "content": "Be brief."},
-     {"role": "user", "content": "Name a colour."}],
-]  # fmt: skip
+  "Hi",
+  "What is 2 + 2?",
+  [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Name a colour."},
+  ],
+]
 NEW = 12
 
 
@@ -70,8 +73,8 @@ def test_seeds_and_repetitions_draw_anew(model, sampled):
 
 def test_greedy_has_one_answer(model):
   runs = [
-      generate(model, PROMPTS, max_new_tokens=NEW, temperature=0, seed=s, n=2)
-      for s in (0, 1)
+    generate(model, PROMPTS, max_new_tokens=NEW, temperature=0, seed=s, n=2)
+    for s in (0, 1)
   ]
   assert ids(runs[0]) == ids(runs[1])
   for first, second in runs[0]:
@@ -94,9 +97,7 @@ def test_logp_is_what_score_says_of_the_same_ids(model, temperature):
 def test_score_of_a_string_includes_its_end(model):
   tok = model.tokenizer
   with_end = (*tok.encode("four"), tok.end_of_turn_id)
-  (as_text,), (as_ids,) = (
-      score(model, PROMPTS[:1], [c]) for c in ("four", with_end)
-  )
+  (as_text,), (as_ids,) = (score(model, PROMPTS[:1], [c]) for c in ("four", with_end))
   assert as_text.shape == (5,)
   np.testing.assert_array_equal(as_text, as_ids)
   # A row's score does not know the rows beside it, nor the batches.
@@ -112,7 +113,9 @@ def test_probabilities_of_the_next_token_sum_to_one(model):
 
 
 def test_truncated_means_no_end_came(model):
-  one = lambda: generate(model, PROMPTS[:1], max_new_tokens=NEW, n=2)[0]
+  def one():
+    return generate(model, PROMPTS[:1], max_new_tokens=NEW, n=2)[0]
+
   free = one()
   assert all(c.truncated and len(c.ids) == NEW for c in free)
   end = free[0].ids[2]  # let it be an end of turn
@@ -132,7 +135,9 @@ def test_nothing_asked_nothing_answered(model):
   assert generate(model, []) == [] and score(model, [], []) == []
 
 
-@pytest.mark.parametrize("call,words", [
+@pytest.mark.parametrize(
+  "call,words",
+  [
     (lambda m: generate(m, "Hi"), r"\[prompt\]"),
     (lambda m: generate(m, PROMPTS[2]), r"\[prompt\]"),
     (lambda m: score(m, "Hi", ["there"]), r"\[prompt\]"),
@@ -141,7 +146,8 @@ def test_nothing_asked_nothing_answered(model):
     (lambda m: generate(m, ["x" * 3000]), "2048 positions"),
     (lambda m: generate(m, ["Hi"], top_p=0.0), "top_p"),
     (lambda m: load_model("no such model"), "expected a directory"),
-])  # fmt: skip
+  ],
+)
 def test_mistakes_are_named(model, call, words):
   with pytest.raises(ValueError, match=words):
     call(model)
@@ -149,9 +155,9 @@ def test_mistakes_are_named(model, call, words):
 
 def test_importing_opsd_jax_imports_no_jax():
   code = (
-      "import sys, opsd_jax, opsd_jax.structs, opsd_jax.collate;"
-      "assert 'jax' not in sys.modules;"
-      "opsd_jax.generate; assert 'jax' in sys.modules"
+    "import sys, opsd_jax, opsd_jax.structs, opsd_jax.collate;"
+    "assert 'jax' not in sys.modules;"
+    "opsd_jax.generate; assert 'jax' in sys.modules"
   )
   root = pathlib.Path(opsd_jax.__file__).parents[1]
   subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

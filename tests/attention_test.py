@@ -19,9 +19,7 @@ from opsd_jax import sharding
 from opsd_jax.models import attention
 
 # Many small programs: LLVM's optimiser would take most of the time.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 ROOT = pathlib.Path(__file__).parents[1]
 
 
@@ -49,22 +47,22 @@ def inputs(L, H, K, C, lengths, seed=0):
   """(q, k, v, dy) in float64; padding is huge, and nothing pulls on it."""
   rng = np.random.default_rng(seed)
   real = np.arange(L) < np.array(lengths)[:, None]
-  draw = lambda heads, padding: np.where(
-      real[..., None, None],
-      rng.normal(size=(len(lengths), L, heads, C)), padding,
-  )  # fmt: skip
+
+  def draw(heads, padding):
+    return np.where(
+      real[..., None, None], rng.normal(size=(len(lengths), L, heads, C)), padding
+    )
+
   return draw(H, 30.0), draw(K, 30.0), draw(K, 30.0), draw(H, 0.0)
 
 
 def close(got, want, tolerance):
   np.testing.assert_allclose(
-      np.asarray(got, np.float64), want, rtol=tolerance, atol=tolerance
+    np.asarray(got, np.float64), want, rtol=tolerance, atol=tolerance
   )
 
 
-def check(
-    f, L, H, K, C, lengths, tolerance, *segments, dtype="float32"
-):  # fmt: skip
+def check(f, L, H, K, C, lengths, tolerance, *segments, dtype="float32"):
   """f(q, k, v, *segments) and its gradients equal the reference on the rows
   without their padding, which is finite and gets no gradient."""
   *qkv, dy = inputs(L, H, K, C, lengths)
@@ -79,7 +77,10 @@ def check(
   assert got[0].shape == (len(lengths), L, H, C)
   assert np.isfinite(np.asarray(got[0], np.float32)).all()
   for b, n in enumerate(lengths):
-    row = lambda x, b=b, n=n: x[b, :n].astype(np.float64)
+
+    def row(x, b=b, n=n):
+      return x[b, :n].astype(np.float64)
+
     of = (np.asarray(s)[b, :n] for s in segments)
     want = reference(*map(row, (*qkv, dy)), *of)
     for x, w in zip(got, want, strict=True):
@@ -90,16 +91,14 @@ def check(
 
 def run(backend):
   return lambda q, k, v, segments=None, parents=None: attention.attend(
-      q, k, v, backend=backend, segments_BxL=segments, parents_BxL=parents
+    q, k, v, backend=backend, segments_BxL=segments, parents_BxL=parents
   )
 
 
 def packed(lengths, L):
   """Segments 1, 2, 3, ... of the given lengths in each row, then 0."""
   rows = [np.repeat(np.arange(1, len(n) + 1), n) for n in lengths]
-  return jnp.stack([
-      jnp.asarray(np.pad(r, (0, L - len(r))), jnp.int32) for r in rows
-  ])
+  return jnp.stack([jnp.asarray(np.pad(r, (0, L - len(r))), jnp.int32) for r in rows])
 
 
 @pytest.fixture
@@ -114,8 +113,8 @@ def interpreted(monkeypatch):
 
 @pytest.mark.parametrize("backend", ["xla", "chunked"])
 @pytest.mark.parametrize(
-    "L, H, K, C",
-    [(37, 4, 4, 8), (32, 4, 2, 16), (48, 8, 2, 5), (16, 4, 1, 8), (1, 2, 1, 4)],
+  "L, H, K, C",
+  [(37, 4, 4, 8), (32, 4, 2, 16), (48, 8, 2, 5), (16, 4, 1, 8), (1, 2, 1, 4)],
 )
 def test_equals_the_reference(small_chunks, backend, L, H, K, C):
   """float32, to 1e-5: 3 uneven chunks, 2 and 3 even ones, one, one token."""
@@ -147,8 +146,12 @@ def test_bfloat16_loses_rounding_only(small_chunks, backend):
 
 
 def temporary_bytes(backend, L, gradient):
-  shape = lambda heads: jax.ShapeDtypeStruct((1, L, heads, 16), jnp.float32)
-  f = lambda *qkv: attention.attend(*qkv, backend=backend).sum()
+  def shape(heads):
+    return jax.ShapeDtypeStruct((1, L, heads, 16), jnp.float32)
+
+  def f(*qkv):
+    return attention.attend(*qkv, backend=backend).sum()
+
   f = jax.grad(f, (0, 1, 2)) if gradient else f
   compiled = jax.jit(f).lower(shape(4), shape(2), shape(2)).compile()
   return compiled.memory_analysis().temp_size_in_bytes
@@ -157,10 +160,12 @@ def temporary_bytes(backend, L, gradient):
 @pytest.mark.parametrize("gradient", [False, True])
 def test_memory_grows_with_the_length_not_its_square(gradient):
   """From 2,048 to 4,096 tokens: twice, where the dense one takes four times."""
-  growth = lambda backend: (
-      temporary_bytes(backend, 4096, gradient)
-      / temporary_bytes(backend, 2048, gradient)
-  )
+
+  def growth(backend):
+    return temporary_bytes(backend, 4096, gradient) / temporary_bytes(
+      backend, 2048, gradient
+    )
+
   assert 1.8 < growth("chunked") < 2.2
   assert 3.6 < growth("xla")
 
@@ -179,7 +184,10 @@ def test_cudnn_arguments(monkeypatch, L, length):
   real = (L, -(-L // 2))
   check(run("cudnn"), L, 8, 2, 16, real, 5e-2, dtype="bfloat16")
   assert asked == [("cudnn", length, length, length)]
-  exact = lambda q, k, v: fused(q, k, v, "xla")
+
+  def exact(q, k, v):
+    return fused(q, k, v, "xla")
+
   check(exact, L, 8, 2, 16, real, 1e-5)
 
 
@@ -200,7 +208,7 @@ def test_cudnn_on_a_gpu(L, H, K, C):
 
 
 @pytest.mark.parametrize(
-    "L, H, K, C", [(600, 4, 2, 16), (256, 2, 2, 64), (100, 4, 1, 5)]
+  "L, H, K, C", [(600, 4, 2, 16), (256, 2, 2, 64), (100, 4, 1, 5)]
 )
 def test_splash_equals_the_reference(interpreted, L, H, K, C):
   """float32, to 5e-5: two padded blocks of 384, one of 256, one padded."""
@@ -220,12 +228,12 @@ def test_splash_under_a_mesh(interpreted, rows, K):
   segments = packed([(50, 50)] * rows, 100)
   with jax.set_mesh(mesh):
     check(run("splash"), 100, 4, K, 8, (100,) * rows, 5e-5, segments)
-    x = lambda heads: jnp.ones((rows, 100, heads, 8))
+
+    def x(heads):
+      return jnp.ones((rows, 100, heads, 8))
+
     y = jax.jit(run("splash"))(x(4), x(K), x(K))
-  whole = P(
-      None if rows == 3 else ("data", "fsdp"), None,
-      None if K == 1 else "tensor",
-  )  # fmt: skip
+  whole = P(None if rows == 3 else ("data", "fsdp"), None, None if K == 1 else "tensor")
   assert y.sharding.is_equivalent_to(NamedSharding(mesh, whole), 4)
 
 
@@ -236,38 +244,49 @@ def test_splash_does_not_run_off_the_tpu_unasked():
 
 
 @pytest.mark.parametrize(
-    "L, blocks",
-    [(1, (1, 128)), (512, (1, 512)), (513, (2, 384)), (3072, (6, 512)),
-     (4096, (4, 1024)), (4700, (5, 1024)), (8192, (8, 1024))],
-)  # fmt: skip
+  "L, blocks",
+  [
+    (1, (1, 128)),
+    (512, (1, 512)),
+    (513, (2, 384)),
+    (3072, (6, 512)),
+    (4096, (4, 1024)),
+    (4700, (5, 1024)),
+    (8192, (8, 1024)),
+  ],
+)
 def test_splash_blocks(L, blocks):
   assert attention.splash_blocks(L) == blocks
 
 
-def compile_for_tpu(
-    topology, data, fsdp, tensor, backends, packed=False, L=3072
-):  # fmt: skip
+def compile_for_tpu(topology, data, fsdp, tensor, backends, packed=False, L=3072):
   """Temporary bytes a chip, by backend, of a gradient through scanned and
   rematerialised attention layers; prints them as JSON."""
   from jax.experimental import topologies
 
-  chips = topologies.get_topology_desc(
-      platform="tpu", topology_name=topology
-  ).devices
+  chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
   mesh = sharding.make_mesh(data, fsdp, tensor, devices=chips)
   B, H, K, C, D, layers = data * fsdp, 32, 8, 128, 512, 2
 
   def layer(x_BxLxD, w, segments_BxL, backend):
-    heads = lambda w: jnp.einsum("bld,dhc->blhc", x_BxLxD, w)
+    def heads(w):
+      return jnp.einsum("bld,dhc->blhc", x_BxLxD, w)
+
     y = attention.attend(
-        heads(w["q"]), heads(w["k"]), heads(w["v"]), backend=backend,
-        segments_BxL=segments_BxL,
-    )  # fmt: skip
+      heads(w["q"]),
+      heads(w["k"]),
+      heads(w["v"]),
+      backend=backend,
+      segments_BxL=segments_BxL,
+    )
     return x_BxLxD + jnp.einsum("blhc,dhc->bld", y, w["q"])
 
   def loss(w, x_BxLxD, segments_BxL, backend):
     body = jax.checkpoint(functools.partial(layer, backend=backend))
-    step = lambda x, w: (body(x, w, segments_BxL), None)
+
+    def step(x, w):
+      return (body(x, w, segments_BxL), None)
+
     return jnp.square(jax.lax.scan(step, x_BxLxD, w)[0]).astype("float32").sum()
 
   def of(spec, dtype, *shape):
@@ -275,23 +294,28 @@ def compile_for_tpu(
     return jax.ShapeDtypeStruct(shape, dtype, sharding=split)
 
   w = {
-      name: of(P(None, "fsdp", "tensor"), "bfloat16", layers, D, n, C)
-      for name, n in (("q", H), ("k", K), ("v", K))
+    name: of(P(None, "fsdp", "tensor"), "bfloat16", layers, D, n, C)
+    for name, n in (("q", H), ("k", K), ("v", K))
   }
   x_BxLxD = of(P(sharding.ROWS), "bfloat16", B, L, D)
   segments_BxL = of(P(sharding.ROWS), "int32", B, L) if packed else None
-  temporary = lambda backend: (
+
+  def temporary(backend):
+    return (
       jax.jit(jax.value_and_grad(functools.partial(loss, backend=backend)))
-      .lower(w, x_BxLxD, segments_BxL).compile()
-      .memory_analysis().temp_size_in_bytes
-  )  # fmt: skip
+      .lower(w, x_BxLxD, segments_BxL)
+      .compile()
+      .memory_analysis()
+      .temp_size_in_bytes
+    )
+
   with jax.set_mesh(mesh):
     found = {backend: temporary(backend) for backend in backends}
   print(json.dumps(found))
 
 
 @pytest.mark.skipif(
-    not importlib.util.find_spec("libtpu"), reason="needs libtpu (jax[tpu])"
+  not importlib.util.find_spec("libtpu"), reason="needs libtpu (jax[tpu])"
 )
 @pytest.mark.parametrize("packed", [False, True])
 def test_splash_compiles_for_a_tpu_pod(packed):
@@ -299,17 +323,24 @@ def test_splash_compiles_for_a_tpu_pod(packed):
   32 heads to 8 keys of 128. In all it keeps less than a quarter of one L x L
   matrix for each of a chip's 16 heads, which the dense one makes."""
   command = (
-      "from tests import attention_test as t;"
-      f"t.compile_for_tpu('v5p:2x2x1', 1, 2, 2, ['splash'], {packed})"
+    "from tests import attention_test as t;"
+    f"t.compile_for_tpu('v5p:2x2x1', 1, 2, 2, ['splash'], {packed})"
   )
-  env = {"PATH": os.environ["PATH"], "JAX_PLATFORMS": "cpu",
-         "TPU_SKIP_MDS_QUERY": "1",
-         # No chip is touched, so another compilation need not be waited for.
-         "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}  # fmt: skip
+  env = {
+    "PATH": os.environ["PATH"],
+    "JAX_PLATFORMS": "cpu",
+    "TPU_SKIP_MDS_QUERY": "1",
+    # No chip is touched, so another compilation need not be waited for.
+    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
+  }
   done = subprocess.run(
-      [sys.executable, "-c", command], cwd=ROOT, env=env, text=True,
-      capture_output=True, timeout=120,
-  )  # fmt: skip
+    [sys.executable, "-c", command],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    capture_output=True,
+    timeout=120,
+  )
   assert done.returncode == 0, done.stderr[-2000:]
   found = json.loads(done.stdout.splitlines()[-1])
   assert found["splash"] < 16 * 3072**2 * 4 / 4
@@ -317,28 +348,28 @@ def test_splash_compiles_for_a_tpu_pod(packed):
 
 def resolved(name, platform, dtype="bfloat16", head_dim=128, **more):
   return attention.resolve(
-      name, platform=platform, dtype=dtype, head_dim=head_dim, **more
+    name, platform=platform, dtype=dtype, head_dim=head_dim, **more
   )
 
 
 @pytest.mark.parametrize(
-    "chosen, asked",
-    [
-        ("splash", ("auto", "tpu")),
-        ("splash", ("auto", "tpu", "float32", 5, True)),
-        ("chunked", ("auto", "tpu", "float16")),
-        ("cudnn", ("auto", "gpu")),
-        ("cudnn", ("auto", "cuda", "float16", 64)),
-        ("cudnn", ("auto", "gpu", "bfloat16", 256, False, "9.0")),
-        ("chunked", ("auto", "gpu", "bfloat16", 256, False, "8.9")),
-        ("chunked", ("auto", "gpu", "bfloat16", 128, False, "7.5")),
-        ("chunked", ("auto", "gpu", "bfloat16", 128, True)),
-        ("chunked", ("auto", "gpu", "float32")),
-        ("chunked", ("auto", "rocm")),
-        ("chunked", ("auto", "cpu")),
-        ("xla", ("xla", "tpu")),
-        ("chunked", ("chunked", "gpu")),
-    ],
+  "chosen, asked",
+  [
+    ("splash", ("auto", "tpu")),
+    ("splash", ("auto", "tpu", "float32", 5, True)),
+    ("chunked", ("auto", "tpu", "float16")),
+    ("cudnn", ("auto", "gpu")),
+    ("cudnn", ("auto", "cuda", "float16", 64)),
+    ("cudnn", ("auto", "gpu", "bfloat16", 256, False, "9.0")),
+    ("chunked", ("auto", "gpu", "bfloat16", 256, False, "8.9")),
+    ("chunked", ("auto", "gpu", "bfloat16", 128, False, "7.5")),
+    ("chunked", ("auto", "gpu", "bfloat16", 128, True)),
+    ("chunked", ("auto", "gpu", "float32")),
+    ("chunked", ("auto", "rocm")),
+    ("chunked", ("auto", "cpu")),
+    ("xla", ("xla", "tpu")),
+    ("chunked", ("chunked", "gpu")),
+  ],
 )
 def test_resolve(chosen, asked):
   rest = dict(zip(("packed", "capability"), asked[4:], strict=False))
@@ -346,15 +377,15 @@ def test_resolve(chosen, asked):
 
 
 @pytest.mark.parametrize(
-    "asked, says",
-    [
-        (("flash", "cpu"), "unknown attention 'flash', known: auto, xla, ch"),
-        (("splash", "cpu"), "for TPUs, this is cpu.*one of auto, chunked, xla"),
-        (("splash", "tpu", "float16"), "not float16.*one of auto, chunked"),
-        (("cudnn", "tpu"), "this is tpu.*one of auto, splash, chunked, xla"),
-        (("cudnn", "gpu", "float32"), "16, not float32.*auto, chunked, xla"),
-        (("cudnn", "gpu", "bfloat16", 100), "head_dim 8, 16, ... 128, not 100"),
-    ],
+  "asked, says",
+  [
+    (("flash", "cpu"), "unknown attention 'flash', known: auto, xla, ch"),
+    (("splash", "cpu"), "for TPUs, this is cpu.*one of auto, chunked, xla"),
+    (("splash", "tpu", "float16"), "not float16.*one of auto, chunked"),
+    (("cudnn", "tpu"), "this is tpu.*one of auto, splash, chunked, xla"),
+    (("cudnn", "gpu", "float32"), "16, not float32.*auto, chunked, xla"),
+    (("cudnn", "gpu", "bfloat16", 100), "head_dim 8, 16, ... 128, not 100"),
+  ],
 )
 def test_a_backend_that_cannot_run_is_refused(asked, says):
   with pytest.raises(ValueError, match=says):

@@ -24,8 +24,8 @@ from experiments.benchmarks import (
 
 def test_summary_of_steps():
   rows = [
-      {"seconds": s, "response_tokens": n, "compiles": k}
-      for s, n, k in ((4.0, 300, 0), (2.0, 310, 1), (8.0, 320, 0))
+    {"seconds": s, "response_tokens": n, "compiles": k}
+    for s, n, k in ((4.0, 300, 0), (2.0, 310, 1), (8.0, 320, 0))
   ]
   got = steps.summary(rows)
   assert got["steps"] == 3
@@ -39,16 +39,27 @@ def test_summary_of_steps():
 def test_lines_are_json_with_short_numbers(capsys):
   lines.say("x", seconds=1.23456789, of={"median": 2 / 3}, shape=[8, 64], n=3)
   assert json.loads(capsys.readouterr().out) == {
-      "what": "x", "seconds": 1.2346, "of": {"median": 0.6667},
-      "shape": [8, 64], "n": 3,
-  }  # fmt: skip
+    "what": "x",
+    "seconds": 1.2346,
+    "of": {"median": 0.6667},
+    "shape": [8, 64],
+    "n": 3,
+  }
 
 
 @pytest.mark.parametrize(
-    "argv", [["stap"], [], ["step", "--steps=0"], ["step", "--steps=many"],
-             ["step", "--source=nowhere"], ["step", "--shape=round"],
-             ["sample", "--source=nowhere"], ["plot", "nowhere.jsonl"]],
-)  # fmt: skip
+  "argv",
+  [
+    ["stap"],
+    [],
+    ["step", "--steps=0"],
+    ["step", "--steps=many"],
+    ["step", "--source=nowhere"],
+    ["step", "--shape=round"],
+    ["sample", "--source=nowhere"],
+    ["plot", "nowhere.jsonl"],
+  ],
+)
 def test_a_wrong_flag_is_one_line(argv):
   with pytest.raises(SystemExit, match=r"^error: .*$"):
     bench.main(argv)
@@ -63,15 +74,19 @@ def test_prompts_are_told_apart():
 
 def test_channel_keeps_other_output_apart():
   code = (
-      "from experiments.benchmarks import workers\n"
-      "c = workers.Channel()\n"
-      "print('noise')\n"
-      "for order in c.orders: c.answer(twice=2 * order['n'])\n"
+    "from experiments.benchmarks import workers\n"
+    "c = workers.Channel()\n"
+    "print('noise')\n"
+    "for order in c.orders: c.answer(twice=2 * order['n'])\n"
   )
   done = subprocess.run(
-      [sys.executable, "-c", code], input='{"n": 1}\n{"n": 4}\n', text=True,
-      capture_output=True, env=os.environ, check=True,
-  )  # fmt: skip
+    [sys.executable, "-c", code],
+    input='{"n": 1}\n{"n": 4}\n',
+    text=True,
+    capture_output=True,
+    env=os.environ,
+    check=True,
+  )
   answers = [json.loads(line) for line in io.StringIO(done.stdout)]
   assert [a["twice"] for a in answers] == [2, 8]
   assert all(a["cpu_seconds"] >= 0 for a in answers)
@@ -139,8 +154,7 @@ def test_rows_end_at_their_lengths():
 def test_both_ways_of_a_loss_agree(name):
   args = loss.inputs(tokens=10, V=50, D=8)
   (a, grads), (b, others) = (
-      loss.gradient(function, name)(*args)
-      for function in (loss.chunked, loss.dense)
+    loss.gradient(function, name)(*args) for function in (loss.chunked, loss.dense)
   )
   assert float(b) > 1e-3
   np.testing.assert_allclose(a, b, rtol=1e-5)
@@ -167,8 +181,9 @@ def test_rollouts_that_grow_have_the_log_probs_of_a_forward_pass(monkeypatch, ca
   rows = dict(scaling.rollouts("tiny"))
   # 2 layers of 32 keys and as many values, float32: 512 bytes a position.
   assert [r["cache_bytes"] for r in rows.values()] == [
-      512 * 4 * 64, 512 * 4 * 128,  # 4 rows; the prompt has 34 bytes
-  ]  # fmt: skip
+    512 * 4 * 64,
+    512 * 4 * 128,  # 4 rows; the prompt has 34 bytes
+  ]
   (forward,) = map(json.loads, capsys.readouterr().out.splitlines())
   assert forward["new_tokens"] == 60 and forward["most_logp_gap"] < 1e-4
 
@@ -196,7 +211,7 @@ def test_functions_alternate(monkeypatch):
 
   monkeypatch.setattr(lines.time, "perf_counter", lambda: clock[0])
   a, b = lines.seconds_of(
-      function("a", 99, 1, 2, 6), function("b", 99, 3, 3, 3), times=3
+    function("a", 99, 1, 2, 6), function("b", 99, 3, 3, 3), times=3
   )
   assert calls == ["a", "b"] * 4  # once to warm up
   assert a == {"median": 2, "min": 1, "max": 6}
@@ -207,31 +222,43 @@ def test_functions_alternate(monkeypatch):
 def measured(tmp_path):
   """Files of lines as the commands print them."""
   files = {
-      "step": [
-          {"what": "machine", "shape": "fixed"},
-          {"what": "step", "side": "ours", "seconds": 2.0},
-          {"what": "summary", "side": "ours", "steps_per_second": 0.5,
-           "mean_response_tokens": 10},
-          {"what": "summary", "side": "trl", "steps_per_second": 0.25,
-           "mean_response_tokens": 12},
-      ],
-      "scaling": [{"what": "machine"}] + [
-          {"what": "scaling", "axis": "rows", "size": n,
-           "seconds": {"median": n / 3}}
-          for n in (2, 4, 8)
-      ],
-      "sample": [
-          {"what": "machine", "shape": "ragged"},
-          {"what": "summary", "side": "ours", "tokens_per_second": 90.0},
-          {"what": "decode", "side": "ours", "rows": 8,
-           "tokens_per_second": 70.0},
-      ],
-      "divergence": [
-          {"what": "machine"},
-          {"what": "divergence", "name": "jsd", "side": "dense",
-           "seconds": {"median": 3.0}, "temporary_bytes_of": {"20": 5e9}},
-      ],
-  }  # fmt: skip
+    "step": [
+      {"what": "machine", "shape": "fixed"},
+      {"what": "step", "side": "ours", "seconds": 2.0},
+      {
+        "what": "summary",
+        "side": "ours",
+        "steps_per_second": 0.5,
+        "mean_response_tokens": 10,
+      },
+      {
+        "what": "summary",
+        "side": "trl",
+        "steps_per_second": 0.25,
+        "mean_response_tokens": 12,
+      },
+    ],
+    "scaling": [{"what": "machine"}]
+    + [
+      {"what": "scaling", "axis": "rows", "size": n, "seconds": {"median": n / 3}}
+      for n in (2, 4, 8)
+    ],
+    "sample": [
+      {"what": "machine", "shape": "ragged"},
+      {"what": "summary", "side": "ours", "tokens_per_second": 90.0},
+      {"what": "decode", "side": "ours", "rows": 8, "tokens_per_second": 70.0},
+    ],
+    "divergence": [
+      {"what": "machine"},
+      {
+        "what": "divergence",
+        "name": "jsd",
+        "side": "dense",
+        "seconds": {"median": 3.0},
+        "temporary_bytes_of": {"20": 5e9},
+      },
+    ],
+  }
   paths = []
   for name, rows in files.items():
     paths.append(tmp_path / f"{name}.jsonl")

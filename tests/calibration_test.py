@@ -10,24 +10,40 @@ import pytest
 from opsd_jax import calibration
 
 
-@pytest.mark.parametrize("text,expected", [
-    ("It is 7.\nConfidence: 80%", 0.8), ("confidence: 0.25", 0.25),
-    ("Confidence is 60 percent.", 0.6), ("**Confidence:** 95%", 0.95),
-    ("**Confidence**: 95 %", 0.95), ("Confidence level: 70", 0.7),
-    ("CONFIDENCE = 8/10", 0.8), ("Confidence: 1", 1.0),
+@pytest.mark.parametrize(
+  "text,expected",
+  [
+    ("It is 7.\nConfidence: 80%", 0.8),
+    ("confidence: 0.25", 0.25),
+    ("Confidence is 60 percent.", 0.6),
+    ("**Confidence:** 95%", 0.95),
+    ("**Confidence**: 95 %", 0.95),
+    ("Confidence level: 70", 0.7),
+    ("CONFIDENCE = 8/10", 0.8),
+    ("Confidence: 1", 1.0),
     ("confidence: 1%", 0.01),
-    ("Confidence: .5", 0.5), ("Confidence: 0", 0.0), ("Confidence: 100%", 1.0),
+    ("Confidence: .5", 0.5),
+    ("Confidence: 0", 0.0),
+    ("Confidence: 100%", 1.0),
     ("Confidence: 10% at first. Confidence: 90%", 0.9),
-    ("Confidence: 120%", None), ("Confidence: 3/0", None), ("80%", None),
-    ("Confidence: high", None), ("I have confidence in 80% of it", None),
-    ("", None), ("Confidence: 85-90%", None), ("Confidence: 99,5%", None),
-    ("Confidence: ~90%", 0.9), ("Confidence: $90\\%$", 0.9),
-    ("Confidence: 9 of 10", 0.9), ("Confidence: 85% (8 out of 10)", 0.85),
+    ("Confidence: 120%", None),
+    ("Confidence: 3/0", None),
+    ("80%", None),
+    ("Confidence: high", None),
+    ("I have confidence in 80% of it", None),
+    ("", None),
+    ("Confidence: 85-90%", None),
+    ("Confidence: 99,5%", None),
+    ("Confidence: ~90%", 0.9),
+    ("Confidence: $90\\%$", 0.9),
+    ("Confidence: 9 of 10", 0.9),
+    ("Confidence: 85% (8 out of 10)", 0.85),
     ("Confidence: 80%\nI say it with confidence: yes", 0.8),
-])  # fmt: skip
+  ],
+)
 def test_stated_confidence(text, expected):
   assert calibration.stated(text)[1] == (
-      None if expected is None else pytest.approx(expected)
+    None if expected is None else pytest.approx(expected)
   )
 
 
@@ -37,10 +53,21 @@ def test_what_is_stated_is_no_part_of_the_answer():
   assert calibration.stated("It is 7.") == ("It is 7.", None)
 
 
-@pytest.mark.parametrize("said", [
-    "85-90%", "9 of 10", "99,5%", "85% (8 out of 10)", "~90%", "$90\\%$",
-    "high (90%)", "between 80 and 90%", "12/10", "about 90%",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "said",
+  [
+    "85-90%",
+    "9 of 10",
+    "99,5%",
+    "85% (8 out of 10)",
+    "~90%",
+    "$90\\%$",
+    "high (90%)",
+    "between 80 and 90%",
+    "12/10",
+    "about 90%",
+  ],
+)
 def test_no_number_of_a_confidence_is_read_as_the_answer(said):
   text, _ = calibration.stated(f"It is 7.\nConfidence: {said}\n")
   assert re.findall(r"\d+", text) == ["7"]
@@ -61,11 +88,11 @@ def test_ece_and_brier_by_hand():
   # (0, .25]: 2 replies, mean .15, none right; (.25, .5]: .35, right;
   # (.75, 1]: 3 replies, mean .9, 2/3 right.
   assert calibration.ece(C, Y, bins=4) == pytest.approx(
-      (2 * 0.15 + 1 * 0.65 + 3 * (0.9 - 2 / 3)) / 6
+    (2 * 0.15 + 1 * 0.65 + 3 * (0.9 - 2 / 3)) / 6
   )
   # two bins of three: mean .65 / 3 with 1/3 right, mean .9 with 2/3 right
   assert calibration.ece(C, Y, kind="equal_mass", bins=2) == pytest.approx(
-      ((1 / 3 - 0.65 / 3) + (0.9 - 2 / 3)) / 2
+    ((1 / 3 - 0.65 / 3) + (0.9 - 2 / 3)) / 2
   )
   squares = [0.01, 0.04, 0.65**2, 0.04, 0.81, 0]
   assert calibration.brier(C, Y) == pytest.approx(np.mean(squares))
@@ -113,7 +140,7 @@ def test_the_summary_has_the_plain_values():
   found = calibration.summarise(c, y, of, bins=10, resamples=500, seed=0)
   assert found["ece"].value == pytest.approx(calibration.ece(c, y))
   assert found["ece_equal_mass"].value == pytest.approx(
-      calibration.ece(c, y, kind="equal_mass")
+    calibration.ece(c, y, kind="equal_mass")
   )
   assert found["brier"].value == pytest.approx(calibration.brier(c, y))
   assert found["overconfidence"].value == pytest.approx(c.mean() - y.mean())
@@ -154,7 +181,5 @@ def test_the_diagram_is_a_picture_of_the_bins(tmp_path):
   assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (672, 552)
   top, below = figure.axes
   [points] = [line for line in top.lines if line.get_label() == "replies"]
-  np.testing.assert_allclose(
-      points.get_xydata(), [(0.15, 0), (0.35, 1), (0.9, 2 / 3)]
-  )
+  np.testing.assert_allclose(points.get_xydata(), [(0.15, 0), (0.35, 1), (0.9, 2 / 3)])
   assert [p.get_height() for p in below.patches] == [2, 1, 0, 3]

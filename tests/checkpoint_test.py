@@ -13,7 +13,7 @@ from opsd_jax.models import families, transformer
 
 def mesh_of(data, fsdp, tensor):
   return sharding.make_mesh(
-      data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
+    data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
   )
 
 
@@ -23,17 +23,27 @@ def state():
   config.teacher.name = "ema"
   params = transformer.init_params(families.tiny(), jax.random.key(0))
   new = train.init_state(params, objective.from_config(config), optax.adam(1.0))
-  draw = lambda x: (
+
+  def draw(x):
+    return (
       jax.random.normal(jax.random.key(x.size), x.shape).astype(x.dtype)
-      if jnp.issubdtype(x.dtype, jnp.floating) else x
-  )  # fmt: skip
+      if jnp.issubdtype(x.dtype, jnp.floating)
+      else x
+    )
+
   return jax.tree.map(draw, new)._replace(step=jnp.int32(7))
 
 
-@pytest.mark.parametrize("saved,restored", [
-    ((1, 8, 1), (1, 1, 1)), ((1, 1, 1), (1, 4, 1)), ((1, 8, 1), (1, 1, 4)),
+@pytest.mark.parametrize(
+  "saved,restored",
+  [
+    ((1, 8, 1), (1, 1, 1)),
+    ((1, 1, 1), (1, 4, 1)),
+    ((1, 8, 1), (1, 1, 4)),
     ((2, 2, 2), (8, 1, 1)),
-], ids=str)  # fmt: skip
+  ],
+  ids=str,
+)
 def test_another_mesh_restores_the_same_bits(saved, restored, tmp_path):
   whole = state()
   manager = checkpoint.open_manager(tmp_path, keep=1)
@@ -45,8 +55,7 @@ def test_another_mesh_restores_the_same_bits(saved, restored, tmp_path):
   manager.close()
   assert jax.tree.structure(got) == jax.tree.structure(whole)
   for a, b, place in zip(
-      jax.tree.leaves(got), jax.tree.leaves(whole), jax.tree.leaves(layout),
-      strict=True,
-  ):  # fmt: skip
+    jax.tree.leaves(got), jax.tree.leaves(whole), jax.tree.leaves(layout), strict=True
+  ):
     assert a.sharding == place and a.dtype == b.dtype
     np.testing.assert_array_equal(a, b)

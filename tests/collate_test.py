@@ -13,22 +13,27 @@ PAD = 9
 
 def batch_of(rows, bucket=8, response_bucket=4, **kw):
   return collate.collate(
-      rows, pad_id=PAD, bucket=bucket, response_bucket=response_bucket, **kw
+    rows, pad_id=PAD, bucket=bucket, response_bucket=response_bucket, **kw
   )
 
 
-ids = lambda low, high: st.lists(
-    st.integers(0, 10), min_size=low, max_size=high
-).map(tuple)
+def ids(low, high):
+  return st.lists(st.integers(0, 10), min_size=low, max_size=high).map(tuple)
+
+
 rows = st.lists(
-    st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), *[st.none()] * 3), min_size=1,
-    max_size=8,
-)  # fmt: skip
+  st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), *[st.none()] * 3),
+  min_size=1,
+  max_size=8,
+)
 
 
 def seen(side, part, parts, at):
   """What the state at flat index `at` of a part has read, in order."""
-  own = lambda x: np.split(x, parts)[part]
+
+  def own(x):
+    return np.split(x, parts)[part]
+
   L = side.ids_RxL.shape[1]
   r, i = divmod(at, L)
   row = own(side.ids_RxL)[r, : i + 1]
@@ -42,17 +47,19 @@ def seen(side, part, parts, at):
 
 
 @given(
-    rows=rows, repeat=st.integers(1, 3), row_tokens=st.sampled_from([0, 20, 99]),
-    share=st.booleans(), parts=st.integers(1, 3), bucket=st.sampled_from([1, 8]),
-)  # fmt: skip
+  rows=rows,
+  repeat=st.integers(1, 3),
+  row_tokens=st.sampled_from([0, 20, 99]),
+  share=st.booleans(),
+  parts=st.integers(1, 3),
+  bucket=st.sampled_from([1, 8]),
+)
 def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
-    rows, repeat, row_tokens, share, parts, bucket
+  rows, repeat, row_tokens, share, parts, bucket
 ):
   """Whatever is packed with it, and whoever shares its prompt."""
   rows = [row for row in rows for _ in range(repeat)]
-  batch = batch_of(
-      rows, bucket, row_tokens=row_tokens, share=share, parts=parts
-  )
+  batch = batch_of(rows, bucket, row_tokens=row_tokens, share=share, parts=parts)
   found = {i: 0 for i, row in enumerate(rows) if row.response_ids}
   for part, t in zip(*np.nonzero(batch.token.mask_BxT), strict=True):
     i = batch.token.response_BxT[part, t]
@@ -62,31 +69,36 @@ def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
     assert batch.token.y_BxT[part, t] == rows[i].response_ids[index]
     assert batch.token.length_BxT[part, t] == len(rows[i].response_ids)
     for side, prompt in (
-        (batch.student, rows[i].student_ids), (batch.teacher, rows[i].teacher_ids)
-    ):  # fmt: skip
+      (batch.student, rows[i].student_ids),
+      (batch.teacher, rows[i].teacher_ids),
+    ):
       read, pos = seen(side, part, parts, side.at_BxT[part, t])
       assert tuple(read) == (*prompt, *rows[i].response_ids[:index])
       assert pos.tolist() == list(range(len(read)))
   assert found == {
-      i: len(row.response_ids) for i, row in enumerate(rows) if row.response_ids
+    i: len(row.response_ids) for i, row in enumerate(rows) if row.response_ids
   }
 
 
 def test_responses_to_one_prompt_read_it_once():
   made = [Row((1, 2), (3, 4, 5), (6, 7, 8), None)] * 4
-  sizes = lambda **kw: [
-      (side.segment_RxL > 0).sum()
-      for side in batch_of(made, row_tokens=64, **kw)[:2]
-  ]
+
+  def sizes(**kw):
+    return [
+      (side.segment_RxL > 0).sum() for side in batch_of(made, row_tokens=64, **kw)[:2]
+    ]
+
   assert sizes(share=False) == [4 * (2 + 2), 4 * (3 + 2)]
   assert sizes(share=True) == [2 + 4 * 2, 3 + 4 * 2]  # the last is not read
 
 
 def test_rows_of_a_part_by_hand():
-  unit = lambda size: collate.Unit((), (), size)
-  of = lambda sizes, row_tokens: collate.rows_for(
-      [unit(s) for s in sizes], row_tokens
-  )
+  def unit(size):
+    return collate.Unit((), (), size)
+
+  def of(sizes, row_tokens):
+    return collate.rows_for([unit(s) for s in sizes], row_tokens)
+
   assert of([75] * 16, 0) == 16  # a row each
   assert of([75] * 16, 150) == 8  # two a row
   assert of([75] * 16, 256) == 4  # 16 are 4 x 4: 3 a row would leave two empty
@@ -94,11 +106,21 @@ def test_rows_of_a_part_by_hand():
   assert collate.pack([5, 9, 3, 3], 2) == ([1, 0, 1, 1], [9, 11])
 
 
-@pytest.mark.parametrize("length,multiple,digits,expected", [
-    (0, 8, 4, 8), (1, 8, 4, 8), (9, 8, 4, 16), (120, 8, 4, 120),
-    (129, 8, 4, 144), (257, 8, 4, 288), (257, 8, 3, 320), (7, 1, 4, 7),
-    (100, 48, 4, 144), (1000, 48, 4, 1056),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "length,multiple,digits,expected",
+  [
+    (0, 8, 4, 8),
+    (1, 8, 4, 8),
+    (9, 8, 4, 16),
+    (120, 8, 4, 120),
+    (129, 8, 4, 144),
+    (257, 8, 4, 288),
+    (257, 8, 3, 320),
+    (7, 1, 4, 7),
+    (100, 48, 4, 144),
+    (1000, 48, 4, 1056),
+  ],
+)
 def test_lengths_are_rounded_up(length, multiple, digits, expected):
   assert collate.up(length, multiple, digits) == expected
 
@@ -131,7 +153,10 @@ def test_processes_agree_on_their_shapes():
   for name, made in (("short", short), ("long", long)):
     batch_of(made, row_tokens=20, parts=2, agree=noting(name))
   rounds = iter(zip(*asked.values(), strict=True))
-  both = lambda sizes: [max(x) for x in zip(*next(rounds), strict=True)]
+
+  def both(sizes):
+    return [max(x) for x in zip(*next(rounds), strict=True)]
+
   batch = batch_of(short, row_tokens=20, parts=2, agree=both)
   assert batch.student.ids_RxL.shape[0] == 2 * asked["long"][0][1]
   assert batch.token.y_BxT.shape == (2, asked["long"][0][0])
@@ -145,12 +170,8 @@ def test_an_end_of_turn_that_is_also_the_pad_is_learned():
 
 
 def test_dtypes_and_the_samplers_logp():
-  batch = batch_of([
-      Row((1,), (2,), (3, 4), (-0.5, -1.5)), Row((1,), (2,), (3,), None)
-  ])  # fmt: skip
-  np.testing.assert_array_equal(
-      batch.token.sampler_logp_BxT, [[-0.5, -1.5, 0, 0]]
-  )
+  batch = batch_of([Row((1,), (2,), (3, 4), (-0.5, -1.5)), Row((1,), (2,), (3,), None)])
+  np.testing.assert_array_equal(batch.token.sampler_logp_BxT, [[-0.5, -1.5, 0, 0]])
   floats = (batch.token.mask_BxT, batch.token.sampler_logp_BxT)
   assert {x.dtype for x in floats} == {np.dtype("float32")}
   token = batch.token._replace(mask_BxT=None, sampler_logp_BxT=None)
@@ -160,8 +181,8 @@ def test_dtypes_and_the_samplers_logp():
 
 def test_an_advantage_is_every_tokens_of_its_response():
   made = [
-      Row((1,), (), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
-      Row((1,), (), (5,), (-3.0,), (-2.5,), -0.25),
+    Row((1,), (), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
+    Row((1,), (), (5,), (-3.0,), (-2.5,), -0.25),
   ]
   token = batch_of(made, parts=4, row_tokens=9).token
   real = token.mask_BxT > 0
@@ -194,10 +215,14 @@ def test_values_come_back_to_their_responses():
   assert [x.tolist() for x in of] == [[0, 1, 2], [], [0, 1], [0]]
 
 
-@pytest.mark.parametrize("rows", [
+@pytest.mark.parametrize(
+  "rows",
+  [
     [Row((), (1,), (4,), None)],
     [Row((1,), (1,), (4,), None), Row((1,), (), (4,), None)],
-], ids=["student", "one teacher of two"])  # fmt: skip
+  ],
+  ids=["student", "one teacher of two"],
+)
 def test_a_response_without_a_prompt_is_refused(rows):
   with pytest.raises(ValueError, match=f"row {len(rows) - 1}: .*prompt"):
     batch_of(rows)
@@ -243,11 +268,14 @@ def test_padding_share_by_hand():
   assert collate.padding_share(packed) == 1 - 22 / 24
 
 
-@pytest.mark.parametrize("row_tokens,rows,mean,longest,bound", [
+@pytest.mark.parametrize(
+  "row_tokens,rows,mean,longest,bound",
+  [
     (256, 16, 10, 16, 0.15),  # the default task's lengths
     (768, 16, 120, 256, 0.15),  # those of grade-school maths
     (512, 64, 32, 128, 0.15),
-])  # fmt: skip
+  ],
+)
 def test_little_is_padding(row_tokens, rows, mean, longest, bound):
   rng, shares, shapes = np.random.default_rng(0), [], set()
   for _ in range(20):
@@ -258,7 +286,6 @@ def test_little_is_padding(row_tokens, rows, mean, longest, bound):
       made.append(Row(student, student + (2,) * mean, (3,) * size, None))
     batch = batch_of(made, 32, 32, row_tokens=row_tokens, share=True)
     shares.append(collate.padding_share(batch))
-    shapes.add(tuple(x.shape for x in (batch.student.ids_RxL,
-                                       batch.teacher.ids_RxL)))  # fmt: skip
+    shapes.add(tuple(x.shape for x in (batch.student.ids_RxL, batch.teacher.ids_RxL)))
   assert np.mean(shares) < bound
   assert len(shapes) <= 10

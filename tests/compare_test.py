@@ -12,18 +12,32 @@ def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
   """A finished run of two steps, as train_and_evaluate leaves it."""
   (directory / "samples").mkdir(parents=True)
   scores = dict(drift=0.1, tokens=9.0, truncated=0.0, sampled_accuracy=0.5)
-  evaluation = lambda step, accuracy: {
-      "step": step, "eval/accuracy": accuracy, "eval/teacher_accuracy": 1.0,
+
+  def evaluation(step, accuracy):
+    return {
+      "step": step,
+      "eval/accuracy": accuracy,
+      "eval/teacher_accuracy": 1.0,
       "eval/teacher_sampled_accuracy": 0.4,
       **{f"eval/{k}": v for k, v in scores.items()},
-  }  # fmt: skip
+    }
+
   rows = [
-      evaluation(0, 0.25),
-      {"step": 1, "response_tokens": 70, "time/rollout": 40, "time/step": 20.2, "loss": 2.0},
-      {"step": 2, "response_tokens": 50, "time/rollout": 30, "loss": 1.0},
-      evaluation(2, sum(right) / 4),
-  ]  # fmt: skip
-  lines = lambda found: "".join(json.dumps(x) + "\n" for x in found)
+    evaluation(0, 0.25),
+    {
+      "step": 1,
+      "response_tokens": 70,
+      "time/rollout": 40,
+      "time/step": 20.2,
+      "loss": 2.0,
+    },
+    {"step": 2, "response_tokens": 50, "time/rollout": 30, "loss": 1.0},
+    evaluation(2, sum(right) / 4),
+  ]
+
+  def lines(found):
+    return "".join(json.dumps(x) + "\n" for x in found)
+
   (directory / "metrics.jsonl").write_text(lines(rows))
   judged = lines({"score": s} for s in right)
   (directory / "samples" / "eval_000002.jsonl").write_text(judged)
@@ -54,10 +68,10 @@ def test_the_interval_is_over_problems_not_over_seeds(tmp_path):
 
 def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
   runs = [
-      compare.gather("OPSD", 0, write_run(tmp_path / "a")),
-      compare.gather("OPSD", 1, write_run(tmp_path / "b", right=(1, 1, 1, 1))),
-      compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
-  ]  # fmt: skip
+    compare.gather("OPSD", 0, write_run(tmp_path / "a")),
+    compare.gather("OPSD", 1, write_run(tmp_path / "b", right=(1, 1, 1, 1))),
+    compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
+  ]
   _, _, base, grpo, opsd = compare.table(runs).splitlines()
   assert base.startswith("| base | 0.250 [0.046, 0.699] |")
   assert grpo.startswith("| GRPO | 0.250 [")
@@ -76,8 +90,10 @@ def test_every_method_is_a_cell_that_can_run():
     cells = compare.cells_of(method)
     assert [c.overrides["seed"] for c in cells] == [0, 1, 2]
     assert [c.error for c in cells] == [None] * 3
-    assert {c.config.steps * c.config.rollout.prompts * c.config.rollout.samples
-            for c in cells} == {640}  # responses  # fmt: skip
+    assert {
+      c.config.steps * c.config.rollout.prompts * c.config.rollout.samples
+      for c in cells
+    } == {640}  # responses
 
 
 def test_interrupted_it_gathers_what_is_finished(tmp_path, monkeypatch, capsys):
@@ -127,9 +143,11 @@ def test_checkpoints_of_finished_cells_alone_are_dropped(tmp_path, monkeypatch):
 
 
 def test_studies_of_two_machines_come_together(tmp_path):
-  of = lambda method, *seeds: [
+  def of(method, *seeds):
+    return [
       compare.gather(method, s, write_run(tmp_path / f"{method}{s}")) for s in seeds
-  ]
+    ]
+
   path = tmp_path / "methods.jsonl"
   compare.keep(path, of("OPSD", 0, 2))
   compare.keep(path, [])

@@ -16,34 +16,41 @@ from opsd_jax.models import families
 
 ROOT = pathlib.Path(__file__).parents[1]
 CONFIGS = sorted(
-    p.stem for p in (ROOT / "configs").glob("*.py")
-    if p.stem not in ("__init__", "base")
-)  # fmt: skip
+  p.stem for p in (ROOT / "configs").glob("*.py") if p.stem not in ("__init__", "base")
+)
 
 # Loss and gradient norm of the first step at `:tiny`. If you did not mean to
 # change what is computed, a difference is a bug; if you did, update these.
 GOLDEN = {
-    "opsd": (1.23022e-4, 2.59717e-2), "sft": (5.72937, 3.35351),
-    "gsm_symbolic": (8.59641e-5, 1.88144e-2),
-    "grpo": (0, 0.200770), "dr_grpo": (-1.58691e-3, 7.04284e-2),
-    "dapo": (0.0439712, 0.572756), "rft": (5.77861, 2.32868),
-}  # fmt: skip
+  "opsd": (1.23022e-4, 2.59717e-2),
+  "sft": (5.72937, 3.35351),
+  "gsm_symbolic": (8.59641e-5, 1.88144e-2),
+  "grpo": (0, 0.200770),
+  "dr_grpo": (-1.58691e-3, 7.04284e-2),
+  "dapo": (0.0439712, 0.572756),
+  "rft": (5.77861, 2.32868),
+}
 # What a random model is sometimes right on, so that there is a reward.
 GUESSED = {
-    "task.name": "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
-    "max_digits=1",
-    "rollout.prompts": 8, "rollout.max_new_tokens": 16,
-}  # fmt: skip
+  "task.name": "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
+  "max_digits=1",
+  "rollout.prompts": 8,
+  "rollout.max_new_tokens": 16,
+}
 
 SUMMARY = {
-    *(
-        f"accuracy_{who}{end}"
-        for who in ("base", "teacher", "final")
-        for end in ("", "_ci_low", "_ci_high")
-    ),
-    "sampled_accuracy_base", "sampled_accuracy_final", "drift", "steps",
-    "seconds", "examples_removed_as_overlap",
-}  # fmt: skip
+  *(
+    f"accuracy_{who}{end}"
+    for who in ("base", "teacher", "final")
+    for end in ("", "_ci_low", "_ci_high")
+  ),
+  "sampled_accuracy_base",
+  "sampled_accuracy_final",
+  "drift",
+  "steps",
+  "seconds",
+  "examples_removed_as_overlap",
+}
 
 
 def get_config(name, arg=None) -> ConfigDict:
@@ -55,7 +62,7 @@ def test_config_is_valid_and_has_no_field_of_its_own(name):
   config = get_config(name)
   prepare.validate(config)
   assert set(files.flat(config.to_dict())) == set(
-      files.flat(base.get_config().to_dict())
+    files.flat(base.get_config().to_dict())
   )
 
 
@@ -66,7 +73,7 @@ def test_presets_are_the_papers(model):
   for config in (full, released):
     prepare.validate(config)
     assert set(files.flat(config.to_dict())) == set(
-        files.flat(base.get_config().to_dict())
+      files.flat(base.get_config().to_dict())
     )
     assert prepare.rows_per_step(config) == 32
     assert config.batch.max_row == 3072
@@ -80,11 +87,16 @@ def test_presets_are_the_papers(model):
   assert (released.divergence.clip, released.divergence.tau) == ("signed", tau)
 
 
-@pytest.mark.parametrize("arg,words", [
-    ("recipe=upstream", "needs a model"), ("qwen3_8b,recipe=mine", "upstream"),
-    ("qwen3_8b,qwen3_4b", "one of them"), ("qwen3_80b", "qwen3_8b"),
+@pytest.mark.parametrize(
+  "arg,words",
+  [
+    ("recipe=upstream", "needs a model"),
+    ("qwen3_8b,recipe=mine", "upstream"),
+    ("qwen3_8b,qwen3_4b", "one of them"),
+    ("qwen3_80b", "qwen3_8b"),
     ("control=hint", "none, other, answer"),
-])  # fmt: skip
+  ],
+)
 def test_a_bad_preset_names_the_known_ones(arg, words):
   with pytest.raises(ValueError, match=words):
     opsd.get_config(arg)
@@ -129,11 +141,15 @@ def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   assert all(r["sampler/logp_gap"] < 1e-4 for r in on_policy)
   first = next(r for r in rows if "loss" in r)
   assert (first["loss"], first["grad_norm"]) == pytest.approx(
-      GOLDEN[name], rel=2e-3, abs=1e-7  # float32's noise in 1e-4 nats
+    GOLDEN[name],
+    rel=2e-3,
+    abs=1e-7,  # float32's noise in 1e-4 nats
   )
 
 
-@pytest.mark.parametrize("flag,words", [
+@pytest.mark.parametrize(
+  "flag,words",
+  [
     ("--config.teachr.name=ema", "teachr"),
     ("--config.optimizer.lr=1", "lr"),
     ("--config.steps=many", "steps"),
@@ -142,14 +158,23 @@ def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
     ("--config.teacher.name=frozen", "fixed"),
     ("--config.model.source=missing/model.gguf", "missing/model.gguf"),
     ("--confg=1", "confg"),
-])  # fmt: skip
+  ],
+)
 def test_a_users_mistake_is_one_line(flag, words, tmp_path):
   began = time.time()
   done = subprocess.run(
-      [sys.executable, "-m", "experiments.train",
-       "--config=configs/opsd.py:tiny", f"--workdir={tmp_path / 'w'}", flag],
-      cwd=ROOT, capture_output=True, text=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "experiments.train",
+      "--config=configs/opsd.py:tiny",
+      f"--workdir={tmp_path / 'w'}",
+      flag,
+    ],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode not in (0, None)
   lines = [x for x in done.stderr.splitlines() if x.strip()]
   assert len(lines) == 1 and words in lines[0], done.stderr

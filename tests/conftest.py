@@ -8,7 +8,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
-    "ours", deadline=None, max_examples=25, derandomize=True,
-    suppress_health_check=[HealthCheck.too_slow],
-)  # fmt: skip
+  "ours",
+  deadline=None,
+  max_examples=25,
+  derandomize=True,
+  suppress_health_check=[HealthCheck.too_slow],
+)
 settings.load_profile("ours")

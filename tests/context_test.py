@@ -14,16 +14,12 @@ def example(i=0, solution=CANARY, answer=SHORT):
   return Example(f"e{i}", f"Question {i}?", solution, answer, metadata=CANARY)
 
 
-OTHERS = tuple(
-    example(i, f"the solution of {i}", f"answer {i}") for i in range(1, 4)
-)
+OTHERS = tuple(example(i, f"the solution of {i}", f"answer {i}") for i in range(1, 4))
 POOL = (example(), *OTHERS)
 COMBINATIONS = [
-    (template, kind)
-    for template, kind in itertools.product(
-        context.TEMPLATES, context.PRIVILEGED
-    )
-    if template != "plain" or kind == "none"
+  (template, kind)
+  for template, kind in itertools.product(context.TEMPLATES, context.PRIVILEGED)
+  if template != "plain" or kind == "none"
 ]
 
 
@@ -35,21 +31,24 @@ def told(template, kind, e=POOL[0], pool=POOL) -> str:
 
 def test_short_word_for_word():
   assert told("short", "solution") == (
-      "Question 0?\n\nHere is a reference solution:\na canary solution\n\n"
-      "Now write your own answer in the same form."
+    "Question 0?\n\nHere is a reference solution:\na canary solution\n\n"
+    "Now write your own answer in the same form."
   )
   assert told("short", "none") == (
-      "Question 0?\n\nNow write your own answer in the same form."
+    "Question 0?\n\nNow write your own answer in the same form."
   )
   assert context.student_messages("short", POOL[0]) == [
-      {"role": "user", "content": "Question 0?"}
+    {"role": "user", "content": "Question 0?"}
   ]
 
 
-@pytest.mark.parametrize("template,start", [
+@pytest.mark.parametrize(
+  "template,start",
+  [
     ("upstream", "Problem: Question 0?\n\nA reference solution"),
     ("paper", "Problem: Question 0?\n\nReference solution:\na canary solution"),
-])  # fmt: skip
+  ],
+)
 def test_the_others_order(template, start):
   assert told(template, "solution").startswith(start)
   (student,) = context.student_messages(template, POOL[0])
@@ -58,8 +57,8 @@ def test_the_others_order(template, start):
 
 def test_upstream_marks_where_the_solution_begins_and_ends():
   assert (
-      "=== Reference Solution Begin ===\na canary solution\n"
-      "=== Reference Solution End ===\n"
+    "=== Reference Solution Begin ===\na canary solution\n"
+    "=== Reference Solution End ===\n"
   ) in told("upstream", "solution")
   assert told("upstream", "solution").endswith("\n\n" + context.BOXED)
 
@@ -75,9 +74,7 @@ def test_the_student_never_sees_what_is_privileged(template):
 def test_the_teacher_sees_the_question_and_what_its_kind_says(template, kind):
   text = told(template, kind)
   assert text.count("Question 0?") == 1
-  shown = {
-      "solution": CANARY, "answer": SHORT, "other": OTHERS[0].solution,
-  }  # fmt: skip
+  shown = {"solution": CANARY, "answer": SHORT, "other": OTHERS[0].solution}
   for name, privileged in shown.items():
     assert text.count(privileged) == (name == kind)
 
@@ -86,9 +83,7 @@ def test_the_teacher_sees_the_question_and_what_its_kind_says(template, kind):
 def test_a_control_differs_by_the_privileged_text_alone(template):
   bare = told(template, "none")
   assert "None" not in bare
-  assert told(template, "answer") == told(template, "solution").replace(
-      CANARY, SHORT
-  )
+  assert told(template, "answer") == told(template, "solution").replace(CANARY, SHORT)
 
 
 def test_other_is_another_problems_solution_and_goes_round():
@@ -98,13 +93,15 @@ def test_other_is_another_problems_solution_and_goes_round():
 
 
 def test_other_is_no_second_solution_of_the_same_problem():
-  make = lambda i, question, solution, answer: Example(
-      str(i), question, solution, answer
-  )
+  def make(i, question, solution, answer):
+    return Example(str(i), question, solution, answer)
+
   pool = (
-      make(0, "What is 1+1?", "one way", "2"), make(1, "what is 1 + 1?", "b", "3"),
-      make(2, "What is 2 + 0?", "another's", "2"), make(3, "1?", "wrong", "1"),
-  )  # fmt: skip
+    make(0, "What is 1+1?", "one way", "2"),
+    make(1, "what is 1 + 1?", "b", "3"),
+    make(2, "What is 2 + 0?", "another's", "2"),
+    make(3, "1?", "wrong", "1"),
+  )
   assert "wrong" in told("short", "other", pool[0], pool)
 
 

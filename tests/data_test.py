@@ -40,47 +40,55 @@ def load(source, skip_bad=0, **columns):
 
 # A line beside GOOD, and what is said of it.
 BAD = [
-    (b'{"problem": "caf\xe9"}', "bad UTF-8: byte 0xe9 at 16"),
-    (row().decode().encode("utf-16"), "bad UTF-8: byte 0xff at 0"),
-    (b"\x80" * 9, "bad UTF-8"), (b"\x1f\x8b\x08\x00", "bad UTF-8"),
-    (b'{"problem": "x"', "invalid JSON: Expecting ',' delimiter"),
-    (b"{'problem': 'x'}", "invalid JSON"), (b"problem,solution", "invalid JSON"),
-    (row() + row(), "invalid JSON: Extra data"), (row()[:-9], "invalid JSON"),
-    (b'{"problem": "a\tb"}', "invalid JSON: Invalid control character"),
-    (row()[:-1] + b', "level": NaN}', "invalid JSON: NaN"),
-    (row()[:-1] + b', "level": -Infinity}', "invalid JSON"),
-    (b'{"answer": ' + b"9" * 5000 + b"}", "invalid JSON"),
-    (b"[" * 200_000, "invalid JSON"), (b"\x00\x00", "invalid JSON"),
-    (b'{"problem": "a", "problem": "b"}', "a key twice: 'problem'"),
-    (b"[1, 2]", "no object: a list"), (b'"text"', "no object: a str"),
-    (b"17", "no object: a int"), (b"null", "no object: a NoneType"),
-    (row(problem=["x"]), "column 'problem': not text: a list"),
-    (row(problem=7), "column 'problem': not text: a int"),
-    (row(problem=None), "column 'problem': not text: null"),
-    (row(solution={"a": 1}), "column 'solution': not text: a dict"),
-    (row(solution=None), "column 'solution': not text: null"),
-    (row(answer=["4"]), "column 'answer': not text: a list"),
-    (row(answer=True), "column 'answer': not text: a bool"),
-    (row(answer=None), "column 'answer': not text: null"),
-    (row()[:-1].replace(b'"4"', b"1e999") + b"}", "column 'answer': not text"),
-    (row(id=[1]), "column 'id': not text"),
-    (row(problem="a\0b"), "column 'problem': control character: U+0000 at 1"),
-    (row(solution="\frac12"), "control character: U+000C at 0"),
-    (row(answer="\boxed{1}"), "control character: U+0008 at 0"),
-    (row(problem="a\x85b"), "control character: U+0085 at 1"),
-    (row(problem="\ud800x"), "column 'problem': lone surrogate: U+D800 at 0"),
-    (row(solution="x\udfff"), "column 'solution': lone surrogate: U+DFFF at 1"),
-    (row(problem=""), "column 'problem': empty"),
-    (row(problem=" \n\t"), "column 'problem': empty"),
-    (row(solution="\u3000"), "column 'solution': empty"),
-    (row(answer=""), "column 'answer': empty"), (row(id=" "), "column 'id': empty"),
-    (without("problem"), "column 'problem': missing"),
-    (without("solution"), "column 'solution': missing"),
-    (without("answer"), "column 'answer': missing"),
-    (without("id"), "column 'id': missing"), (b"{}", "missing"),
-    (row(id="a"), "column 'id': an id twice: 'a' is at {path}:1"),
-    (row(problem="x" * 10_000_000), "a line of more than 4,000,000 bytes"),
-]  # fmt: skip
+  (b'{"problem": "caf\xe9"}', "bad UTF-8: byte 0xe9 at 16"),
+  (row().decode().encode("utf-16"), "bad UTF-8: byte 0xff at 0"),
+  (b"\x80" * 9, "bad UTF-8"),
+  (b"\x1f\x8b\x08\x00", "bad UTF-8"),
+  (b'{"problem": "x"', "invalid JSON: Expecting ',' delimiter"),
+  (b"{'problem': 'x'}", "invalid JSON"),
+  (b"problem,solution", "invalid JSON"),
+  (row() + row(), "invalid JSON: Extra data"),
+  (row()[:-9], "invalid JSON"),
+  (b'{"problem": "a\tb"}', "invalid JSON: Invalid control character"),
+  (row()[:-1] + b', "level": NaN}', "invalid JSON: NaN"),
+  (row()[:-1] + b', "level": -Infinity}', "invalid JSON"),
+  (b'{"answer": ' + b"9" * 5000 + b"}", "invalid JSON"),
+  (b"[" * 200_000, "invalid JSON"),
+  (b"\x00\x00", "invalid JSON"),
+  (b'{"problem": "a", "problem": "b"}', "a key twice: 'problem'"),
+  (b"[1, 2]", "no object: a list"),
+  (b'"text"', "no object: a str"),
+  (b"17", "no object: a int"),
+  (b"null", "no object: a NoneType"),
+  (row(problem=["x"]), "column 'problem': not text: a list"),
+  (row(problem=7), "column 'problem': not text: a int"),
+  (row(problem=None), "column 'problem': not text: null"),
+  (row(solution={"a": 1}), "column 'solution': not text: a dict"),
+  (row(solution=None), "column 'solution': not text: null"),
+  (row(answer=["4"]), "column 'answer': not text: a list"),
+  (row(answer=True), "column 'answer': not text: a bool"),
+  (row(answer=None), "column 'answer': not text: null"),
+  (row()[:-1].replace(b'"4"', b"1e999") + b"}", "column 'answer': not text"),
+  (row(id=[1]), "column 'id': not text"),
+  (row(problem="a\0b"), "column 'problem': control character: U+0000 at 1"),
+  (row(solution="\frac12"), "control character: U+000C at 0"),
+  (row(answer="\boxed{1}"), "control character: U+0008 at 0"),
+  (row(problem="a\x85b"), "control character: U+0085 at 1"),
+  (row(problem="\ud800x"), "column 'problem': lone surrogate: U+D800 at 0"),
+  (row(solution="x\udfff"), "column 'solution': lone surrogate: U+DFFF at 1"),
+  (row(problem=""), "column 'problem': empty"),
+  (row(problem=" \n\t"), "column 'problem': empty"),
+  (row(solution="\u3000"), "column 'solution': empty"),
+  (row(answer=""), "column 'answer': empty"),
+  (row(id=" "), "column 'id': empty"),
+  (without("problem"), "column 'problem': missing"),
+  (without("solution"), "column 'solution': missing"),
+  (without("answer"), "column 'answer': missing"),
+  (without("id"), "column 'id': missing"),
+  (b"{}", "missing"),
+  (row(id="a"), "column 'id': an id twice: 'a' is at {path}:1"),
+  (row(problem="x" * 10_000_000), "a line of more than 4,000,000 bytes"),
+]
 
 
 @pytest.mark.parametrize("line,words", BAD, ids=range(len(BAD)))
@@ -111,18 +119,24 @@ def test_skip_bad_is_a_cap_and_five_rows_are_named(tmp_path):
   assert [x.split(":")[1] for x in named] == ["2", "3", "4", "5", "6"]
   assert "and 2 more" in str(e.value)
   assert load(path, skip_bad=7).dropped == {
-      "invalid JSON": 3, "no object": 2, "column 'problem': empty": 1,
-      "column 'answer': not text": 1,
-  }  # fmt: skip
+    "invalid JSON": 3,
+    "no object": 2,
+    "column 'problem': empty": 1,
+    "column 'answer': not text": 1,
+  }
 
 
 def test_what_is_not_bad(tmp_path):
   path = write(
-      tmp_path / "p.jsonl", b"\xef\xbb\xbf" + GOOD + b"\r", b"", b"  \t",
-      row(answer=-7, id=3), row(answer=2.5, id="d", note="a\0b", more=[1]),
-      row(problem="tab\t, lines\r\n\n, \u2028, \U0001f600", id="e"),
-      row(answer=" 4 ", id="long", problem="x" * 3_999_000),
-  )  # fmt: skip
+    tmp_path / "p.jsonl",
+    b"\xef\xbb\xbf" + GOOD + b"\r",
+    b"",
+    b"  \t",
+    row(answer=-7, id=3),
+    row(answer=2.5, id="d", note="a\0b", more=[1]),
+    row(problem="tab\t, lines\r\n\n, \u2028, \U0001f600", id="e"),
+    row(answer=" 4 ", id="long", problem="x" * 3_999_000),
+  )
   found = load(path)
   assert [e.id for e in found.examples] == ["a", "3", "d", "e", "long"]
   assert [e.answer for e in found.examples] == ["2", "-7", "2.5", "4", "4"]
@@ -132,11 +146,16 @@ def test_what_is_not_bad(tmp_path):
   assert len(load(last).examples) == 1
 
 
-@pytest.mark.parametrize("content,words", [
-    (b"", "holds no problem"), (b"\n \n", "holds no problem"),
-    (b"{\n{\n", "p.jsonl:1: invalid JSON"), (b'{"text": "x"}', "columns text, none for the problem"),
+@pytest.mark.parametrize(
+  "content,words",
+  [
+    (b"", "holds no problem"),
+    (b"\n \n", "holds no problem"),
+    (b"{\n{\n", "p.jsonl:1: invalid JSON"),
+    (b'{"text": "x"}', "columns text, none for the problem"),
     (b'{"problem": "x"}', "none for a solution or an answer"),
-])  # fmt: skip
+  ],
+)
 def test_a_file_without_problems(content, words, tmp_path):
   (tmp_path / "p.jsonl").write_bytes(content)
   with pytest.raises(ValueError, match=words):
@@ -156,18 +175,57 @@ def test_no_bytes_crash_the_reader(content):
 # ----------------------------------------------------------------- columns
 
 
-@pytest.mark.parametrize("fields,expected", [
+@pytest.mark.parametrize(
+  "fields,expected",
+  [
     # AIME 2024, as three repositories have it; AIME 2025 and HMMT; MATH-500;
     # AMC; OpenThoughts; OpenMath; gsm_symbolic.
-    ({"id": 60, "problem": "p", "solution": "s", "answer": "1", "url": "u", "year": "2024"}, ("60", "s", "1")),
-    ({"ID": "2024-I-1", "Problem": "p", "Solution": "s", "Answer": 1}, ("2024-I-1", "s", "1")),
-    ({"problem_idx": 1, "problem": "p", "answer": "1", "problem_type": ["x"]}, ("1", None, "1")),
-    ({"problem": "p", "solution": "s", "answer": "1", "unique_id": "t/1.json", "level": 2}, ("t/1.json", "s", "1")),
+    (
+      {
+        "id": 60,
+        "problem": "p",
+        "solution": "s",
+        "answer": "1",
+        "url": "u",
+        "year": "2024",
+      },
+      ("60", "s", "1"),
+    ),
+    (
+      {"ID": "2024-I-1", "Problem": "p", "Solution": "s", "Answer": 1},
+      ("2024-I-1", "s", "1"),
+    ),
+    (
+      {"problem_idx": 1, "problem": "p", "answer": "1", "problem_type": ["x"]},
+      ("1", None, "1"),
+    ),
+    (
+      {
+        "problem": "p",
+        "solution": "s",
+        "answer": "1",
+        "unique_id": "t/1.json",
+        "level": 2,
+      },
+      ("t/1.json", "s", "1"),
+    ),
     ({"id": 0, "problem": "p", "answer": 142.0, "url": "u"}, ("0", None, "142.0")),
-    ({"problem": "p", "deepseek_reasoning": "r", "ground_truth_solution": "s", "deepseek_solution": "d"}, (None, "s", None)),
-    ({"question": "p", "expected_answer": "1", "generated_solution": "s"}, (None, "s", "1")),
+    (
+      {
+        "problem": "p",
+        "deepseek_reasoning": "r",
+        "ground_truth_solution": "s",
+        "deepseek_solution": "d",
+      },
+      (None, "s", None),
+    ),
+    (
+      {"question": "p", "expected_answer": "1", "generated_solution": "s"},
+      (None, "s", "1"),
+    ),
     ({"prompt": "p", "answer_cot": "s", "answer": "1"}, (None, "s", "1")),
-])  # fmt: skip
+  ],
+)
 def test_columns_of_the_public_files(fields, expected, tmp_path):
   path = write(tmp_path / "p.jsonl", json.dumps(fields).encode())
   (e,) = load(path).examples
@@ -194,8 +252,8 @@ def test_the_column_that_most_rows_have_is_taken(tmp_path):
 
 def test_one_odd_row_does_not_choose_the_column(tmp_path):
   lines = [
-      f'{{"problem": "p{i}", "prompt": "hint {i}", "answer": "1"}}'.encode()
-      for i in range(9)
+    f'{{"problem": "p{i}", "prompt": "hint {i}", "answer": "1"}}'.encode()
+    for i in range(9)
   ]
   path = write(tmp_path / "p.jsonl", *lines, b'{"prompt": "h", "answer": "1"}')
   with pytest.raises(ValueError, match="p.jsonl:10: column 'problem': missing"):
@@ -203,13 +261,20 @@ def test_one_odd_row_does_not_choose_the_column(tmp_path):
   assert load(path, skip_bad=1).examples[0].question == "p0"
 
 
-@pytest.mark.parametrize("rows,words", [
-    ([{"solution": "s"}] * 3 + [{"solution": "s", "answer": "9"}],
-     "column 'answer' is in 1 of 4 rows: set data.answer to it, or to ''"),
+@pytest.mark.parametrize(
+  "rows,words",
+  [
+    (
+      [{"solution": "s"}] * 3 + [{"solution": "s", "answer": "9"}],
+      "column 'answer' is in 1 of 4 rows: set data.answer to it, or to ''",
+    ),
     ([{"answer": "1", "Answer": "2"}], "one in two cases: set data.answer"),
-    ([{"answer": "1", "solution": None}] * 3 + [{"answer": "1", "solution": "s"}],
-     "column 'solution' is in 1 of 4 rows"),
-])  # fmt: skip
+    (
+      [{"answer": "1", "solution": None}] * 3 + [{"answer": "1", "solution": "s"}],
+      "column 'solution' is in 1 of 4 rows",
+    ),
+  ],
+)
 def test_columns_that_must_be_told(rows, words, tmp_path):
   lines = [json.dumps({"problem": "p"} | r).encode() for r in rows]
   with pytest.raises(ValueError, match=words):
@@ -225,8 +290,14 @@ def test_a_column_of_nulls_is_none(tmp_path):
 
 
 def test_numbers_are_as_the_file_writes_them(tmp_path):
-  numbers = ("0.12345678901234567890", "12345678901234567890.5", "0.00001",
-             "1" + "0" * 400, "-7", "1.50")  # fmt: skip
+  numbers = (
+    "0.12345678901234567890",
+    "12345678901234567890.5",
+    "0.00001",
+    "1" + "0" * 400,
+    "-7",
+    "1.50",
+  )
   lines = [f'{{"problem": "p", "answer": {n}}}'.encode() for n in numbers]
   found = load(write(tmp_path / "p.jsonl", *lines)).examples
   assert [e.answer for e in found] == list(numbers)
@@ -236,25 +307,41 @@ WORKED = "48/2 = <<48/2=24>>24 in May.\nSo 48+24 = <<48+24=72>>72.\n#### 1,072"
 
 
 def test_gsm8k(tmp_path):
-  lines = [json.dumps({"question": q, "answer": a}).encode() for q, a in (
-      ("q", WORKED), ("r", "no line"), ("s", "#### 5"))]  # fmt: skip
+  lines = [
+    json.dumps({"question": q, "answer": a}).encode()
+    for q, a in (("q", WORKED), ("r", "no line"), ("s", "#### 5"))
+  ]
   found = load(write(tmp_path / "p.jsonl", *lines), skip_bad=2)
   (e,) = found.examples
   assert e.answer == "1,072"
   assert e.solution == "48/2 = 24 in May.\nSo 48+24 = 72.\n#### 1,072"
   assert found.dropped == {
-      "column 'answer': no line '#### answer'": 1, "column 'answer': empty": 1,
-  }  # fmt: skip
+    "column 'answer': no line '#### answer'": 1,
+    "column 'answer': empty": 1,
+  }
 
 
-@pytest.mark.parametrize("text,answer", [
-    (r"so $\boxed{2}$.", "2"), (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
-    (r"\boxed{\text{a {b} c}} }", r"\text{a {b} c}"), (r"\boxed{\{1,2\}}", r"\{1,2\}"),
-    (r"\boxed{\left\{ x } ", r"\left\{ x"), (r"\fbox{7}", "7"), (r"\boxed 5$.", "5"),
-    (r"\boxed {3}", "3"), (r"\boxed{1", None), ("none", None), (r"\boxed{}", None),
-    (r"\boxedx{1}", None), (r"a \boxed", None), ("so 7\n#### 1,072\r\n", "1,072"),
-    ("#### Sum\nIt is 7.", None), ("\\boxed{7}\n#### Done", "7"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "text,answer",
+  [
+    (r"so $\boxed{2}$.", "2"),
+    (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"\boxed{\text{a {b} c}} }", r"\text{a {b} c}"),
+    (r"\boxed{\{1,2\}}", r"\{1,2\}"),
+    (r"\boxed{\left\{ x } ", r"\left\{ x"),
+    (r"\fbox{7}", "7"),
+    (r"\boxed 5$.", "5"),
+    (r"\boxed {3}", "3"),
+    (r"\boxed{1", None),
+    ("none", None),
+    (r"\boxed{}", None),
+    (r"\boxedx{1}", None),
+    (r"a \boxed", None),
+    ("so 7\n#### 1,072\r\n", "1,072"),
+    ("#### Sum\nIt is 7.", None),
+    ("\\boxed{7}\n#### Done", "7"),
+  ],
+)
 def test_maths_without_an_answer_column(text, answer, tmp_path):
   lines = json.dumps({"problem": "p", "level": "1", "solution": text}).encode()
   (e,) = load(write(tmp_path / "p.jsonl", lines)).examples
@@ -262,9 +349,9 @@ def test_maths_without_an_answer_column(text, answer, tmp_path):
 
 
 def test_without_ids_the_text_gives_one_whatever_the_file(tmp_path):
-  ask = lambda *asked: [
-      json.dumps({"problem": q, "answer": "1"}).encode() for q in asked
-  ]
+  def ask(*asked):
+    return [json.dumps({"problem": q, "answer": "1"}).encode() for q in asked]
+
   one = load(write(tmp_path / "1.jsonl", *ask("What?", "Who?", " what? "))).examples
   two = load(write(tmp_path / "2.jsonl", *ask("Who?", "What?"))).examples
   assert len({e.id for e in one}) == 3
@@ -274,20 +361,28 @@ def test_without_ids_the_text_gives_one_whatever_the_file(tmp_path):
 # ----------------------------------------------------------------- sources
 
 
-@pytest.mark.parametrize("source,words", [
-    ("csv:x", "jsonl:.*tfds:.*hf:.*reasoning_gym:"), ("", "jsonl:"),
-    ("x.json", "jsonl:"), ("jsonl:", "jsonl:"), ("task", "or for a run's data"),
+@pytest.mark.parametrize(
+  "source,words",
+  [
+    ("csv:x", "jsonl:.*tfds:.*hf:.*reasoning_gym:"),
+    ("", "jsonl:"),
+    ("x.json", "jsonl:"),
+    ("jsonl:", "jsonl:"),
+    ("task", "or for a run's data"),
     ("missing.jsonl", "missing.jsonl does not exist"),
-    ("jsonl:missing", "missing does not exist"), ("jsonl:.", "does not exist"),
+    ("jsonl:missing", "missing does not exist"),
+    ("jsonl:.", "does not exist"),
     ("tfds:no_such_set", "no_such_set not found"),
     ("tfds:ai2_arc,splt=train", "'splt=train' is no option.*split=..."),
     ("tfds:opsd_jsonl,path=missing.jsonl", "missing.jsonl does not exist"),
-    ("hf:a/b/c", "hf:org/name"), ("hf:a b", "hf:org/name"),
+    ("hf:a/b/c", "hf:org/name"),
+    ("hf:a b", "hf:org/name"),
     ("hf:a/b,split", "'split' is no option"),
     ("reasoning_gym:chian_sum", "chain_sum"),
     ("reasoning_gym:chain_sum,min_termz=2", "min_termz"),
     ("reasoning_gym:chain_sum,size=many", "size=many"),
-])  # fmt: skip
+  ],
+)
 def test_a_source_that_cannot_be_is_refused(source, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     data.check(source) if source != "task" else data.load(source, data.Columns())
@@ -322,9 +417,15 @@ def test_what_has_no_answer_for_its_judge_is_dropped():
   for name, there in (("exact", 0), ("reasoning_gym:graph_color", 2)):
     own["name"] = name
     d = data.both(
-        source, source.replace("size=2", "size=2,seed=1"), data.Columns(),
-        skip_bad=0, train_limit=0, eval_limit=0, rewarded=False, task=own,
-    )  # fmt: skip
+      source,
+      source.replace("size=2", "size=2,seed=1"),
+      data.Columns(),
+      skip_bad=0,
+      train_limit=0,
+      eval_limit=0,
+      rewarded=False,
+      task=own,
+    )
     assert len(d.eval) == there
     assert d.dropped == ({} if there else {"evaluation: no answer": 2})
 
@@ -395,9 +496,11 @@ def test_broken_parquet_is_said(tmp_path):
   assert len(read()) == 1000
   middle = len(whole) // 4
   for broken in (
-      b"", whole[:-9], b"{}\n" * 99,
-      whole[:middle] + bytes(64) + whole[middle + 64 :],
-  ):  # fmt: skip
+    b"",
+    whole[:-9],
+    b"{}\n" * 99,
+    whole[:middle] + bytes(64) + whole[middle + 64 :],
+  ):
     path.write_bytes(broken)
     with pytest.raises(ValueError, match="train.parquet: no parquet can be read"):
       read()
@@ -461,14 +564,18 @@ assert not {"tensorflow", "jax"} & set(sys.modules), "imported"
 
 
 def test_tfds_without_tensorflow(tmp_path):
-  ask = lambda i: json.dumps(
+  def ask(i):
+    return json.dumps(
       {"problem": f"é {i}?", "solution": r"\boxed{1}" if i % 2 else "x"}
-  ).encode()
+    ).encode()
+
   path = write(tmp_path / "my set.jsonl", *map(ask, range(4)), b"{")
   done = subprocess.run(
-      [sys.executable, "-c", TFDS, path, str(tmp_path / "made")],
-      capture_output=True, text=True, cwd=processes_test.ROOT,
-  )  # fmt: skip
+    [sys.executable, "-c", TFDS, path, str(tmp_path / "made")],
+    capture_output=True,
+    text=True,
+    cwd=processes_test.ROOT,
+  )
   assert done.returncode == 0, done.stderr
 
 
@@ -479,10 +586,14 @@ CANARY = "canary-{}-yranac"
 
 def problems_file(path, count=11) -> str:
   """The tiny run draws 8 a step: 11 problems put every step in mid-epoch."""
-  ask = lambda i: {
-      "problem": f"Which is larger, {i} or {i + 1}?", "answer": i + 1,
+
+  def ask(i):
+    return {
+      "problem": f"Which is larger, {i} or {i + 1}?",
+      "answer": i + 1,
       "solution": CANARY.format(i),
-  }  # fmt: skip
+    }
+
   return write(path, *(json.dumps(ask(i)).encode() for i in range(count)))
 
 
@@ -495,22 +606,31 @@ def tiny(scratch):
 
 
 OWN = {
-    "name": "largest_number", "train_count": 6, "eval_count": 3, "seed": 0,
-    "privileged_field": "answer",
-}  # fmt: skip
+  "name": "largest_number",
+  "train_count": 6,
+  "eval_count": 3,
+  "seed": 0,
+  "privileged_field": "answer",
+}
 
 
 def both(train, eval, train_limit=0, eval_limit=0, skip_bad=0, rewarded=False):
   return data.both(
-      str(train), str(eval), data.Columns(), skip_bad=skip_bad, task=OWN,
-      train_limit=train_limit, eval_limit=eval_limit, rewarded=rewarded,
-  )  # fmt: skip
+    str(train),
+    str(eval),
+    data.Columns(),
+    skip_bad=skip_bad,
+    task=OWN,
+    train_limit=train_limit,
+    eval_limit=eval_limit,
+    rewarded=rewarded,
+  )
 
 
 def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
-  ask = lambda *asked: [
-      json.dumps({"problem": q, "answer": a}).encode() for q, a in asked
-  ]
+  def ask(*asked):
+    return [json.dumps({"problem": q, "answer": a}).encode() for q, a in asked]
+
   rows = ask(("Aa?", "1"), ("bb?", "2"), ("Bb? ", "3"), ("c?", "4"))
   a = write(tmp_path / "a.jsonl", *rows)
   rows = ask(("aa?", "5"), (" Aa?", "6"), ("d?", "7"))
@@ -521,12 +641,15 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
   assert d.removed_as_overlap == 1
   assert d.dropped == {"evaluation: invalid JSON": 1}
   assert d.counts == {
-      "evaluation rows": 4, "training rows": 4,
-      "evaluation repeated (removed)": 1, "training repeated (kept)": 1,
-      "training without solution": 3, "evaluation without solution": 2,
-      "training questions with several answers": 1,
-      "evaluation questions with several answers": 1,
-  }  # fmt: skip
+    "evaluation rows": 4,
+    "training rows": 4,
+    "evaluation repeated (removed)": 1,
+    "training repeated (kept)": 1,
+    "training without solution": 3,
+    "evaluation without solution": 2,
+    "training questions with several answers": 1,
+    "evaluation questions with several answers": 1,
+  }
   d = both(a, b, train_limit=1, eval_limit=1, skip_bad=1)
   assert [e.answer for e in d.train + d.eval] == ["2", "5"]
   assert d.dropped["training: beyond the limit of 1"] == 2
@@ -534,8 +657,10 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
 
 
 def test_evaluation_leaves_out_what_has_no_answer(tmp_path):
-  lines = [json.dumps({"problem": s, "solution": s}).encode() for s in (
-      r"\boxed{7}", "boxless")]  # fmt: skip
+  lines = [
+    json.dumps({"problem": s, "solution": s}).encode()
+    for s in (r"\boxed{7}", "boxless")
+  ]
   path = write(tmp_path / "a.jsonl", *lines)
   d = both("task", path)
   assert [e.answer for e in d.eval] == ["7"]
@@ -563,17 +688,22 @@ def test_what_cannot_be_judged_is_said_before_a_model_loads(tmp_path):
   config.data.eval = write(tmp_path / "e.jsonl", row(answer="one half"), GOOD)
   with pytest.raises(ValueError, match="largest_number cannot judge problem b"):
     prepare.read_problems(config)
-  config.data.eval = write(tmp_path / "e.jsonl", row(answer="7"), GOOD,
-                           json.dumps({"problem": "x", "solution": "y"}).encode())  # fmt: skip
+  config.data.eval = write(
+    tmp_path / "e.jsonl",
+    row(answer="7"),
+    GOOD,
+    json.dumps({"problem": "x", "solution": "y"}).encode(),
+  )
   config.data.skip_bad = 1
   _, problems = prepare.read_problems(config)
   assert problems.counts["evaluation answers not verified"] == 0
   assert problems.dropped["evaluation: column 'answer': missing"] == 1
 
 
-@pytest.mark.parametrize("task,answers,expected", [
-    ("maths", ("204", "\\frac{1}{2}", "(3, 4]"), 0), ("maths", ("7", "{3"), 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "task,answers,expected",
+  [("maths", ("204", "\\frac{1}{2}", "(3, 4]"), 0), ("maths", ("7", "{3"), 1)],
+)
 def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
   asked = [Example(a, f"{a}?", None, a, None) for a in answers]
   verify = workers.shared(task, "answer", workers=1, seconds=20, memory_mb=2048)
@@ -584,7 +714,7 @@ def test_solutions_that_end_in_another_answer_are_counted(tmp_path):
   config = tiny(tmp_path)
   config.task.name, config.rollout.prompts = "gsm8k", 1
   config.data.train = write(
-      tmp_path / "t.jsonl", GOOD, row(answer="5"), row(id="c", solution="None.")
+    tmp_path / "t.jsonl", GOOD, row(answer="5"), row(id="c", solution="None.")
   )
   config.data.eval = write(tmp_path / "e.jsonl", row(problem="3 + 3?"))
   _, problems = prepare.read_problems(config)
@@ -607,18 +737,24 @@ def test_what_was_read_is_printed(tmp_path):
   config.data.skip_bad = 1
   text = report.describe(config, prepare.prepare(config))
   for words in (
-      "11 training and 8 evaluation problems", "training rows: 13",
-      "'training: invalid JSON': 1", "removed as overlap: 0",
-      "'training: its text holds a control token': 1",
-      "training repeated (kept): 0",
-  ):  # fmt: skip
+    "11 training and 8 evaluation problems",
+    "training rows: 13",
+    "'training: invalid JSON': 1",
+    "removed as overlap: 0",
+    "'training: its text holds a control token': 1",
+    "training repeated (kept): 0",
+  ):
     assert words in text
 
 
-@pytest.mark.parametrize("overrides,words", [
-    ({"data.skip_bad": -1}, "data.skip_bad"), ({"data.eval": "nope"}, "data.eval"),
+@pytest.mark.parametrize(
+  "overrides,words",
+  [
+    ({"data.skip_bad": -1}, "data.skip_bad"),
+    ({"data.eval": "nope"}, "data.eval"),
     ({"data.eval_limit": -1}, "eval_limit"),
-])  # fmt: skip
+  ],
+)
 def test_a_bad_data_section_is_refused(overrides, words):
   config = opsd.get_config("tiny")
   config.update_from_flattened_dict(overrides)

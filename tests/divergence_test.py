@@ -14,11 +14,14 @@ from opsd_jax import divergence
 
 T3, S3 = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.3, 0.2])
 EVERY = [
-    ("forward_kl", {}), ("reverse_kl", {}), ("total_variation", {}),
-    ("squared_hellinger", {}), ("chi_square", {}),
-    *(("jsd", {"beta": b}) for b in (0, 0.1, 0.5, 0.9, 1)),
-    *(("alpha", {"alpha": a}) for a in (-0.5, 0, 0.5, 1, 2)),
-]  # fmt: skip
+  ("forward_kl", {}),
+  ("reverse_kl", {}),
+  ("total_variation", {}),
+  ("squared_hellinger", {}),
+  ("chi_square", {}),
+  *(("jsd", {"beta": b}) for b in (0, 0.1, 0.5, 0.9, 1)),
+  *(("alpha", {"alpha": a}) for a in (-0.5, 0, 0.5, 1, 2)),
+]
 
 
 def value(name, p, q, y=0, **kw):
@@ -28,7 +31,10 @@ def value(name, p, q, y=0, **kw):
 
 def logit_gradient(name, p, q, y=0, **kw):
   f = divergence.make(name, **kw)
-  of = lambda z: f(jax.nn.log_softmax(z), jnp.log(q), jnp.array(y))[0]
+
+  def of(z):
+    return f(jax.nn.log_softmax(z), jnp.log(q), jnp.array(y))[0]
+
   return np.asarray(jax.grad(of)(jnp.log(jnp.asarray(p, jnp.float32))))
 
 
@@ -38,10 +44,15 @@ def pair(seed, V=7, scale=2.0):
   return p / p.sum(1, keepdims=True)
 
 
-@pytest.mark.parametrize("name,kw,expected", [
-    ("forward_kl", {}, 0.085123), ("reverse_kl", {}, 0.092033),
-    ("jsd", {"beta": 0.5}, 0.021901), ("jsd", {"beta": 0.1}, 0.007695),
-    ("jsd", {"beta": 0.9}, 0.008185), ("jsd", {"beta": 0}, 0.085123),
+@pytest.mark.parametrize(
+  "name,kw,expected",
+  [
+    ("forward_kl", {}, 0.085123),
+    ("reverse_kl", {}, 0.092033),
+    ("jsd", {"beta": 0.5}, 0.021901),
+    ("jsd", {"beta": 0.1}, 0.007695),
+    ("jsd", {"beta": 0.9}, 0.008185),
+    ("jsd", {"beta": 0}, 0.085123),
     ("forward_kl", {"clip": "signed", "tau": 0.05}, -0.100408),
     ("reverse_kl", {"clip": "signed", "tau": 0.05}, -0.068236),
     ("jsd", {"beta": 0.5, "clip": "signed", "tau": 0.05}, 0.021901),
@@ -49,30 +60,30 @@ def pair(seed, V=7, scale=2.0):
     ("forward_kl", {"clip": "token_sum", "tau": 0.05}, 0.05),
     ("forward_kl", {"support": "top_k_renormalised", "k": 2}, 0.053814),
     ("reverse_kl", {"support": "top_k_renormalised", "k": 2}, 0.059537),
-    ("forward_kl",
-     {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.082283),
-    ("reverse_kl",
-     {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.087177),
-    ("sampled_token", {}, 0.233225), ("nll", {}, -math.log(0.5)),
-    ("total_variation", {}, 0.2), ("chi_square", {}, 0.04 / 0.5 + 0.01 / 0.3
-                                   + 0.01 / 0.2),
-])  # fmt: skip
+    ("forward_kl", {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.082283),
+    ("reverse_kl", {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.087177),
+    ("sampled_token", {}, 0.233225),
+    ("nll", {}, -math.log(0.5)),
+    ("total_variation", {}, 0.2),
+    ("chi_square", {}, 0.04 / 0.5 + 0.01 / 0.3 + 0.01 / 0.2),
+  ],
+)
 def test_stated_values(name, kw, expected):
   assert value(name, S3, T3, **kw) == pytest.approx(expected, abs=2e-6)
 
 
-@pytest.mark.parametrize("name,kw,expected", [
+@pytest.mark.parametrize(
+  "name,kw,expected",
+  [
     ("forward_kl", {}, (-0.2, 0.1, 0.1)),
     ("reverse_kl", {}, (-0.214253, 0.094030, 0.120223)),
     ("jsd", {"beta": 0.5}, (-0.050848, 0.024187, 0.026661)),
     ("forward_kl", {"clip": "signed", "tau": 0.05}, (0.15, -0.11, -0.04)),
-    ("reverse_kl", {"clip": "signed", "tau": 0.05},
-     (0.1659, -0.0995, -0.0664)),
-])  # fmt: skip
+    ("reverse_kl", {"clip": "signed", "tau": 0.05}, (0.1659, -0.0995, -0.0664)),
+  ],
+)
 def test_stated_gradients(name, kw, expected):
-  np.testing.assert_allclose(
-      logit_gradient(name, S3, T3, **kw), expected, atol=5e-5
-  )
+  np.testing.assert_allclose(logit_gradient(name, S3, T3, **kw), expected, atol=5e-5)
 
 
 def in_float64(name, p, q, kw):
@@ -103,17 +114,18 @@ def test_value_and_gradient_by_finite_differences(name, kw):
   for seed in range(4):
     p, q = pair(seed, scale=1.0)
     assert value(name, p, q, **kw) == pytest.approx(
-        in_float64(name, p, q, kw), rel=1e-4, abs=1e-6
+      in_float64(name, p, q, kw), rel=1e-4, abs=1e-6
     )
     z, numeric = np.log(p), []
-    soft = lambda z: np.exp(z) / np.exp(z).sum()
+
+    def soft(z):
+      return np.exp(z) / np.exp(z).sum()
+
     for j in range(len(z)):
       step = 1e-6 * np.eye(len(z))[j]
       up, down = (in_float64(name, soft(z + s * step), q, kw) for s in (1, -1))
       numeric.append((up - down) / 2e-6)
-    np.testing.assert_allclose(
-        logit_gradient(name, p, q, **kw), numeric, atol=1e-4
-    )
+    np.testing.assert_allclose(logit_gradient(name, p, q, **kw), numeric, atol=1e-4)
 
 
 @pytest.mark.parametrize("name,kw", EVERY)
@@ -132,21 +144,18 @@ def test_zero_where_equal_positive_elsewhere(name, kw, seed):
 @given(seed=st.integers(0, 2**16), beta=st.floats(0.05, 0.95))
 def test_symmetries_and_bounds(seed, beta):
   p, q = pair(seed)
-  close = lambda x: pytest.approx(x, rel=1e-3, abs=2e-6)
+
+  def close(x):
+    return pytest.approx(x, rel=1e-3, abs=2e-6)
+
   assert value("forward_kl", p, q) == close(value("reverse_kl", q, p))
-  assert value("jsd", p, q, beta=beta) == close(
-      value("jsd", q, p, beta=1 - beta)
-  )
+  assert value("jsd", p, q, beta=beta) == close(value("jsd", q, p, beta=1 - beta))
   entropy = -beta * math.log(beta) - (1 - beta) * math.log(1 - beta)
   assert value("jsd", p, q, beta=beta) <= entropy + 1e-6
   assert value("total_variation", p, q) <= 1 + 1e-6
   assert value("squared_hellinger", p, q) <= 2 + 1e-6
-  assert value("alpha", p, q, alpha=0.5) == close(
-      2 * value("squared_hellinger", p, q)
-  )
-  assert value("alpha", p, q, alpha=2) == close(
-      0.5 * value("chi_square", p, q)
-  )
+  assert value("alpha", p, q, alpha=0.5) == close(2 * value("squared_hellinger", p, q))
+  assert value("alpha", p, q, alpha=2) == close(0.5 * value("chi_square", p, q))
 
 
 @given(seed=st.integers(0, 2**16), k=st.integers(1, 6))
@@ -166,16 +175,15 @@ def test_top_k_of_everything_is_full(name, kw, support):
   got = value(name, p, q, support=support, k=7, **kw)
   assert got == pytest.approx(value(name, p, q, **kw), rel=1e-3, abs=1e-5)
   np.testing.assert_allclose(
-      logit_gradient(name, p, q, support=support, k=7, **kw),
-      logit_gradient(name, p, q, **kw), atol=2e-4,
-  )  # fmt: skip
+    logit_gradient(name, p, q, support=support, k=7, **kw),
+    logit_gradient(name, p, q, **kw),
+    atol=2e-4,
+  )
 
 
 def test_renormalised_support_gives_nothing_to_the_others():
   p, q = pair(5)
-  gradient = logit_gradient(
-      "forward_kl", p, q, support="top_k_renormalised", k=3
-  )
+  gradient = logit_gradient("forward_kl", p, q, support="top_k_renormalised", k=3)
   top = np.argsort(-q)[:3]
   outside = np.setdiff1d(np.arange(7), top)
   assert np.abs(gradient[outside]).max() < 1e-7
@@ -188,9 +196,8 @@ def test_clipped_forward_kl_pulls_to_the_unclipped_part(seed, tau):
   kept = q * np.log(q / p) <= tau
   expected = q[kept].sum() * p - q * kept
   np.testing.assert_allclose(
-      logit_gradient("forward_kl", p, q, clip="signed", tau=tau), expected,
-      atol=1e-4,
-  )  # fmt: skip
+    logit_gradient("forward_kl", p, q, clip="signed", tau=tau), expected, atol=1e-4
+  )
 
 
 @given(seed=st.integers(0, 2**16), low=st.floats(0.01, 0.3))
@@ -198,7 +205,10 @@ def test_clipped_forward_kl_pulls_to_the_unclipped_part(seed, tau):
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "total_variation"])
 def test_clips_are_monotone_and_vanish_when_wide(name, clip, seed, low):
   p, q = pair(seed)
-  clipped = lambda tau: value(name, p, q, clip=clip, tau=tau)
+
+  def clipped(tau):
+    return value(name, p, q, clip=clip, tau=tau)
+
   full = value(name, p, q)
   assert clipped(low) <= clipped(2 * low) + 1e-6 <= full + 1e-4
   assert clipped(1e6) == pytest.approx(full, rel=1e-4, abs=1e-5)
@@ -210,9 +220,10 @@ def test_clips_are_monotone_and_vanish_when_wide(name, clip, seed, low):
 def test_generalized_without_effect_has_the_plain_gradient(name):
   p, q = pair(1)
   np.testing.assert_allclose(
-      logit_gradient(name, p, q, clip="generalized", tau=1e6),
-      logit_gradient(name, p, q), atol=1e-5,
-  )  # fmt: skip
+    logit_gradient(name, p, q, clip="generalized", tau=1e6),
+    logit_gradient(name, p, q),
+    atol=1e-5,
+  )
 
 
 def test_clipped_fraction():
@@ -223,12 +234,8 @@ def test_clipped_fraction():
 @given(seed=st.integers(0, 2**16))
 def test_sampled_token_is_reverse_kl_in_expectation(seed):
   p, q = pair(seed)
-  mean = sum(
-      p[y] * logit_gradient("sampled_token", p, q, y=y) for y in range(len(p))
-  )
-  np.testing.assert_allclose(
-      mean, logit_gradient("reverse_kl", p, q), atol=2e-4
-  )
+  mean = sum(p[y] * logit_gradient("sampled_token", p, q, y=y) for y in range(len(p)))
+  np.testing.assert_allclose(mean, logit_gradient("reverse_kl", p, q), atol=2e-4)
 
 
 @pytest.mark.parametrize("name,kw", EVERY)
@@ -247,7 +254,10 @@ def test_huge_logits_stay_finite(name):
   kw = {"beta": 0.5} if name == "jsd" else {}
   f = divergence.make(name, **kw)
   q = jax.nn.log_softmax(jnp.array([0.0, 1e4, -1e4]))
-  of = lambda z: f(jax.nn.log_softmax(z), q, 0)[0]
+
+  def of(z):
+    return f(jax.nn.log_softmax(z), q, 0)[0]
+
   out, gradient = jax.value_and_grad(of)(jnp.array([1e4, -1e4, 0.0]))
   assert np.isfinite(out) and np.isfinite(gradient).all()
 
@@ -257,14 +267,20 @@ def test_mutual_information_gap():
   t1, t2 = np.array([0.9, 0.1]), np.array([0.1, 0.9])
   half = np.array([0.5, 0.5])
   for name, gap in (("forward_kl", 0.3681), ("reverse_kl", 0.5108)):
-    both = lambda p, name=name: (value(name, p, t1) + value(name, p, t2)) / 2
+
+    def both(p, name=name):
+      return (value(name, p, t1) + value(name, p, t2)) / 2
+
     assert both(half) == pytest.approx(gap, abs=1e-4)
     for d, side in itertools.product((0.05, 0.2), (1, -1)):
       assert both(half + side * np.array([d, -d])) > both(half)
 
 
-@pytest.mark.parametrize("name,kw,words", [
-    ("kl", {}, "forward_kl"), ("forward_kl", {"beta": 0.5}, "beta"),
+@pytest.mark.parametrize(
+  "name,kw,words",
+  [
+    ("kl", {}, "forward_kl"),
+    ("forward_kl", {"beta": 0.5}, "beta"),
     ("jsd", {"beta": 1.5}, "0 to 1"),
     ("forward_kl", {"support": "top_p"}, "top_k_tail"),
     ("forward_kl", {"support": "top_k_tail"}, "k >= 1"),
@@ -272,7 +288,8 @@ def test_mutual_information_gap():
     ("forward_kl", {"clip": "hard", "tau": 1.0}, "token_sum"),
     ("nll", {"clip": "signed", "tau": 1.0}, "no support"),
     ("forward_kl", {"owner": "judge"}, "student"),
-])  # fmt: skip
+  ],
+)
 def test_refusals(name, kw, words):
   with pytest.raises(ValueError, match=words):
     divergence.make(name, **kw)

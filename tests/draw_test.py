@@ -16,10 +16,12 @@ drawn = jax.jit(draw.draw)
 def each(rows: int, knobs: Knobs) -> Knobs:
   """The same knobs for every row, or one of each a row."""
   types = jnp.float32, jnp.int32, jnp.float32, jnp.float32
-  return Knobs(*(
+  return Knobs(
+    *(
       jnp.broadcast_to(jnp.asarray(x, t), rows)
       for x, t in zip(knobs, types, strict=True)
-  ))
+    )
+  )
 
 
 def reference(p, top_k, top_p, min_p):
@@ -40,10 +42,17 @@ def reference(p, top_k, top_p, min_p):
 
 
 KNOBS = [
-    Knobs(1.0), Knobs(0.7), Knobs(1.5), Knobs(1.0, top_k=5),
-    Knobs(1.0, top_p=0.6), Knobs(1.0, min_p=0.15), Knobs(1.3, 6, 0.8, 0.05),
-    Knobs(1.0, top_k=1), Knobs(1.0, top_k=10_000), Knobs(1.0, top_p=1e-6),
-]  # fmt: skip
+  Knobs(1.0),
+  Knobs(0.7),
+  Knobs(1.5),
+  Knobs(1.0, top_k=5),
+  Knobs(1.0, top_p=0.6),
+  Knobs(1.0, min_p=0.15),
+  Knobs(1.3, 6, 0.8, 0.05),
+  Knobs(1.0, top_k=1),
+  Knobs(1.0, top_k=10_000),
+  Knobs(1.0, top_p=1e-6),
+]
 
 
 @pytest.mark.parametrize("knobs", KNOBS, ids=str)
@@ -70,14 +79,17 @@ def test_frequencies_match_the_softmax(knobs, V):
   assert chi2 <= df + 4 * np.sqrt(2 * df) + 12
   np.testing.assert_allclose(sampled_R, np.log(p_V[y_R]), atol=1e-4)
   np.testing.assert_allclose(
-      logp_R, jax.nn.log_softmax(z_V.astype(np.float32))[y_R], atol=1e-5
+    logp_R, jax.nn.log_softmax(z_V.astype(np.float32))[y_R], atol=1e-5
   )
 
 
 def test_draws_of_different_tokens_and_rows_differ():
   logits = jnp.zeros((64, 1000))
   keys = draw.row_keys(0, 0, "rollout", ["a"], 64)
-  at = lambda t_R: drawn(logits, keys, t_R, each(64, Knobs()))[0]
+
+  def at(t_R):
+    return drawn(logits, keys, t_R, each(64, Knobs()))[0]
+
   first, second = at(jnp.zeros(64, jnp.int32)), at(jnp.ones(64, jnp.int32))
   assert len(set(np.asarray(first))) > 50 and (first != second).sum() > 50
   mixed = at(jnp.arange(64) % 2)
@@ -94,7 +106,7 @@ def test_rows_of_all_kinds_side_by_side_are_what_they_are_alone():
     alone = drawn(z[r : r + 1], keys[r : r + 1], t_R[:1], each(1, knobs))
     assert alone[0][0] == together[0][r]
     np.testing.assert_allclose(
-        alone[1:], [x[r : r + 1] for x in together[1:]], rtol=1e-6
+      alone[1:], [x[r : r + 1] for x in together[1:]], rtol=1e-6
     )
   assert together[0][0] == z[0].argmax() and together[2][0] == 0
 
@@ -108,19 +120,20 @@ def test_greedy_is_the_first_of_equal_logits():
 
 
 @given(
-    st.lists(
-        st.sampled_from([-np.inf, -np.inf, -200.0, -80.0, 0.0, 3.0]),
-        min_size=16, max_size=16,
-    ).filter(lambda z: max(z) > -np.inf),
-    st.integers(0, 1000),
-)  # fmt: skip
+  st.lists(
+    st.sampled_from([-np.inf, -np.inf, -200.0, -80.0, 0.0, 3.0]),
+    min_size=16,
+    max_size=16,
+  ).filter(lambda z: max(z) > -np.inf),
+  st.integers(0, 1000),
+)
 def test_nothing_without_mass_is_ever_picked(z, seed):
   """Also where a block, or all but one, has none."""
   z_V = np.full(700, -np.inf, np.float32)
   z_V[::44] = z
   keys = draw.row_keys(seed, 0, "rollout", ["a"], 8)
   y_R, logp_R, _ = drawn(
-      jnp.tile(z_V, (8, 1)), keys, jnp.zeros(8, jnp.int32), each(8, Knobs())
+    jnp.tile(z_V, (8, 1)), keys, jnp.zeros(8, jnp.int32), each(8, Knobs())
   )
   assert np.isfinite(z_V[y_R]).all() and np.isfinite(logp_R).all()
 
@@ -130,9 +143,11 @@ def test_rare_tokens_are_drawn_as_often_as_they_should():
   rows, V = 4096, 512  # two blocks
   z_V = jnp.full(V, -18.0).at[0].set(0.0)  # 511 of 1.5e-8 each
   keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
-  several = jax.jit(lambda t: draw.draw(
+  several = jax.jit(
+    lambda t: draw.draw(
       jnp.tile(z_V, (rows, 1)), keys, jnp.full(rows, t), each(rows, Knobs())
-  )[0])  # fmt: skip
+    )[0]
+  )
   y = np.concatenate([several(t) for t in range(200)])
   rare = y[y > 0]  # 6.4 expected of 819,200
   assert 1 <= len(rare) <= 16 and len(set(rare)) > len(rare) // 2
@@ -145,10 +160,9 @@ def test_rounding_of_logits_changes_hardly_a_draw():
   near = z + rng.uniform(-3e-5, 3e-5, z.shape).astype(np.float32)
   keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
   y, y_near = (
-      drawn(jnp.asarray(x), keys, jnp.zeros(rows, jnp.int32),
-            each(rows, Knobs()))[0]
-      for x in (z, near)
-  )  # fmt: skip
+    drawn(jnp.asarray(x), keys, jnp.zeros(rows, jnp.int32), each(rows, Knobs()))[0]
+    for x in (z, near)
+  )
   assert len(set(y.tolist())) > 1000
   assert (y != y_near).sum() <= 1
 
@@ -167,21 +181,19 @@ def by_sort(z_V, top_k, top_p, min_p):
   return max(kth, last, floor), np.abs(mass_V - top_p).min()
 
 
-filtered = jax.jit(
-    lambda z_RxV, knobs: draw.filtered(z_RxV, z_RxV.max(-1), knobs)
-)
+filtered = jax.jit(lambda z_RxV, knobs: draw.filtered(z_RxV, z_RxV.max(-1), knobs))
 LOGITS = st.one_of(
-    st.floats(-30, 30, width=32, allow_subnormal=False),
-    # Nothing below 1.2e-38: XLA takes it for 0, a sort does not.
-    st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, 2.0, 2e-38]),
+  st.floats(-30, 30, width=32, allow_subnormal=False),
+  # Nothing below 1.2e-38: XLA takes it for 0, a sort does not.
+  st.sampled_from([-np.inf, -1.0, -0.0, 0.0, 1.0, 2.0, 2e-38]),
 )
 
 
 @given(
-    st.lists(LOGITS, min_size=20, max_size=20).filter(lambda z: max(z) > -30),
-    st.integers(0, 25),
-    st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0]),
-    st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
+  st.lists(LOGITS, min_size=20, max_size=20).filter(lambda z: max(z) > -30),
+  st.integers(0, 25),
+  st.sampled_from([1e-6, 0.1, 0.5, 0.9, 0.999, 1 - 1e-6, 1.0]),
+  st.sampled_from([0.0, 0.0, 0.05, 0.5, 1.0]),
 )
 def test_filters_keep_what_a_sort_keeps(z, top_k, top_p, min_p):
   z_V = np.array(z, np.float32)
@@ -204,7 +216,7 @@ def test_ties_at_the_threshold_are_kept():
 
 
 @pytest.mark.parametrize(
-    "bad", [Knobs(-1.0), Knobs(top_p=0.0), Knobs(top_p=1.1), Knobs(min_p=2.0)]
+  "bad", [Knobs(-1.0), Knobs(top_p=0.0), Knobs(top_p=1.1), Knobs(min_p=2.0)]
 )
 def test_bad_knobs_are_refused(bad):
   with pytest.raises(ValueError, match="expected"):

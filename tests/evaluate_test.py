@@ -16,12 +16,19 @@ from opsd_jax.models import families, transformer
 from opsd_jax.structs import Completion, Example, Verdict
 
 
-@pytest.mark.parametrize("successes,n,low,high", [
+@pytest.mark.parametrize(
+  "successes,n,low,high",
+  [
     # Newcombe 1998, table I, method 3.
-    (81, 263, 0.2553, 0.3662), (15, 148, 0.0624, 0.1605),
-    (0, 20, 0.0, 0.1611), (1, 29, 0.0061, 0.1718),
-    (5, 10, 0.2366, 0.7634), (10, 10, 0.7225, 1.0), (0, 1, 0.0, 0.7935),
-])  # fmt: skip
+    (81, 263, 0.2553, 0.3662),
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+    (5, 10, 0.2366, 0.7634),
+    (10, 10, 0.7225, 1.0),
+    (0, 1, 0.0, 0.7935),
+  ],
+)
 def test_wilson_against_known_numbers(successes, n, low, high):
   got = evaluate.wilson(successes, n)
   assert got == pytest.approx((low, high), abs=6e-5)
@@ -40,49 +47,53 @@ def test_wilson_holds_the_rate_and_mirrors(n, share):
 def test_rate_by_hand():
   low, high = evaluate.wilson(2.5, 5)
   assert evaluate.rate("x", [1, 0, 0.5, 1, 0]) == {
-      "x": 0.5, "x_ci_low": low, "x_ci_high": high,
-  }  # fmt: skip
+    "x": 0.5,
+    "x_ci_low": low,
+    "x_ci_high": high,
+  }
 
 
 def test_accuracy_by_hand():
   examples = [Example(str(i), f"q{i}", None, f"right {i}") for i in range(4)]
   # Greedy first: right, wrong, partly, right; then two samples each.
   texts = [
-      ("right 0", "right 0", "wrong"), ("wrong", "right 1", "right 1"),
-      ("part", "part", "wrong"), ("right 3", "wrong", "wrong"),
-  ]  # fmt: skip
+    ("right 0", "right 0", "wrong"),
+    ("wrong", "right 1", "right 1"),
+    ("part", "part", "wrong"),
+    ("right 3", "wrong", "wrong"),
+  ]
   asked = []
 
   def complete(params, prompts, ids, *, knobs, n):
     asked.append((params, prompts, ids, knobs.temperature, n))
     return [
-        [Completion(t, (7,) * (i + 1), None, i == 2) for t in group]
-        for i, group in enumerate(texts)
+      [Completion(t, (7,) * (i + 1), None, i == 2) for t in group]
+      for i, group in enumerate(texts)
     ]
 
-  verify = lambda examples, texts: [
+  def verify(examples, texts):
+    return [
       Verdict(1.0 if text == e.answer else 0.9 * (text == "part"))
       for e, text in zip(examples, texts, strict=True)
-  ]
+    ]
+
   got, greedy = evaluate.accuracy(
-      "weights", "prompts", examples, verify, complete, temperature=0.7,
-      samples=2,
-  )  # fmt: skip
-  assert asked == [
-      ("weights", "prompts", ["0", "1", "2", "3"], (0.0, 0.7, 0.7), 3)
-  ]
+    "weights", "prompts", examples, verify, complete, temperature=0.7, samples=2
+  )
+  assert asked == [("weights", "prompts", ["0", "1", "2", "3"], (0.0, 0.7, 0.7), 3)]
   assert [r.text for r in greedy] == ["right 0", "wrong", "part", "right 3"]
   assert [r.score for r in greedy] == [1.0, 0.0, 0.9, 1.0]
   assert got == {
-      **evaluate.rate("accuracy", [1, 0, 0, 1]),
-      # A problem is one observation, however many samples it has.
-      **evaluate.rate("sampled_accuracy", [0.5, 1, 0, 0]),
-      "truncated": 0.25, "tokens": 2.5, "unjudged": 0.0,
-  }  # fmt: skip
+    **evaluate.rate("accuracy", [1, 0, 0, 1]),
+    # A problem is one observation, however many samples it has.
+    **evaluate.rate("sampled_accuracy", [0.5, 1, 0, 0]),
+    "truncated": 0.25,
+    "tokens": 2.5,
+    "unjudged": 0.0,
+  }
   alone, _ = evaluate.accuracy(
-      "weights", "prompts", examples, verify, complete, temperature=0.7,
-      samples=0,
-  )  # fmt: skip
+    "weights", "prompts", examples, verify, complete, temperature=0.7, samples=0
+  )
   assert not any("sampled" in name for name in alone)
 
 
@@ -101,7 +112,10 @@ def params():
 
 def replies():
   rng = np.random.default_rng(0)
-  draw = lambda n: tuple(rng.integers(5, 250, n).tolist())
+
+  def draw(n):
+    return tuple(rng.integers(5, 250, n).tolist())
+
   return [Row(draw(p), (), draw(r), None) for p, r in ((5, 3), (1, 7), (7, 1))]
 
 
@@ -113,10 +127,12 @@ def drift_from(params, rows=None, **kw):
 def moved(params, size):
   leaves, structure = jax.tree.flatten(params)
   keys = jax.random.split(jax.random.key(1), len(leaves))
-  return structure.unflatten([
+  return structure.unflatten(
+    [
       x + size * jax.random.normal(k, x.shape)
       for x, k in zip(leaves, keys, strict=True)
-  ])
+    ]
+  )
 
 
 def by_hand(base, params, rows):
@@ -146,7 +162,7 @@ def test_drift_is_zero_at_the_base_and_grows_with_the_weights_change(params):
 def test_drift_equals_a_dense_computation(params):
   other = moved(params, 0.05)
   assert drift_from(params)(other) == pytest.approx(
-      by_hand(params, other, replies()), rel=1e-4
+    by_hand(params, other, replies()), rel=1e-4
   )
 
 
@@ -179,21 +195,23 @@ def test_the_unrelated_prompts_are_64_different_ones():
 
 def test_the_unrelated_prompts_are_not_about_the_task():
   related = re.compile(
-      r"\d|\b(numbers?|integers?|digits?|largest|biggest|greatest|highest"
-      r"|maximum|larger|bigger|sum|add|count)\b", re.IGNORECASE
-  )  # fmt: skip
+    r"\d|\b(numbers?|integers?|digits?|largest|biggest|greatest|highest"
+    r"|maximum|larger|bigger|sum|add|count)\b",
+    re.IGNORECASE,
+  )
   for prompt in evaluate.unrelated_prompts(64):
     assert not related.search(prompt), prompt
 
 
-@pytest.mark.parametrize("told,sides", [
-    ((1, 2), ["teacher", "student"]), ((1,), ["student"]), ((), ["student"]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "told,sides",
+  [((1, 2), ["teacher", "student"]), ((1,), ["student"]), ((), ["student"])],
+)
 def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
   """Its replies would be the student's."""
   judge, asked, rows = object.__new__(evaluate.Judge), [], []
   judge.run = types.SimpleNamespace(
-      eval=[types.SimpleNamespace(student_ids=(1,), teacher_ids=told)]
+    eval=[types.SimpleNamespace(student_ids=(1,), teacher_ids=told)]
   )
   judge.writer = types.SimpleNamespace(rows=lambda: [])
   judge.samples = 1
@@ -204,7 +222,7 @@ def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
 
   judge.accuracy = accuracy
   judge.judge = lambda params, step, more: rows.append(
-      more(judge.accuracy(params, "student", 1)[0])
+    more(judge.accuracy(params, "student", 1)[0])
   )
   judge.judge_base({})
   assert asked == sides

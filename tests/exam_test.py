@@ -20,10 +20,21 @@ from tests.models_test import assert_trees_equal
 
 ROOT = pathlib.Path(__file__).parents[1]
 HOW = exam.How(
-    samples=2, temperature=1.0, top_k=0, top_p=1.0, min_p=0.0,
-    max_new_tokens=6, stop=(), seed=0, template=None, confidence="logp",
-    batch=3, slots=8, bins=4, resamples=50,
-)  # fmt: skip
+  samples=2,
+  temperature=1.0,
+  top_k=0,
+  top_p=1.0,
+  min_p=0.0,
+  max_new_tokens=6,
+  stop=(),
+  seed=0,
+  template=None,
+  confidence="logp",
+  batch=3,
+  slots=8,
+  bins=4,
+  resamples=50,
+)
 
 
 @pytest.fixture(scope="module")
@@ -46,16 +57,12 @@ class Judge:
     if self.calls == self.dies_at:
       raise Killed
     self.seen += [e.id for e in examples]
-    return [
-        Verdict(float(len(t) % 2), t[:1] if len(t) % 3 else None)
-        for t in texts
-    ]
+    return [Verdict(float(len(t) % 2), t[:1] if len(t) % 3 else None) for t in texts]
 
 
 def some(judge, count=8, name="some"):
   examples = tuple(
-      Example(str(i), f"What is {i} + {i}?", None, str(2 * i))
-      for i in range(count)
+    Example(str(i), f"What is {i} + {i}?", None, str(2 * i)) for i in range(count)
   )
   return sets.Set(name, examples, judge, {"source": "here", "task": "none"})
 
@@ -66,9 +73,7 @@ def run(subject, path, *judges, **how):
 
 
 def contents(path):
-  return {
-      p.name: p.read_bytes() for p in path.iterdir() if p.suffix != ".png"
-  }
+  return {p.name: p.read_bytes() for p in path.iterdir() if p.suffix != ".png"}
 
 
 def test_a_killed_evaluation_ends_as_an_uninterrupted_one(subject, tmp_path):
@@ -105,32 +110,40 @@ def test_every_reply_is_kept(subject, tmp_path):
   texts = [r["text"] for p in problems for r in p["replies"]]
   assert len(set(texts)) == 16
   assert summary["sampling"] == {
-      "samples": 2, "temperature": 1.0, "top_k": 0, "top_p": 1.0, "min_p": 0.0,
-      "max_new_tokens": 6, "stop": [], "seed": 0,
-  }  # fmt: skip
+    "samples": 2,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "max_new_tokens": 6,
+    "stop": [],
+    "seed": 0,
+  }
   assert summary["model"] == {
-      "source": "tiny", "dtype": "float32", "weights": subject.about["weights"]
-  }  # fmt: skip
+    "source": "tiny",
+    "dtype": "float32",
+    "weights": subject.about["weights"],
+  }
   right = sum(r["score"] for p in problems for r in p["replies"])
   assert summary["sets"]["set0"]["avg@2"]["value"] == right / 16
   assert (tmp_path / "set0_logp.png").stat().st_size > 1000
 
 
 def test_a_seed_decides_the_replies_and_a_batch_does_not(subject, tmp_path):
-  texts = lambda path: [
+  def texts(path):
+    return [
       r["text"]
       for line in (path / "set0.jsonl").read_text().splitlines()
       for r in json.loads(line)["replies"]
-  ]
+    ]
+
   for name, how in (("a", {}), ("b", {"batch": 5}), ("c", {"seed": 1})):
     run(subject, tmp_path / name, Judge(), **how)
   a, b, c = (texts(tmp_path / name) for name in "abc")
   assert a == b and not set(a) & set(c)
 
 
-def test_other_settings_are_refused_and_other_figures_are_not(
-    subject, tmp_path
-):
+def test_other_settings_are_refused_and_other_figures_are_not(subject, tmp_path):
   run(subject, tmp_path, Judge())
   with pytest.raises(ValueError, match="temperature: 1.0 there, 0.5 now"):
     run(subject, tmp_path, Judge(), temperature=0.5)
@@ -154,8 +167,8 @@ def test_what_cannot_be_asked_is_counted(subject, tmp_path):
   summary = exam.evaluate(subject, [chosen], tmp_path, HOW)
   assert summary["sets"]["some"]["problems"] == 2
   assert summary["sets"]["some"]["dropped"] == {
-      "a prompt is longer than 2042 tokens": 1,
-      "its text holds a control token": 1,
+    "a prompt is longer than 2042 tokens": 1,
+    "its text holds a control token": 1,
   }
   with pytest.raises(ValueError, match="nothing to ask"):
     chosen = good._replace(examples=(long,))
@@ -163,7 +176,7 @@ def test_what_cannot_be_asked_is_counted(subject, tmp_path):
 
 
 def test_a_stated_confidence_is_asked_for_and_not_judged(
-    subject, tmp_path, monkeypatch
+  subject, tmp_path, monkeypatch
 ):
   asked, judged = [], []
 
@@ -171,8 +184,8 @@ def test_a_stated_confidence_is_asked_for_and_not_judged(
     asked.extend(args[3])
     texts = ("It is 7.\nConfidence: 80%", "It is 8.")
     return [
-        [structs.Completion(t, (5, 6), (-1.0, -2.0), False) for t in texts]
-        for _ in args[3]
+      [structs.Completion(t, (5, 6), (-1.0, -2.0), False) for t in texts]
+      for _ in args[3]
     ]
 
   def verify(examples, texts):
@@ -189,11 +202,17 @@ def test_a_stated_confidence_is_asked_for_and_not_judged(
   assert found["logp"]["without"] == 0
 
 
-@pytest.mark.parametrize("how,words", [
-    ({"samples": 0}, "samples is 0"), ({"top_p": 0.0}, "top_p"),
-    ({"temperature": 0.0}, "set samples to 1"), ({"template": "no"}, "unknown"),
-    ({"confidence": "felt"}, "logp, stated"), ({"stop": ("",)}, "stop is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "how,words",
+  [
+    ({"samples": 0}, "samples is 0"),
+    ({"top_p": 0.0}, "top_p"),
+    ({"temperature": 0.0}, "set samples to 1"),
+    ({"template": "no"}, "unknown"),
+    ({"confidence": "felt"}, "logp, stated"),
+    ({"stop": ("",)}, "stop is"),
+  ],
+)
 def test_bad_settings_are_one_line(how, words):
   with pytest.raises(ValueError, match=words) as e:
     exam.validate(HOW._replace(**how))
@@ -207,8 +226,19 @@ def test_one_of_model_and_run():
   with pytest.raises(ValueError, match="dtype is 'float8', known: float32"):
     exam.load("tiny", None, "float8")
   with pytest.raises(ValueError, match="expected a directory and at least one"):
-    exam.sit(HOW, [], "w", model="tiny", run=None, dtype="float32", count=1,
-             task_seed=None, task=USUAL, compile_cache="", verify={})  # fmt: skip
+    exam.sit(
+      HOW,
+      [],
+      "w",
+      model="tiny",
+      run=None,
+      dtype="float32",
+      count=1,
+      task_seed=None,
+      task=USUAL,
+      compile_cache="",
+      verify={},
+    )
 
 
 # ---------------------------------------------------------- a training run
@@ -231,15 +261,16 @@ def leave_run(path, params, rank=0, task=None, data=None):
 def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
   tree = jax.tree.map(lambda x: x + 1, subject.params)
   if rank:
-    tree = lora.init(
-        subject.params, key=jax.random.key(0), targets="q_proj", rank=rank
-    )
+    tree = lora.init(subject.params, key=jax.random.key(0), targets="q_proj", rank=rank)
   path = leave_run(tmp_path / "run", tree, rank)
   trained = exam.load_run(path)
   assert trained.about == {
-      "source": "tiny", "dtype": "float32", "run": str(path), "step": 2,
-      "weights": checkpoint.fingerprint(tree_of(subject, tree, rank), trained.mesh),
-  }  # fmt: skip
+    "source": "tiny",
+    "dtype": "float32",
+    "run": str(path),
+    "step": 2,
+    "weights": checkpoint.fingerprint(tree_of(subject, tree, rank), trained.mesh),
+  }
   assert trained.about["weights"] != subject.about["weights"]
   assert trained.template == "short" and trained.template_args == {}
   assert_trees_equal(trained.params, tree_of(subject, tree, rank))
@@ -259,7 +290,11 @@ def test_a_run_is_asked_what_its_training_held_out(subject, tmp_path):
   assert exam.held_out(path, USUAL, own, 9, 4) == (9, 4)  # of another seed
   assert exam.held_out(path, USUAL, "reasoning_gym:x", None, None) == (256, 3)
   assert exam.held_out(None, USUAL, own, None, None) == (256, 0)
-  assert exam.held_out(None, USUAL, own, 0, 1) == exam.held_out(path, USUAL, own, 0, 1) == (0, 1)
+  assert (
+    exam.held_out(None, USUAL, own, 0, 1)
+    == exam.held_out(path, USUAL, own, 0, 1)
+    == (0, 1)
+  )
   with pytest.raises(ValueError, match="9 problems of .* held out 8"):
     exam.held_out(path, USUAL, own, 9, None)
 
@@ -273,11 +308,10 @@ def test_an_evaluation_of_other_weights_is_refused(subject, tmp_path):
 
 def test_the_problems_of_a_task_are_those_that_training_held_out():
   held_out = tasks.load(
-      "largest_number", train_count=9, eval_count=8, seed=3,
-      privileged_field="answer",
-  ).eval  # fmt: skip
+    "largest_number", train_count=9, eval_count=8, seed=3, privileged_field="answer"
+  ).eval
   chosen = sets.open_set(
-      sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
+    sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
   )
   assert chosen.examples == held_out
 
@@ -293,29 +327,35 @@ def test_two_at_once_in_a_workdir_are_refused(subject, tmp_path):
 
 def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
   def file(name, *questions):
-    rows = [
-        {"problem": q, "solution": "So 2.", "answer": "2"} for q in questions
-    ]
+    rows = [{"problem": q, "solution": "So 2.", "answer": "2"} for q in questions]
     (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
     return str(tmp_path / name)
 
   # "b?" is asked in the run's evaluation: its training has dropped it
   train = file("train.jsonl", "What is that?", "b?", "c?")
   data = {"train": train, "eval": file("eval.jsonl", "b?", "d?")}
-  path = leave_run(
-      tmp_path / "run", subject.params, task={"name": "maths"}, data=data
-  )
+  path = leave_run(tmp_path / "run", subject.params, task={"name": "maths"}, data=data)
   asked = file("asked.jsonl", "What  is\nThat?", "b?", "c?", "d?", "e?")
   config = base.get_config()
-  sit = lambda where, **who: exam.sit(
-      HOW, [f"asked={asked}"], tmp_path / where, dtype="float32", count=None,
-      task_seed=None, task=USUAL, compile_cache=config.compile_cache,
-      verify=config.verify.to_dict(), **who,
-  )["sets"]  # fmt: skip
+
+  def sit(where, **who):
+    return exam.sit(
+      HOW,
+      [f"asked={asked}"],
+      tmp_path / where,
+      dtype="float32",
+      count=None,
+      task_seed=None,
+      task=USUAL,
+      compile_cache=config.compile_cache,
+      verify=config.verify.to_dict(),
+      **who,
+    )["sets"]
+
   found = sit("a", model=None, run=path)
   assert (found["asked"]["in_training"], found["asked"]["problems"]) == (2, 5)
   assert ["in", "training", "2"] in [
-      line.split() for line in grades.table(found).splitlines()
+    line.split() for line in grades.table(found).splitlines()
   ]
   assert "in_training" not in sit("b", model="tiny", run=None)["asked"]
   pathlib.Path(train).unlink()
@@ -327,9 +367,11 @@ def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
 
 def command(*args):
   return subprocess.run(
-      [sys.executable, "-m", "experiments.evaluate", *map(str, args)],
-      cwd=ROOT, capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, "-m", "experiments.evaluate", *map(str, args)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
 
 
 def test_the_command_compares_a_run_with_itself(subject, tmp_path):
@@ -345,8 +387,9 @@ def test_the_command_compares_a_run_with_itself(subject, tmp_path):
 
 
 def test_the_command_ends_a_wrong_flag_in_one_line(tmp_path):
-  done = command("--model=tiny", "--set=a=absent.jsonl", "--set=b",
-                 f"--workdir={tmp_path / 'w'}")  # fmt: skip
+  done = command(
+    "--model=tiny", "--set=a=absent.jsonl", "--set=b", f"--workdir={tmp_path / 'w'}"
+  )
   [line] = done.stderr.splitlines()
   assert done.returncode == 1 and line.startswith("error: ")
   assert not (tmp_path / "w").exists()

@@ -21,13 +21,7 @@ from opsd_jax import (
 )
 from opsd_jax.models import transformer
 from opsd_jax.structs import Completion, Example, Problem, Rollout, Verdict
-from tests.train_test import (
-  MODEL,
-  assert_same,
-  batch_of,
-  gradients,
-  params,
-)
+from tests.train_test import MODEL, assert_same, batch_of, gradients, params
 
 
 def config_of(module=grpo, **overrides):
@@ -52,17 +46,21 @@ def collected(config, rights, count=2):
   """What is collected when problem i's responses are right as rights[i] says;
   a response is `i` tokens long for problem i, and reads "1" when it is right."""
   asked = problems(count)
-  right = lambda p: rights[int(p.example.id)]
+
+  def right(p):
+    return rights[int(p.example.id)]
 
   def respond(problems, before):
     assert before == [0] * len(problems)
     return [
-        Rollout(p, Completion(str(r), (5,) * (1 + int(p.example.id)), None, False))
-        for p in problems
-        for r in right(p)
+      Rollout(p, Completion(str(r), (5,) * (1 + int(p.example.id)), None, False))
+      for p in problems
+      for r in right(p)
     ]
 
-  verify = lambda examples, texts: [Verdict(float(t)) for t in texts]
+  def verify(examples, texts):
+    return [Verdict(float(t)) for t in texts]
+
   run = types.SimpleNamespace(verify=verify)
   return experience.collect(config, run, respond, lambda: next(asked))
 
@@ -84,13 +82,15 @@ def test_advantages_of_a_step():
   found = collected(config, [[1, 1, 0, 0], [0, 0, 0, 0]])
   assert ids(found) == ["0"] * 4 + ["1"] * 4
   np.testing.assert_allclose(
-      found.advantages, [0.86588, 0.86588, -0.86588, -0.86588, 0, 0, 0, 0],
-      atol=1e-5,
-  )  # fmt: skip
+    found.advantages, [0.86588, 0.86588, -0.86588, -0.86588, 0, 0, 0, 0], atol=1e-5
+  )
   assert found.metrics == {
-      "score": 0.25, "reward": 0.25, "reinforce/no_signal": 0.5,
-      "reinforce/rounds": 1, "unjudged": 0,
-  }  # fmt: skip
+    "score": 0.25,
+    "reward": 0.25,
+    "reinforce/no_signal": 0.5,
+    "reinforce/rounds": 1,
+    "unjudged": 0,
+  }
 
 
 def test_prompts_without_signal_are_replaced():
@@ -111,9 +111,15 @@ def test_what_is_missing_after_the_last_round_has_no_advantage():
 
 def test_nor_has_it_one_for_its_length():
   config = config_of(
-      dapo, **{"rollout.samples": 2, "rollout.prompts": 2, "reinforce.rounds": 2,
-               "rollout.max_new_tokens": 4, "reinforce.overlong": 4},
-  )  # fmt: skip
+    dapo,
+    **{
+      "rollout.samples": 2,
+      "rollout.prompts": 2,
+      "reinforce.rounds": 2,
+      "rollout.max_new_tokens": 4,
+      "reinforce.overlong": 4,
+    },
+  )
   found = long_and_short(config, [[0, 1], [1, 1], [1, 1], [0, 0]])
   assert (found.advantages != 0).tolist() == [True, True, False, False]
   config.reinforce.rounds = 1  # nothing is filled up: it pays as any other
@@ -127,11 +133,14 @@ def long_and_short(config, rights):
 
   def respond(problems, before):
     return [
-        Rollout(p, Completion(str(r), (5,) * (1 + 2 * i), None, False))
-        for p in problems for i, r in enumerate(rights[int(p.example.id)])
+      Rollout(p, Completion(str(r), (5,) * (1 + 2 * i), None, False))
+      for p in problems
+      for i, r in enumerate(rights[int(p.example.id)])
     ]
 
-  verify = lambda examples, texts: [Verdict(float(t)) for t in texts]
+  def verify(examples, texts):
+    return [Verdict(float(t)) for t in texts]
+
   run = types.SimpleNamespace(verify=verify)
   return experience.collect(config, run, respond, lambda: next(asked))
 
@@ -157,11 +166,12 @@ def test_a_problem_that_comes_again_is_told_so():
   def respond(problems, before):
     told.append(before)
     return [
-        Rollout(p, Completion("0", (5,), None, False))
-        for p in problems for _ in range(2)
+      Rollout(p, Completion("0", (5,), None, False)) for p in problems for _ in range(2)
     ]
 
-  verify = lambda examples, texts: [Verdict(0.0) for _ in texts]
+  def verify(examples, texts):
+    return [Verdict(0.0) for _ in texts]
+
   run = types.SimpleNamespace(verify=verify)
   asked = iter([[a, b], [b, b], [a, b]])
   experience.collect(config, run, respond, lambda: next(asked))
@@ -170,10 +180,16 @@ def test_a_problem_that_comes_again_is_told_so():
 
 def test_a_response_near_its_budget_pays():
   config = config_of(
-      dapo, **{"rollout.samples": 2, "rollout.prompts": 2, "reinforce.rounds": 1,
-               "rollout.max_new_tokens": 4, "reinforce.overlong": 4,
-               "reinforce.advantage": "reward"},
-  )  # fmt: skip
+    dapo,
+    **{
+      "rollout.samples": 2,
+      "rollout.prompts": 2,
+      "reinforce.rounds": 1,
+      "rollout.max_new_tokens": 4,
+      "reinforce.overlong": 4,
+      "reinforce.advantage": "reward",
+    },
+  )
   found = collected(config, [[1, 0], [0, 0]])
   assert found.advantages.tolist() == [0.75, -0.25, -0.5, -0.5]
   # the penalty is no signal: dynamic sampling looks at the score alone
@@ -187,7 +203,7 @@ def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
   got = experience.own_advantages("whitened", np.array(own))
   # +-0.5, +-0.5, +-1 of both and two zeros: a standard deviation of 0.61237
   np.testing.assert_allclose(
-      got, np.array([[0.5, -0.5], [1, -1]]) / (0.61237 + 1e-4), atol=1e-5
+    got, np.array([[0.5, -0.5], [1, -1]]) / (0.61237 + 1e-4), atol=1e-5
   )
 
 
@@ -201,11 +217,11 @@ A = (1.5, -0.5, -0.25, 0.0)
 def rewarded(advantages=A, **kw):
   """Two prompts with two responses each, sampled with log-prob -4 a token."""
   return batch_of(
-      [
-          collate.Row(PROMPTS[i // 2], (), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
-          for i, (y, a) in enumerate(zip(RESPONSES, advantages, strict=True))
-      ],
-      **kw,
+    [
+      collate.Row(PROMPTS[i // 2], (), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
+      for i, (y, a) in enumerate(zip(RESPONSES, advantages, strict=True))
+    ],
+    **kw,
   )
 
 
@@ -229,8 +245,8 @@ def test_grpo_at_the_first_update_is_reinforce():
   -A, its ratio being 1."""
   got = gradients(rewarded(), config_of())
   loss, grads = dense(
-      lambda logps: -sum(a * x.mean() for a, x in zip(A, logps, strict=True)) / 4,
-      params(),
+    lambda logps: -sum(a * x.mean() for a, x in zip(A, logps, strict=True)) / 4,
+    params(),
   )
   assert got[0] == pytest.approx(-sum(A) / 4, abs=1e-6)
   assert_same((1.0, got[1]), (1.0, grads))
@@ -239,8 +255,8 @@ def test_grpo_at_the_first_update_is_reinforce():
 def test_dr_grpo_divides_by_the_budget():
   got = gradients(rewarded(), config_of(dr_grpo))
   _, grads = dense(
-      lambda logps: -sum(a * x.sum() for a, x in zip(A, logps, strict=True)) / 32,
-      params(),
+    lambda logps: -sum(a * x.sum() for a, x in zip(A, logps, strict=True)) / 32,
+    params(),
   )
   assert_same((1.0, got[1]), (1.0, grads))  # 4 responses of 8 tokens at most
 
@@ -248,9 +264,7 @@ def test_dr_grpo_divides_by_the_budget():
 def test_rejection_sampling_is_sft_on_what_is_right():
   right = [i for i, a in enumerate((1, 0, 0, 1)) if a]
   got = gradients(rewarded((1.0, 0.0, 0.0, 1.0)), config_of(rft))
-  kept = batch_of([
-      collate.Row(PROMPTS[i // 2], (), RESPONSES[i], None) for i in right
-  ])  # fmt: skip
+  kept = batch_of([collate.Row(PROMPTS[i // 2], (), RESPONSES[i], None) for i in right])
   assert_same(got, gradients(kept, config_of(sft)))
 
 
@@ -288,7 +302,7 @@ def test_two_updates_on_one_batch_are_two_steps_with_the_old_noted():
   assert loss == first_loss
   assert np.abs(last.logp_BxT - first.logp_BxT).max() > 1e-3
   for a, b in zip(
-      jax.tree.leaves(state.params), jax.tree.leaves(two.params), strict=True
+    jax.tree.leaves(state.params), jax.tree.leaves(two.params), strict=True
   ):
     np.testing.assert_array_equal(a, b)
 
@@ -298,10 +312,16 @@ def test_importance_weighs_a_token_by_how_it_was_drawn():
   config = config_of(**{"reinforce.importance_cap": 2.0})
 
   def loss(logps):
-    weight = lambda x: jax.lax.stop_gradient(jnp.minimum(jnp.exp(x + 4.0), 2.0))
+    def weight(x):
+      return jax.lax.stop_gradient(jnp.minimum(jnp.exp(x + 4.0), 2.0))
+
     terms = zip(A, logps, strict=True)
-    return -sum((a * weight(x) * jnp.exp(x - jax.lax.stop_gradient(x))).mean()
-                for a, x in terms) / 4  # fmt: skip
+    return (
+      -sum(
+        (a * weight(x) * jnp.exp(x - jax.lax.stop_gradient(x))).mean() for a, x in terms
+      )
+      / 4
+    )
 
   assert_same(gradients(rewarded(), config), dense(loss, params()))
 
@@ -315,15 +335,26 @@ def test_micro_batches_and_packing_are_invisible_to_rewards(module):
 
 
 def test_rewards_and_distillation_add_up():
-  told = batch_of([
-      collate.Row(PROMPTS[i // 2], (1, 2, 3), y, (-4.0,) * len(y),
-                  (-4.0,) * len(y), a)
+  told = batch_of(
+    [
+      collate.Row(PROMPTS[i // 2], (1, 2, 3), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
       for i, (y, a) in enumerate(zip(RESPONSES, A, strict=True))
-  ])  # fmt: skip
-  of = lambda distill, weight: gradients(told, config_of(**{
-      "teacher.name": "fixed", "divergence.name": "forward_kl",
-      "loss.distill": distill, "reinforce.weight": weight,
-  }))  # fmt: skip
+    ]
+  )
+
+  def of(distill, weight):
+    return gradients(
+      told,
+      config_of(
+        **{
+          "teacher.name": "fixed",
+          "divergence.name": "forward_kl",
+          "loss.distill": distill,
+          "reinforce.weight": weight,
+        }
+      ),
+    )
+
   (a, da), (b, db), both = of(2.0, 0.0), of(0.0, 3.0), of(2.0, 3.0)
   assert_same(both, (a + b, jax.tree.map(np.add, da, db)))
 
@@ -331,11 +362,14 @@ def test_rewards_and_distillation_add_up():
 def test_the_kl_is_from_the_teacher():
   """With a plain prompt the teacher is the base: k3 of its log-probs."""
   kw = {"teacher.name": "fixed", "reinforce.kl_weight": 0.1}
-  batch = batch_of([
-      collate.Row(PROMPTS[i // 2], PROMPTS[i // 2], y, (-4.0,) * len(y),
-                  (-4.0,) * len(y), a)
+  batch = batch_of(
+    [
+      collate.Row(
+        PROMPTS[i // 2], PROMPTS[i // 2], y, (-4.0,) * len(y), (-4.0,) * len(y), a
+      )
       for i, (y, a) in enumerate(zip(RESPONSES, A, strict=True))
-  ])  # fmt: skip
+    ]
+  )
   base = list(logps(params(seed=1)))
 
   def loss(logps):
@@ -351,31 +385,58 @@ def test_the_kl_is_from_the_teacher():
 # ------------------------------------------------------------- bad configs
 
 
-@pytest.mark.parametrize("overrides,words", [
+@pytest.mark.parametrize(
+  "overrides,words",
+  [
     ({"rollout.samples": 1}, "at least 2"),
-    ({"rollout.source": "dataset", "rollout.samples": 1,
-      "reinforce.advantage": "reward"}, "on_policy"),
+    (
+      {
+        "rollout.source": "dataset",
+        "rollout.samples": 1,
+        "reinforce.advantage": "reward",
+      },
+      "on_policy",
+    ),
     ({"reinforce.kl_weight": 0.1}, "needs a reference"),
     ({"reinforce.weight": 0.0}, "nothing to learn from"),
     ({"reinforce.weight": -1.0}, "at least 0"),
     ({"reinforce.surrogate": "trpo"}, "cispo"),
     ({"reinforce.advantage": "gae"}, "leave_one_out"),
-    ({"reinforce.kl": "k4"}, "ratio_k3"), ({"reinforce.reward": "half"}, "right"),
-    ({"loss.denominator": "active_tokens", "reinforce.kl_weight": 0.1,
-      "teacher.name": "fixed"}, "active_tokens"),
+    ({"reinforce.kl": "k4"}, "ratio_k3"),
+    ({"reinforce.reward": "half"}, "right"),
+    (
+      {
+        "loss.denominator": "active_tokens",
+        "reinforce.kl_weight": 0.1,
+        "teacher.name": "fixed",
+      },
+      "active_tokens",
+    ),
     ({"rollout.temperature": 0.0}, "all the same"),
     ({"rollout.temperature": 0.5}, "importance_cap"),
-    ({"rollout.top_p": 0.5}, "importance_cap"), ({"rollout.top_k": 5}, "importance_cap"),
+    ({"rollout.top_p": 0.5}, "importance_cap"),
+    ({"rollout.top_k": 5}, "importance_cap"),
     ({"reinforce.overlong": 65}, "at most rollout.max_new_tokens"),
-    ({"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.kl_weight": 0.5},
-     "would do nothing"),
-    ({"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.rounds": 4},
-     "would do nothing"),
+    (
+      {"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.kl_weight": 0.5},
+      "would do nothing",
+    ),
+    (
+      {"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.rounds": 4},
+      "would do nothing",
+    ),
     ({"reinforce.updates": 3}, "multiple of reinforce.updates"),
     ({"reinforce.rounds": 0}, "reinforce.rounds"),
-    ({"reinforce.weight": 0.0, "loss.distill": 1.0,
-      "loss.denominator": "active_tokens"}, "reinforce.weight"),
-])  # fmt: skip
+    (
+      {
+        "reinforce.weight": 0.0,
+        "loss.distill": 1.0,
+        "loss.denominator": "active_tokens",
+      },
+      "reinforce.weight",
+    ),
+  ],
+)
 def test_bad_configs_are_refused(overrides, words):
   with pytest.raises(ValueError, match=words):
     prepare.validate(config_of(**overrides))

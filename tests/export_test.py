@@ -66,15 +66,19 @@ def write(directory, config, params, **kwargs):
 def draw_adapter(config, names, seed=0):
   """An adapter, by hand, of random values beside the kernels named."""
   rng, tree = np.random.default_rng(seed), {}
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape) * 0.3, jnp.float32)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape) * 0.3, jnp.float32)
+
   for path, leaf in hf.leaves(config).items():
     module, _, kind = path.rpartition("/")
     if kind == "kernel" and module.rpartition("/")[2] in names:
       *stack, d_in, d_out = leaf.shape
-      hf.put(tree, module, {
-          "lora_a": draw(*stack, d_in, RANK),
-          "lora_b": draw(*stack, RANK, d_out),
-      })  # fmt: skip
+      hf.put(
+        tree,
+        module,
+        {"lora_a": draw(*stack, d_in, RANK), "lora_b": draw(*stack, RANK, d_out)},
+      )
   return tree
 
 
@@ -82,9 +86,7 @@ def merge(params, adapter):
   """What the merged weights should be, in one expression."""
   if "lora_a" in adapter:
     scale = ALPHA / adapter["lora_a"].shape[-1]
-    added = jnp.matmul(
-        adapter["lora_a"], adapter["lora_b"], precision="highest"
-    )
+    added = jnp.matmul(adapter["lora_a"], adapter["lora_b"], precision="highest")
     return params | {"kernel": params["kernel"] + scale * added}
   return params | {k: merge(params[k], v) for k, v in adapter.items()}
 
@@ -103,11 +105,13 @@ def test_out_and_back_is_the_identity(case, scan, tmp_path):
   assert_trees_equal(there[1], params)
   sharded = load(path, shardings=layout(fsdp=2, tensor=2), scan_layers=scan)[1]
   write(tmp_path / "sharded", config, sharded)
+
   # Not only the values: the files are the same.
-  same = lambda name: (
-      (tmp_path / "out" / name).read_bytes()
-      == (tmp_path / "sharded" / name).read_bytes()
-  )
+  def same(name):
+    return (tmp_path / "out" / name).read_bytes() == (
+      tmp_path / "sharded" / name
+    ).read_bytes()
+
   assert same("model.safetensors") and same("config.json")
 
 
@@ -124,9 +128,7 @@ def test_dtypes(tmp_path):
   half = write(tmp_path / "half", config, params, dtype="bfloat16")
   rounded = jax.tree.map(lambda x: x.astype(jnp.bfloat16), params)
   assert_trees_equal(load(half, param_dtype="bfloat16")[1], rounded)
-  assert json.loads((half / "config.json").read_text())["torch_dtype"] == (
-      "bfloat16"
-  )
+  assert json.loads((half / "config.json").read_text())["torch_dtype"] == ("bfloat16")
   entries = safetensors_file.Reader([half / "model.safetensors"]).entries
   assert {e.dtype for e in entries.values()} == {jnp.dtype(jnp.bfloat16)}
 
@@ -137,8 +139,7 @@ def test_shards_hold_no_more_than_they_may(tmp_path):
   index = json.loads((out / "model.safetensors.index.json").read_text())
   files = sorted(set(index["weight_map"].values()))
   assert files == [
-      f"model-{i + 1:05}-of-{len(files):05}.safetensors"
-      for i in range(len(files))
+    f"model-{i + 1:05}-of-{len(files):05}.safetensors" for i in range(len(files))
   ]
   assert len(files) > 4 and not (out / "model.safetensors").exists()
   total = 0
@@ -164,7 +165,7 @@ def test_one_tensor_is_gathered_at_a_time(tmp_path, monkeypatch):
   largest = max(np.prod(row[3]) for row in hf.name_table(config).values())
   sizes, inner = [], export.to_host
   monkeypatch.setattr(
-      export, "to_host", lambda *a: sizes.append(inner(*a).size) or inner(*a)
+    export, "to_host", lambda *a: sizes.append(inner(*a).size) or inner(*a)
   )
   write(tmp_path / "out", config, params)
   assert len(sizes) == len(hf.name_table(config)) and max(sizes) == largest
@@ -214,9 +215,10 @@ def assert_same_tokenizer(ours, directory):
   for chat in map(messages, CHATS):
     text = ours.render(chat)
     assert again.render(chat) == text
-    assert theirs.apply_chat_template(
-        chat, tokenize=False, add_generation_prompt=True
-    ) == text  # fmt: skip
+    assert (
+      theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+      == text
+    )
 
 
 def test_the_byte_tokenizer_comes_back(tmp_path):
@@ -247,9 +249,7 @@ def test_smollm2_out_and_back(tmp_path):
   run = RUN | {"scan_layers": True}
   config, params = sources.load_model_weights(path, **run)
   ours = tokenizer.load(path)
-  export.export(
-      tmp_path / "out", config, params, ours, card=CARD, max_shard_bytes=2e8
-  )
+  export.export(tmp_path / "out", config, params, ours, card=CARD, max_shard_bytes=2e8)
   there = sources.load_model_weights(tmp_path / "out", **run)
   assert there[0] == config
   assert_trees_equal(there[1], params)
@@ -264,7 +264,7 @@ def their_logits(directory, ids):
   from transformers import AutoModelForCausalLM
 
   model, about = AutoModelForCausalLM.from_pretrained(
-      directory, attn_implementation="eager", output_loading_info=True
+    directory, attn_implementation="eager", output_loading_info=True
   )
   assert not about["missing_keys"] and not about["unexpected_keys"]
   return torch_logits(torch, model.eval(), ids)
@@ -293,9 +293,8 @@ def test_an_adapter_is_merged_as_it_is_written(scan, tmp_path):
   expected = merge(params, adapter)
   assert jax.tree.structure(got) == jax.tree.structure(expected)
   jax.tree.map(
-      lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
-      got, expected,
-  )  # fmt: skip
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6), got, expected
+  )
   moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), got, params)
   layer = moved["layers" if scan else "layers_1"]
   assert layer["attn"]["q_proj"]["kernel"] > 0.1
@@ -311,9 +310,8 @@ def test_a_sharded_adapter_makes_the_same_files(scan, tmp_path):
   for name, (p, a) in (("plain", (params, adapter)), ("split", split)):
     write(tmp_path / name, config, p, adapter=a, alpha=ALPHA)
     export.export_adapter(
-        tmp_path / f"{name}_adapter", config, a, alpha=ALPHA, base="b",
-        card=CARD,
-    )  # fmt: skip
+      tmp_path / f"{name}_adapter", config, a, alpha=ALPHA, base="b", card=CARD
+    )
   for at in ("{}/model.safetensors", "{}_adapter/adapter_model.safetensors"):
     plain, split = ((tmp_path / at.format(n)) for n in ("plain", "split"))
     assert plain.read_bytes() == split.read_bytes()
@@ -325,11 +323,9 @@ def test_a_merge_in_bfloat16_is_rounded_once(tmp_path):
   adapter = draw_adapter(config, NAMES)
   out = write(tmp_path / "out", config, params, adapter=adapter, alpha=ALPHA)
   wide = jax.tree.map(lambda x: x.astype(jnp.float32), params)
-  expected = jax.tree.map(
-      lambda x: x.astype(jnp.bfloat16), merge(wide, adapter)
-  )
+  expected = jax.tree.map(lambda x: x.astype(jnp.bfloat16), merge(wide, adapter))
   differ = jax.tree.map(
-      lambda a, b: float((a != b).mean()), load(out, **run)[1], expected
+    lambda a, b: float((a != b).mean()), load(out, **run)[1], expected
   )
   assert max(jax.tree.leaves(differ)) <= 0.002  # a float32 sum at a half
 
@@ -358,24 +354,26 @@ def test_transformers_and_peft_agree_on_an_adapter(scan, only_first, tmp_path):
 
   base = write(tmp_path / "base", config, params)
   export.export_adapter(
-      tmp_path / "a", config, adapter, alpha=ALPHA, base=str(base), card=CARD
+    tmp_path / "a", config, adapter, alpha=ALPHA, base=str(base), card=CARD
   )
   model = peft.PeftModel.from_pretrained(
-      AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"),
-      tmp_path / "a",
-  ).eval()  # fmt: skip
+    AutoModelForCausalLM.from_pretrained(base, attn_implementation="eager"),
+    tmp_path / "a",
+  ).eval()
   assert np.abs(torch_logits(torch, model, ids) - expected).max() <= 1e-4
   # and peft adapts what we do, no more
   theirs = [n for n, _ in model.named_parameters() if "lora_" in n]
   assert len(theirs) == 2 * len(export.adapted(config, adapter))
 
 
-@pytest.mark.parametrize("spoil,words", [
-    (lambda a: a["layers_0"].update(other={"lora_a": np.ones((2, 2))}),
-     "expected all"),
+@pytest.mark.parametrize(
+  "spoil,words",
+  [
+    (lambda a: a["layers_0"].update(other={"lora_a": np.ones((2, 2))}), "expected all"),
     (lambda a: a.update(layers_7=a.pop("layers_1")), "expected all"),
     (lambda a: a.clear(), "expected all"),
-])  # fmt: skip
+  ],
+)
 def test_an_adapter_of_another_model_is_refused(spoil, words, tmp_path):
   config, params = load(make(tmp_path / "in"))
   adapter = draw_adapter(config, NAMES)
@@ -384,7 +382,7 @@ def test_an_adapter_of_another_model_is_refused(spoil, words, tmp_path):
     write(tmp_path / "out", config, params, adapter=adapter, alpha=ALPHA)
   with pytest.raises(ValueError, match=words):
     export.export_adapter(
-        tmp_path / "a", config, adapter, alpha=ALPHA, base="b", card=CARD
+      tmp_path / "a", config, adapter, alpha=ALPHA, base="b", card=CARD
     )
 
 
@@ -416,10 +414,12 @@ def make_workdir(path, params):
   config["optimizer"]["learning_rate"] = 1e-2
   claims.claim(ConfigDict(config), path)
   ends = {"": 0.5, "_ci_low": 0.25, "_ci_high": 0.75}
-  (path / "summary.json").write_text(json.dumps(
+  (path / "summary.json").write_text(
+    json.dumps(
       {f"accuracy_final{end}": value for end, value in ends.items()}
       | {"eval_problems": 8, "drift": 0.125}
-  ))  # fmt: skip
+    )
+  )
   manager = checkpoint.open_manager(path / "checkpoints", keep=1)
   memory = {"of_all": jnp.zeros(3)}
   checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))
@@ -433,10 +433,17 @@ def trained():
 
 def run_export(workdir, out, *arguments):
   return subprocess.run(
-      [sys.executable, "-m", "experiments.export_hf", f"--workdir={workdir}",
-       f"--out={out}", *arguments],
-      capture_output=True, text=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      "experiments.export_hf",
+      f"--workdir={workdir}",
+      f"--out={out}",
+      *arguments,
+    ],
+    capture_output=True,
+    text=True,
+  )
 
 
 def test_a_run_is_exported(workdir, tmp_path):
@@ -446,10 +453,14 @@ def test_a_run_is_exported(workdir, tmp_path):
   assert_trees_equal(model.params, trained())
   words = (tmp_path / "out" / "README.md").read_text()
   for each in (
-      "forward_kl", "optimizer.learning_rate = 0.01", "largest_number",
-      "after 2 of 2 steps", "2601.18734", f"jax {jax.__version__}",
-      "0.500 [0.250, 0.750]",
-  ):  # fmt: skip
+    "forward_kl",
+    "optimizer.learning_rate = 0.01",
+    "largest_number",
+    "after 2 of 2 steps",
+    "2601.18734",
+    f"jax {jax.__version__}",
+    "0.500 [0.250, 0.750]",
+  ):
     assert each in words
   assert "optimizer.b1" not in words  # as in configs/base.py
 
@@ -469,7 +480,7 @@ def test_a_run_that_trained_an_adapter_is_exported(tmp_path):
     assert done.returncode == 0, done.stderr
   model, ids = api.load_model(str(tmp_path / "merged")), some_ids()
   applied = logits(
-      dataclasses.replace(config, lora_alpha=ALPHA), lora.join(base, adapter), ids
+    dataclasses.replace(config, lora_alpha=ALPHA), lora.join(base, adapter), ids
   )
   assert np.abs(applied - logits(config, base, ids)).max() > 1e-3
   merged = logits(model.config, model.params, ids)
@@ -477,13 +488,11 @@ def test_a_run_that_trained_an_adapter_is_exported(tmp_path):
   if importlib.util.find_spec("torch"):
     theirs = their_logits(tmp_path / "merged", ids)
     assert np.abs(theirs - applied).max() <= 1e-4
-  there = safetensors_file.Reader(
-      [tmp_path / "alone" / "adapter_model.safetensors"]
-  )
+  there = safetensors_file.Reader([tmp_path / "alone" / "adapter_model.safetensors"])
   name = "base_model.model.model.layers.1.mlp.down_proj.lora_B.weight"
   np.testing.assert_array_equal(
-      there.read(name, slice(0, 64), slice(0, RANK)),
-      adapter["layers_1"]["mlp"]["down_proj"]["lora_b"].T,
+    there.read(name, slice(0, 64), slice(0, RANK)),
+    adapter["layers_1"]["mlp"]["down_proj"]["lora_b"].T,
   )
   assert len(there.shapes) == len(jax.tree.leaves(adapter))
   about = json.loads((tmp_path / "alone" / "adapter_config.json").read_text())
@@ -502,11 +511,17 @@ def test_transformers_reads_an_exported_run(workdir, tmp_path):
   assert_same_tokenizer(TOKENIZER, tmp_path / "out")
 
 
-@pytest.mark.parametrize("arguments,words", [
+@pytest.mark.parametrize(
+  "arguments,words",
+  [
     (["--workdir=nowhere"], "holds no run"),
-    (["--adapter"], "trained all weights"), (["--dtype=int8"], "float32"),
-    (["--out=."], "new or empty"), (["--out=gs://b/x"], "object store"), (["--outt=x"], "outt"),
-])  # fmt: skip
+    (["--adapter"], "trained all weights"),
+    (["--dtype=int8"], "float32"),
+    (["--out=."], "new or empty"),
+    (["--out=gs://b/x"], "object store"),
+    (["--outt=x"], "outt"),
+  ],
+)
 def test_a_mistake_is_one_line(arguments, words, workdir, tmp_path):
   done = run_export(workdir, tmp_path / "out", *arguments)
   assert done.returncode == 1 and words in done.stderr
@@ -529,21 +544,24 @@ print(counted() - before)
 
 
 @pytest.mark.skipif(
-    not os.access("/proc/self/io", os.R_OK), reason="the system counts no bytes"
+  not os.access("/proc/self/io", os.R_OK), reason="the system counts no bytes"
 )
 def test_only_the_parameters_are_read(tmp_path):
-  draw = lambda i: jax.random.normal(jax.random.key(i), (1024, 1024))
+  def draw(i):
+    return jax.random.normal(jax.random.key(i), (1024, 1024))
+
   state = structs.State(
-      jnp.int32(5), {"embed": {"embedding": draw(0)}},
-      {"mu": draw(1), "nu": draw(2)}, draw(3),
-  )  # fmt: skip
+    jnp.int32(5),
+    {"embed": {"embedding": draw(0)}},
+    {"mu": draw(1), "nu": draw(2)},
+    draw(3),
+  )
   manager = checkpoint.open_manager(tmp_path, keep=1)
   checkpoint.save(manager, state)
   manager.close()
   done = subprocess.run(
-      [sys.executable, "-c", RESTORE, str(tmp_path)],
-      capture_output=True, text=True,
-  )  # fmt: skip
+    [sys.executable, "-c", RESTORE, str(tmp_path)], capture_output=True, text=True
+  )
   assert done.returncode == 0, done.stderr
   assert int(done.stdout) <= 1.2 * 2**22
   step, params = checkpoint.restore_params(tmp_path, layout(fsdp=4))
@@ -562,9 +580,10 @@ def test_a_workdir_without_a_checkpoint(tmp_path):
 def test_a_config_that_is_not_ours_is_refused(tmp_path):
   path = tmp_path / "config.json"
   for text, words in (
-      ("{", "not readable"), ('{"steps": 1}', "another version"),
-      ("[]", "another version"),
-  ):  # fmt: skip
+    ("{", "not readable"),
+    ('{"steps": 1}', "another version"),
+    ("[]", "another version"),
+  ):
     path.write_text(text)
     with pytest.raises(ValueError, match=words):
       prepare.read_config(tmp_path)

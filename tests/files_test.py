@@ -19,9 +19,7 @@ def test_a_lock_is_one_process_s(tmp_path):
 
 
 @pytest.mark.parametrize("number", files.NO_LOCKS)
-def test_where_there_are_no_locks_everybody_has_it(
-    tmp_path, monkeypatch, number
-):
+def test_where_there_are_no_locks_everybody_has_it(tmp_path, monkeypatch, number):
   def refuse(f, how):
     raise OSError(number, "no locks")
 

@@ -12,15 +12,20 @@ HOW = {"resamples": 500, "seed": 0}
 
 def reply(score, answer="1", tokens=4, truncated=False, logp=-2.0):
   return {
-      "score": float(score), "answer": answer, "tokens": tokens,
-      "truncated": truncated, "logp": logp, "confidence": None, "feedback": "",
-  }  # fmt: skip
+    "score": float(score),
+    "answer": answer,
+    "tokens": tokens,
+    "truncated": truncated,
+    "logp": logp,
+    "confidence": None,
+    "feedback": "",
+  }
 
 
 def problems(groups):
   return [
-      {"id": str(i), "question": f"q{i}", "answer": "1", "replies": group}
-      for i, group in enumerate(groups)
+    {"id": str(i), "question": f"q{i}", "answer": "1", "replies": group}
+    for i, group in enumerate(groups)
   ]
 
 
@@ -29,11 +34,16 @@ def leave(path, groups, **sampling):
   path.mkdir()
   asked = problems(groups)
   (path / "a.jsonl").write_text("".join(json.dumps(p) + "\n" for p in asked))
-  (path / "settings.json").write_text(json.dumps({
-      "confidence": "logp", "sampling": sampling,
-      "summary": {"bins": 4, "resamples": 200, "seed": 0},
-      "sets": {"a": {"problems": len(asked), "dropped": {}}},
-  }))  # fmt: skip
+  (path / "settings.json").write_text(
+    json.dumps(
+      {
+        "confidence": "logp",
+        "sampling": sampling,
+        "summary": {"bins": 4, "resamples": 200, "seed": 0},
+        "sets": {"a": {"problems": len(asked), "dropped": {}}},
+      }
+    )
+  )
   return path
 
 
@@ -41,31 +51,40 @@ def test_avg_at_k_of_a_known_coin():
   rng = np.random.default_rng(0)
   heads = rng.uniform(size=(600, 8)) < 0.3
   tossed = problems(
-      [[reply(h, "heads" if h else "tails") for h in row] for row in heads]
+    [[reply(h, "heads" if h else "tails") for h in row] for row in heads]
   )
   found = grades.of_set(tossed, kinds=(), bins=10, **HOW)
-  near = lambda p, name, n: (
-      found[name]["value"] == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** 0.5)
-  )
+
+  def near(p, name, n):
+    return found[name]["value"] == pytest.approx(p, abs=4 * (p * (1 - p) / n) ** 0.5)
+
   assert near(0.3, "avg@8", 4800) and found["avg@8"] == found["pass@1"]
   assert found["maj@1"]["value"] == pytest.approx(found["pass@1"]["value"])
   assert near(1 - 0.7**2, "pass@2", 600) and near(1 - 0.7**8, "pass@8", 600)
   # of 8: more than half heads, or half of them and half the point
-  pmf = [0.3**i * 0.7 ** (8 - i) * c for i, c in
-         enumerate([1, 8, 28, 56, 70, 56, 28, 8, 1])]  # fmt: skip
+  pmf = [
+    0.3**i * 0.7 ** (8 - i) * c for i, c in enumerate([1, 8, 28, 56, 70, 56, 28, 8, 1])
+  ]
   assert near(sum(pmf[5:]) + pmf[4] / 2, "maj@8", 600)
   assert found["avg@8"]["low"] < 0.3 < found["avg@8"]["high"]
 
 
 def test_figures_by_hand():
   found = grades.of_set(
-      problems([
-          [reply(1, "7"), reply(0.9, "8"), reply(1, "7"), reply(0, None)],
-          [reply(0, None, 9, True), reply(0, "7", 9, True)] * 2,
-      ]),
-      kinds=("logp",), bins=4, **HOW,
-  )  # fmt: skip
-  value = lambda name: found[name]["value"]
+    problems(
+      [
+        [reply(1, "7"), reply(0.9, "8"), reply(1, "7"), reply(0, None)],
+        [reply(0, None, 9, True), reply(0, "7", 9, True)] * 2,
+      ]
+    ),
+    kinds=("logp",),
+    bins=4,
+    **HOW,
+  )
+
+  def value(name):
+    return found[name]["value"]
+
   assert value("avg@4") == 0.25  # a score below 1 is not right
   assert value("pass@2") == pytest.approx((1 - 1 / 6) / 2)
   assert value("maj@4") == 0.5 and value("no_answer") == 3 / 8
@@ -77,13 +96,18 @@ def test_figures_by_hand():
 
 
 def test_equal_answers_vote_together():
-  group = [reply(1, "1/2"), reply(1, "0.5"), reply(1, "\\frac12"), reply(0, "2"),
-           reply(0, "2.0")]  # fmt: skip
+  group = [
+    reply(1, "1/2"),
+    reply(1, "0.5"),
+    reply(1, "\\frac12"),
+    reply(0, "2"),
+    reply(0, "2.0"),
+  ]
   found = grades.of_set(problems([group]), kinds=(), bins=4, **HOW)
   assert found["maj@5"]["value"] == 1
   lost = [r | {"score": 0.0} for r in group[:3]]
-  assert len({grades.vote(r) for r in lost}) == 1 == len(
-      {grades.vote(r) for r in group[3:]}
+  assert (
+    len({grades.vote(r) for r in lost}) == 1 == len({grades.vote(r) for r in group[3:]})
   )
   assert grades.vote(reply(0, "no")) != grades.vote(reply(0, "yes"))
 
@@ -91,7 +115,7 @@ def test_equal_answers_vote_together():
 def test_replies_that_could_not_be_judged_are_counted():
   late = reply(0, None) | {"feedback": "not judged within 1.5 s"}
   found = grades.of_set(
-      problems([[late, reply(0)], [reply(1), reply(0)]]), kinds=(), bins=4, **HOW
+    problems([[late, reply(0)], [reply(1), reply(0)]]), kinds=(), bins=4, **HOW
   )
   assert found["unjudged"]["value"] == 0.25
 
@@ -111,7 +135,10 @@ def test_differences_are_paired_and_signed(tmp_path):
   rng = np.random.default_rng(0)
   hard = rng.uniform(size=(40, 1))
   draws = rng.uniform(size=(40, 4))
-  toss = lambda rate: [[reply(x) for x in row] for row in draws < rate]
+
+  def toss(rate):
+    return [[reply(x) for x in row] for row in draws < rate]
+
   a = leave(tmp_path / "a", toss(hard * 0.7), temperature=1.0)
   b = leave(tmp_path / "b", toss(hard), temperature=0.6)
   found, different = grades.compare(a, b, **HOW)
@@ -154,8 +181,7 @@ def test_runs_of_unequal_samples_share_what_both_have(tmp_path):
   a = leave(tmp_path / "a", [[reply(1), reply(0)]] * 3)
   b = leave(tmp_path / "b", [[reply(1)] * 8] * 3)
   found, _ = grades.compare(a, b, **HOW)
-  names = [f"{f}@{k}" for f in ("pass", "maj")
-           for k in statistics.powers_of_two(2)]  # fmt: skip
+  names = [f"{f}@{k}" for f in ("pass", "maj") for k in statistics.powers_of_two(2)]
   assert [n for n in found["a"] if "@" in n] == names
 
 
@@ -164,9 +190,10 @@ def test_what_cannot_be_compared_is_said(tmp_path):
   b = leave(tmp_path / "b", [[reply(1)]])
   whole = (b / "a.jsonl").read_text()
   for old, new, words in (
-      ("q0", "q1", "0 is another"), ('"id": "0"', '"id": "x"', "none in both"),
-      ("{", "{{", "a.jsonl:1 is not readable"),
-  ):  # fmt: skip
+    ("q0", "q1", "0 is another"),
+    ('"id": "0"', '"id": "x"', "none in both"),
+    ("{", "{{", "a.jsonl:1 is not readable"),
+  ):
     (b / "a.jsonl").write_text(whole.replace(old, new, 1))
     with pytest.raises(ValueError, match=words):
       grades.compare(a, b, **HOW)

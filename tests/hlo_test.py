@@ -64,11 +64,16 @@ def test_by_hand():
   assert moved.counts == {"all-reduce": 10, "all-gather": 1}
 
 
-@pytest.mark.parametrize("words,size", [
-    ("replica_groups={{0,1},{2,3}}", 2), ("replica_groups=[4,2]<=[8]", 2),
-    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4), ("", 0),
+@pytest.mark.parametrize(
+  "words,size",
+  [
+    ("replica_groups={{0,1},{2,3}}", 2),
+    ("replica_groups=[4,2]<=[8]", 2),
+    ("replica_groups=mesh['a'=2,'b'=4] {'b'}", 4),
+    ("", 0),
     ("replica_groups=mesh['a'=2,'b'=4] {'a','b'}", 8),
-])  # fmt: skip
+  ],
+)
 def test_group_sizes(words, size):
   assert hlo.group_size(words) == size
 
@@ -112,7 +117,8 @@ def test_details_by_hand():
   moved = hlo.traffic(DETAILS)
   assert moved.memory == (400 + 4) + (400 + 200) + 800
   assert moved.collectives == {
-      "reduce-scatter": 0.5 * 400, "all-reduce": 2 * 7 / 8 * 400
+    "reduce-scatter": 0.5 * 400,
+    "all-reduce": 2 * 7 / 8 * 400,
   }
 
 
@@ -133,11 +139,11 @@ def scanned(n, x, ws):
 def test_a_loop_counts_as_often_as_it_turns():
   x, ws = jnp.ones((64, 64)), jnp.ones((32, 64, 64))
   memory = {
-      n: hlo.traffic(compiled(functools.partial(scanned, n), x, ws)).memory
-      for n in (6, 12, 24)
+    n: hlo.traffic(compiled(functools.partial(scanned, n), x, ws)).memory
+    for n in (6, 12, 24)
   }
   assert memory[24] - memory[12] == pytest.approx(
-      2 * (memory[12] - memory[6]), rel=0.02
+    2 * (memory[12] - memory[6]), rel=0.02
   )
   # A turn reads a 16 kB weight and two states at least, not all 32 weights.
   assert 3 * 16_384 <= (memory[24] - memory[12]) / 12 <= 12 * 16_384
@@ -149,17 +155,16 @@ def test_collectives_of_a_sharded_matmul():
   with jax.set_mesh(mesh):
     x = jax.device_put(jnp.ones((64, 64)), NamedSharding(mesh, P("fsdp")))
     w = jax.device_put(jnp.ones((64, 64)), NamedSharding(mesh, P("fsdp")))
-    text = compiled(
-        lambda x, w: x @ jax.lax.with_sharding_constraint(w, P()), x, w
-    )
+    text = compiled(lambda x, w: x @ jax.lax.with_sharding_constraint(w, P()), x, w)
   assert hlo.traffic(text).collectives == {"all-gather": 0.75 * 64 * 64 * 4}
 
 
 def test_logits_that_exist_at_once():
   text = compiled(
-      lambda h, w: jax.lax.map(lambda h: (h @ w.T).max(), h),
-      jnp.ones((4, 32, 8)), jnp.ones((1000, 8)),
-  )  # fmt: skip
+    lambda h, w: jax.lax.map(lambda h: (h @ w.T).max(), h),
+    jnp.ones((4, 32, 8)),
+    jnp.ones((1000, 8)),
+  )
   assert hlo.most_tokens(text, 1000, {8}) == 32
   text = compiled(lambda h, w: h @ w.T, jnp.ones((128, 8)), jnp.ones((1000, 8)))
   assert hlo.most_tokens(text, 1000, {8}) == 128
@@ -176,5 +181,5 @@ def test_memory_is_what_xla_counts_without_loops():
   ws = [jnp.ones((256, 256))] * 3
   done = jax.jit(jax.grad(loss)).lower(ws, jnp.ones((128, 256))).compile()
   assert hlo.traffic(done.as_text()).memory == pytest.approx(
-      done.cost_analysis()["bytes accessed"], rel=0.1
+    done.cost_analysis()["bytes accessed"], rel=0.1
   )

@@ -18,8 +18,7 @@ def held(path):
   """The process, which ends with the block; killed it lets go at once."""
   path.parent.mkdir(parents=True, exist_ok=True)
   with subprocess.Popen(
-      [sys.executable, "-c", HOLD, path],
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-  ) as other:  # fmt: skip
+    [sys.executable, "-c", HOLD, path], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+  ) as other:
     assert other.stdout.readline() == b"held\n"
     yield other

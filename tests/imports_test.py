@@ -9,41 +9,81 @@ ROOT = pathlib.Path(__file__).parents[1] / "opsd_jax"
 
 MATH = {"structs", "pick"}
 MAY_IMPORT = {
-    "structs": set(), "pick": set(), "sharding": set(), "files": set(),
-    "memory": set(),
-    "processes": {"sharding"},
-    "tokenizer": {"models"}, "context": {"structs", "pick", "tasks"},
-    "collate": {"structs"}, "tasks": {"structs", "pick", "tasks"},
-    "records": {"structs", "tasks"}, "stream": set(),
-    "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
-    "tfds_jsonl": {"records", "structs"},
-    "workers": {"structs", "tasks"},
-    "divergence": MATH, "weighting": MATH, "teacher": MATH, "pertoken": MATH | {"sharding"},
-    "reinforce": MATH,
-    "objective": MATH
-    | {"divergence", "weighting", "reinforce", "teacher", "pertoken"},
-    "experience": {
-        "structs", "collate", "processes", "reinforce", "sharding", "models"
-    },
-    "optimizer": {"pick"}, "models": {"models", "sharding", "pick", "files"},
-    "draw": set(), "decode": {"draw", "models", "sharding"},
-    "slots": {"decode", "draw", "processes"},
-    "sample": {"decode", "draw", "slots", "sharding", "processes"},
-    "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
-    "metrics": {"structs", "files"}, "checkpoint": {"structs", "files"},
-    "statistics": set(), "calibration": {"statistics"},
-    "grades": {"statistics", "calibration", "files", "structs", "tasks"},
-    "card": set(), "hlo": set(), "flops": set(), "watch": {"files", "processes"},
-    "cells": {"files"},
-    "claims": {"files", "processes"},
-    "sweep": {"cells", "claims", "curves", "files", "processes", "train"},
-    "curves": {"claims", "files"},
-}  # fmt: skip
-NO_JAX = ("structs", "pick", "tokenizer", "context", "collate", "tasks",
-          "workers", "records", "data", "tfds_jsonl", "metrics", "files", "card",
-          "hlo", "flops", "statistics", "calibration", "grades")  # fmt: skip
-READ_CONFIG = {"objective", "optimizer", "prepare", "report", "train", "plan",
-               "flops", "models", "cells", "claims"}  # fmt: skip
+  "structs": set(),
+  "pick": set(),
+  "sharding": set(),
+  "files": set(),
+  "memory": set(),
+  "processes": {"sharding"},
+  "tokenizer": {"models"},
+  "context": {"structs", "pick", "tasks"},
+  "collate": {"structs"},
+  "tasks": {"structs", "pick", "tasks"},
+  "records": {"structs", "tasks"},
+  "stream": set(),
+  "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
+  "tfds_jsonl": {"records", "structs"},
+  "workers": {"structs", "tasks"},
+  "divergence": MATH,
+  "weighting": MATH,
+  "teacher": MATH,
+  "pertoken": MATH | {"sharding"},
+  "reinforce": MATH,
+  "objective": MATH | {"divergence", "weighting", "reinforce", "teacher", "pertoken"},
+  "experience": {"structs", "collate", "processes", "reinforce", "sharding", "models"},
+  "optimizer": {"pick"},
+  "models": {"models", "sharding", "pick", "files"},
+  "draw": set(),
+  "decode": {"draw", "models", "sharding"},
+  "slots": {"decode", "draw", "processes"},
+  "sample": {"decode", "draw", "slots", "sharding", "processes"},
+  "rollout": {"draw", "sample", "context", "collate", "tasks", "structs"},
+  "metrics": {"structs", "files"},
+  "checkpoint": {"structs", "files"},
+  "statistics": set(),
+  "calibration": {"statistics"},
+  "grades": {"statistics", "calibration", "files", "structs", "tasks"},
+  "card": set(),
+  "hlo": set(),
+  "flops": set(),
+  "watch": {"files", "processes"},
+  "cells": {"files"},
+  "claims": {"files", "processes"},
+  "sweep": {"cells", "claims", "curves", "files", "processes", "train"},
+  "curves": {"claims", "files"},
+}
+NO_JAX = (
+  "structs",
+  "pick",
+  "tokenizer",
+  "context",
+  "collate",
+  "tasks",
+  "workers",
+  "records",
+  "data",
+  "tfds_jsonl",
+  "metrics",
+  "files",
+  "card",
+  "hlo",
+  "flops",
+  "statistics",
+  "calibration",
+  "grades",
+)
+READ_CONFIG = {
+  "objective",
+  "optimizer",
+  "prepare",
+  "report",
+  "train",
+  "plan",
+  "flops",
+  "models",
+  "cells",
+  "claims",
+}
 
 
 def imports(path):
@@ -86,13 +126,11 @@ def test_nothing_imports_the_experiments():
 
 
 def test_only_some_files_read_a_config():
-  readers = {
-      part_of(p) for p in ROOT.rglob("*.py") if "config." in p.read_text()
-  }
+  readers = {part_of(p) for p in ROOT.rglob("*.py") if "config." in p.read_text()}
   strangers = {
-      p
-      for p in readers - READ_CONFIG
-      if any("ml_collections" in n for f in files_of(p) for n in imports(f))
+    p
+    for p in readers - READ_CONFIG
+    if any("ml_collections" in n for f in files_of(p) for n in imports(f))
   }
   assert not strangers
 
@@ -104,8 +142,8 @@ def test_no_pickle_no_remote_code_no_eval():
     names = {n.split(".")[0] for n in imports(path)}
     assert not names & {"pickle", "dill", "cloudpickle"}, path
     calls = {
-        node.func.id
-        for node in ast.walk(ast.parse(text))
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+      node.func.id
+      for node in ast.walk(ast.parse(text))
+      if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
     }
     assert not calls & {"eval", "exec"}, path

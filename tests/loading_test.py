@@ -28,9 +28,12 @@ from tests import models_test
 from tests.models_test import RUN, assert_trees_equal, hf_config, load, make
 
 MESHES = {
-    "fsdp": {"fsdp": 4}, "tensor": {"tensor": 4}, "data": {"data": 4},
-    "mixed": {"fsdp": 2, "tensor": 2}, "replicas": {"data": 2, "fsdp": 2},
-}  # fmt: skip
+  "fsdp": {"fsdp": 4},
+  "tensor": {"tensor": 4},
+  "data": {"data": 4},
+  "mixed": {"fsdp": 2, "tensor": 2},
+  "replicas": {"data": 2, "fsdp": 2},
+}
 
 
 def mesh_of(**axes):
@@ -81,9 +84,8 @@ def test_sharded_equals_plain_bit_for_bit(axes, scan, tmp_path):
   assert_trees_equal(plain, split)
   expected = shardings(jax.eval_shape(lambda: plain))
   jax.tree.map(
-      lambda x, s: np.testing.assert_(x.sharding == s, x.sharding),
-      split, expected,
-  )  # fmt: skip
+    lambda x, s: np.testing.assert_(x.sharding == s, x.sharding), split, expected
+  )
   kernel = split["layers" if scan else "layers_0"]["attn"]["q_proj"]["kernel"]
   parts = {s.data.size for s in kernel.addressable_shards}
   split_in = axes.get("fsdp", 1) * axes.get("tensor", 1)
@@ -99,11 +101,12 @@ def test_plain_arrays_are_on_one_device_and_uncommitted(tmp_path):
 def test_a_stack_split_over_its_layers(tmp_path):
   """Any grid will do, not only those of our table."""
   path, mesh = make(tmp_path, num_hidden_layers=4), mesh_of(fsdp=4)
-  by_layer = lambda tree: jax.tree.map(
-      lambda x: NamedSharding(
-          mesh, P("fsdp") if len(x.shape) > 2 else P()
-      ), tree,
-  )  # fmt: skip
+
+  def by_layer(tree):
+    return jax.tree.map(
+      lambda x: NamedSharding(mesh, P("fsdp") if len(x.shape) > 2 else P()), tree
+    )
+
   split, reader = read_with(path, by_layer, scan_layers=True)
   assert_trees_equal(split, load(path, scan_layers=True)[1])
   assert reader.bytes_read == size_of(path)
@@ -183,12 +186,13 @@ def test_a_process_reads_its_own_half(spec, transposed, tmp_path, monkeypatch):
   leaf = assemble.Leaf(("x",), ours.shape, False, transposed)
   parts = []
   monkeypatch.setattr(
-      jax, "make_array_from_callback",
-      lambda shape, layout, f: parts.extend(
-          (index, f(index))
-          for index in layout.addressable_devices_indices_map(shape).values()
-      ),
-  )  # fmt: skip
+    jax,
+    "make_array_from_callback",
+    lambda shape, layout, f: parts.extend(
+      (index, f(index))
+      for index in layout.addressable_devices_indices_map(shape).values()
+    ),
+  )
   monkeypatch.setattr(jax, "block_until_ready", lambda x: x)
   before = reader.bytes_read
   half = Half(NamedSharding(mesh_of(fsdp=4), spec))
@@ -233,18 +237,19 @@ def free_port():
 
 def test_two_processes_read_half_each_and_write_one_model(tmp_path):
   path = make_shards(
-      tmp_path / "m", vocab_size=320, hidden_size=128, intermediate_size=512
+    tmp_path / "m", vocab_size=320, hidden_size=128, intermediate_size=512
   )
   plain = load(path)[1]
   port = str(free_port())
   workers = [
-      subprocess.Popen(
-          [sys.executable, "-c", WORKER, port, str(i), str(path)],
-          stdout=subprocess.PIPE, text=True,
-          env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
-      )
-      for i in range(2)
-  ]  # fmt: skip
+    subprocess.Popen(
+      [sys.executable, "-c", WORKER, port, str(i), str(path)],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    )
+    for i in range(2)
+  ]
   results = []
   for worker in workers:
     out, _ = worker.communicate(timeout=120)
@@ -278,26 +283,35 @@ print("RESULT", (kib("VmHWM") - before) * 1024 / size_of(path))
 
 
 @pytest.mark.skipif(
-    not os.path.exists("/proc/self/status"), reason="memory is read off /proc"
+  not os.path.exists("/proc/self/status"), reason="memory is read off /proc"
 )
 def test_memory_grows_by_little_more_than_the_weights(tmp_path):
   """120 MB here; the values are zeros of a sparse file."""
   path = tmp_path / "m"
   path.mkdir()
   config_json = hf_config(
-      vocab_size=20_000, hidden_size=1024, intermediate_size=4096,
-      num_hidden_layers=2, num_attention_heads=8, head_dim=128,
-  )  # fmt: skip
+    vocab_size=20_000,
+    hidden_size=1024,
+    intermediate_size=4096,
+    num_hidden_layers=2,
+    num_attention_heads=8,
+    head_dim=128,
+  )
   (path / "config.json").write_text(json.dumps(config_json))
   table = hf.name_table(families.from_hf(config_json, **RUN))
   safetensors_file.write(
-      path / "model.safetensors", {n: row[3] for n, row in table.items()},
-      jnp.bfloat16, lambda n: np.ones(table[n][3], jnp.bfloat16),
-  )  # fmt: skip
+    path / "model.safetensors",
+    {n: row[3] for n, row in table.items()},
+    jnp.bfloat16,
+    lambda n: np.ones(table[n][3], jnp.bfloat16),
+  )
   done = subprocess.run(
-      [sys.executable, "-c", GROWTH, path], text=True, capture_output=True,
-      env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)}, check=True,
-  )  # fmt: skip
+    [sys.executable, "-c", GROWTH, path],
+    text=True,
+    capture_output=True,
+    env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)},
+    check=True,
+  )
   assert 0.9 < float(done.stdout.split("RESULT")[1]) <= 1.3
 
 
@@ -308,13 +322,17 @@ def test_memory_grows_by_little_more_than_the_weights(tmp_path):
 def bucket(tmp_path):
   """gs:// paths are looked up below tmp_path -> the files opened there."""
   opened = []
-  there = lambda path: str(path).replace("gs://bucket", str(tmp_path))
+
+  def there(path):
+    return str(path).replace("gs://bucket", str(tmp_path))
 
   def read(_, path, mode):
     opened.append((str(path), mode))
     return open(there(path), mode)
 
-  at = lambda original, path, **_: original(there(path))
+  def at(original, path, **_):
+    return original(there(path))
+
   with epath_testing.mock_epath(open=read, stat=at, isdir=at, exists=at):
     yield opened
 
@@ -325,15 +343,13 @@ def test_a_directory_in_a_bucket(tmp_path, bucket):
   inner.save_pretrained(path)
   sources.check("gs://bucket/m")
   remote = sources.resolve("gs://bucket/m")
-  assert_trees_equal(
-      load(remote, shardings=layout(fsdp=4))[1], load(path)[1]
-  )  # fmt: skip
+  assert_trees_equal(load(remote, shardings=layout(fsdp=4))[1], load(path)[1])
   _, reader = read_with(remote, layout(fsdp=4))
   assert reader.bytes_read == size_of(path)  # four devices, one read
   model = api.load_model("gs://bucket/m")
   assert model.tokenizer.encode("é 1") == tokenizer.load("tiny").encode("é 1")
   assert {str(p) for p, _ in bucket} >= {
-      f"gs://bucket/m/part-{i}.safetensors" for i in range(4)
+    f"gs://bucket/m/part-{i}.safetensors" for i in range(4)
   }
 
 
@@ -371,22 +387,27 @@ def change(**fields):
   return lambda h: h["b"].update(fields)
 
 
-@pytest.mark.parametrize("spoil,words", [
+@pytest.mark.parametrize(
+  "spoil,words",
+  [
     (change(data_offsets=[8, 24]), "b starts at byte"),  # overlaps a
     (change(data_offsets=[20, 36]), "b starts at byte"),  # a hole
     (change(data_offsets=[16, 28]), "has 12 bytes"),
     (change(data_offsets=[16, 2**60]), "bytes"),
     (change(data_offsets=[16]), "m.safetensors"),
     (change(data_offsets=["16", "32"]), "m.safetensors"),
-    (change(shape=[2, 3]), "has 16 bytes"), (change(shape=[-4, -1]), "shape"),
-    (change(shape=[True, 4]), "shape"), (change(shape=4), "m.safetensors"),
+    (change(shape=[2, 3]), "has 16 bytes"),
+    (change(shape=[-4, -1]), "shape"),
+    (change(shape=[True, 4]), "shape"),
+    (change(shape=4), "m.safetensors"),
     (change(dtype="I32"), "b has dtype I32, expected F64"),
     (change(dtype=None), "dtype None"),
     (lambda h: h.pop("b"), "tensors end at"),
     (lambda h: h.pop("a"), "b starts at byte"),
     (lambda h: h.update(b=[]), "m.safetensors"),
     (lambda h: h["b"].pop("shape"), "shape"),
-])  # fmt: skip
+  ],
+)
 def test_a_wrong_header_is_refused_by_name(spoil, words, tmp_path):
   path = tmp_path / "m.safetensors"
   save_file({"a": np.ones(4, np.float32), "b": np.ones(4, np.float32)}, path)
@@ -399,12 +420,20 @@ def test_a_wrong_header_is_refused_by_name(spoil, words, tmp_path):
   assert words in str(e.value) and str(path) in str(e.value)
 
 
-@pytest.mark.parametrize("data", [
-    b"", b"\x00" * 7, struct.pack("<Q", 2**60) + b"{}",
-    struct.pack("<Q", 2**63) + b"{}", struct.pack("<Q", 3) + b"{}",
-    struct.pack("<Q", 2) + b"[]", struct.pack("<Q", 2) + b"\xff\xff",
-    struct.pack("<Q", 4) + b"null", struct.pack("<Q", 2) + b"{}" + b"more",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "data",
+  [
+    b"",
+    b"\x00" * 7,
+    struct.pack("<Q", 2**60) + b"{}",
+    struct.pack("<Q", 2**63) + b"{}",
+    struct.pack("<Q", 3) + b"{}",
+    struct.pack("<Q", 2) + b"[]",
+    struct.pack("<Q", 2) + b"\xff\xff",
+    struct.pack("<Q", 4) + b"null",
+    struct.pack("<Q", 2) + b"{}" + b"more",
+  ],
+)
 def test_what_is_no_header_is_refused(data, tmp_path):
   (tmp_path / "m.safetensors").write_bytes(data)
   with pytest.raises(ValueError, match="not a readable safetensors file"):
@@ -457,9 +486,7 @@ def test_what_is_written_safetensors_reads(tmp_path):
   for dtype in safetensors_file.NAMES:
     cast = {n: v.astype(dtype) for n, v in values.items()}
     path = tmp_path / "m.safetensors"
-    safetensors_file.write(
-        path, {n: v.shape for n, v in cast.items()}, dtype, cast.get
-    )
+    safetensors_file.write(path, {n: v.shape for n, v in cast.items()}, dtype, cast.get)
     there = load_file(path)
     assert there.keys() == cast.keys()
     for name, value in cast.items():

@@ -25,8 +25,7 @@ def make(scan=False, targets=EVERYWHERE, trained=True):
   adapter = lora.init(base, jax.random.key(1), targets=targets, rank=4)
   if trained:
     adapter = jax.tree.map(
-        lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape),
-        adapter,
+      lambda x: x + 0.1 * jax.random.normal(jax.random.key(2), x.shape), adapter
     )
   return config, base, adapter
 
@@ -34,7 +33,7 @@ def make(scan=False, targets=EVERYWHERE, trained=True):
 def states(config, params):
   ids_BxL = np.random.default_rng(0).integers(0, 320, (2, 9))
   return np.asarray(
-      jax.jit(transformer.apply, static_argnums=0)(config, params, ids_BxL)[0]
+    jax.jit(transformer.apply, static_argnums=0)(config, params, ids_BxL)[0]
   )
 
 
@@ -44,7 +43,7 @@ def test_a_new_adapter_is_exactly_nothing(scan):
   config, base, adapter = make(scan, trained=False)
   with jax.disable_jit():
     np.testing.assert_array_equal(
-        states(config, lora.join(base, adapter)), states(config, base)
+      states(config, lora.join(base, adapter)), states(config, base)
     )
   config, base, adapter = make(scan)
   other = states(config, lora.join(base, adapter))
@@ -64,16 +63,20 @@ def merged(base, adapter):
 def test_an_adapter_is_a_low_rank_change_of_the_kernel(scan, targets):
   config, base, adapter = make(scan, targets)
   np.testing.assert_allclose(
-      states(config, lora.join(base, adapter)),
-      states(config, merged(base, adapter)), atol=2e-5,
-  )  # fmt: skip
+    states(config, lora.join(base, adapter)),
+    states(config, merged(base, adapter)),
+    atol=2e-5,
+  )
 
 
 def test_targets_choose_modules():
   _, base, adapter = make(targets="(q|v)_proj")
   assert set(adapter["layers_0"]["attn"]) == {"q_proj", "v_proj"}
   assert "mlp" not in adapter["layers_0"]
-  draw = lambda **kw: lora.init(base, jax.random.key(0), rank=2, **kw)
+
+  def draw(**kw):
+    return lora.init(base, jax.random.key(0), rank=2, **kw)
+
   with pytest.raises(ValueError, match="matches none .* down_proj, gate_proj"):
     draw(targets="q")
   with pytest.raises(ValueError, match="not a regular expression"):
@@ -83,10 +86,9 @@ def test_targets_choose_modules():
 def test_new_values_are_as_wide_as_their_input():
   """a ~ U(-1/sqrt(in), 1/sqrt(in)): mean square 1 / (3 in)."""
   _, base, adapter = make(trained=False)
-  a = np.concatenate([
-      np.ravel(layer["mlp"]["down_proj"]["lora_a"])
-      for layer in adapter.values()
-  ])
+  a = np.concatenate(
+    [np.ravel(layer["mlp"]["down_proj"]["lora_a"]) for layer in adapter.values()]
+  )
   assert np.abs(a).max() <= 128**-0.5
   assert abs((a**2).mean() * 3 * 128 - 1) < 0.15
   assert not np.any(adapter["layers_1"]["attn"]["q_proj"]["lora_b"])
@@ -105,9 +107,9 @@ def bytes_of(tree):
   return sum(x.nbytes for x in jax.tree.leaves(tree))
 
 
-@pytest.mark.parametrize("name,copies", [
-    ("fixed", 0), ("anchored", 0), ("live", 0), ("ema", 1), ("synced", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name,copies", [("fixed", 0), ("anchored", 0), ("live", 0), ("ema", 1), ("synced", 1)]
+)
 def test_a_teacher_keeps_an_adapter_at_most(name, copies):
   config, base, adapter = make()
   told = objective.from_config(lora_config(**{"teacher.name": name}))
@@ -135,9 +137,7 @@ def test_only_the_adapter_gets_a_gradient():
   new, loss, _, _ = step(state, batch_of(rows()), base)
   assert loss > 1e-4
   assert jax.tree.structure(new.params) == jax.tree.structure(adapter)
-  moved = jax.tree.map(
-      lambda a, b: float(jnp.abs(a - b).max()), new.params, adapter
-  )
+  moved = jax.tree.map(lambda a, b: float(jnp.abs(a - b).max()), new.params, adapter)
   assert min(jax.tree.leaves(moved)) > 0
 
 
@@ -146,13 +146,13 @@ def test_a_run_saves_what_trains_and_resumes(tmp_path):
   config.steps = 2
   whole = train.train_and_evaluate(config, tmp_path / "whole")
   run = prepare.prepare(config)
-  layout = lambda tree: sharding.tree_shardings(tree, run.mesh)
-  step, adapter = checkpoint.restore_params(tmp_path / "whole" / "checkpoints",
-                                            layout)  # fmt: skip
+
+  def layout(tree):
+    return sharding.tree_shardings(tree, run.mesh)
+
+  step, adapter = checkpoint.restore_params(tmp_path / "whole" / "checkpoints", layout)
   assert step == 2
-  assert jax.tree.structure(adapter) == jax.tree.structure(
-      run.trained(run.params)
-  )
+  assert jax.tree.structure(adapter) == jax.tree.structure(run.trained(run.params))
   assert np.abs(adapter["layers_0"]["attn"]["q_proj"]["lora_b"]).max() > 0
   again = train.train_and_evaluate(config, tmp_path / "whole")
   assert again["drift"] == pytest.approx(whole["drift"], rel=1e-5)

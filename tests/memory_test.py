@@ -22,7 +22,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
 
 def faults(how: str) -> int:
   out = subprocess.run(
-      [sys.executable, "-c", PROGRAM, how], check=True, capture_output=True
+    [sys.executable, "-c", PROGRAM, how], check=True, capture_output=True
   )
   return int(out.stdout)
 
@@ -32,7 +32,7 @@ HUGE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 @pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
 @pytest.mark.skipif(
-    HUGE.exists() and "[always]" in HUGE.read_text(), reason="pages are huge"
+  HUGE.exists() and "[always]" in HUGE.read_text(), reason="pages are huge"
 )
 def test_memory_is_faulted_in_once():
   once = SIZE // 4096

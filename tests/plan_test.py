@@ -13,12 +13,19 @@ from opsd_jax import flops, plan, prepare, report
 from opsd_jax.models import families
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
-    "model_type": "qwen3", "vocab_size": 2080, "hidden_size": 256,
-    "intermediate_size": 512, "num_hidden_layers": 2,
-    "num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 128,
-    "max_position_embeddings": 4096, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": False, "rope_theta": 1e6,
-}  # fmt: skip
+  "model_type": "qwen3",
+  "vocab_size": 2080,
+  "hidden_size": 256,
+  "intermediate_size": 512,
+  "num_hidden_layers": 2,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "head_dim": 128,
+  "max_position_embeddings": 4096,
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": False,
+  "rope_theta": 1e6,
+}
 
 
 @pytest.fixture
@@ -68,9 +75,7 @@ def test_executed_flops_are_what_xla_counts(config, remat):
   counted = plan.train_program(setup).compile().cost_analysis()["flops"]
   # The unembedding's gradient is a loop over 16 blocks, counted once.
   hidden = 15 / 16 * 2 * flops.weights(setup.model_config)[1] * 8 * 128
-  assert counted + hidden == pytest.approx(
-      flops.executed_flops(config, setup), rel=0.1
-  )
+  assert counted + hidden == pytest.approx(flops.executed_flops(config, setup), rel=0.1)
 
 
 def test_a_plan_for_simulated_devices(config):
@@ -84,9 +89,7 @@ def test_a_plan_for_simulated_devices(config):
   # float32 weights and moments beside bfloat16 parameters and teacher.
   resident = account["resident"]
   assert resident["teacher"] == resident["parameters"]
-  assert resident["optimizer"] == pytest.approx(
-      6 * resident["parameters"], rel=0.01
-  )
+  assert resident["optimizer"] == pytest.approx(6 * resident["parameters"], rel=0.01)
   assert train["bytes"] >= sum(resident.values()) + train["activations"]
   json.dumps(account)
   assert "all-gather" in report.plan(account)
@@ -137,19 +140,23 @@ def test_a_plan_for_tpus_that_are_not_there(config):
   train, chip = account["train"], plan.CHIPS["v5e"]
   assert train["tokens_with_logits_at_once"] <= 32
   parts = (
-      train["executed_flops"] / chip.flops + train["hbm_bytes"] / chip.hbm_rate
-      + sum(train["collective_bytes"].values()) / chip.ici_rate
-  )  # fmt: skip
-  assert train["seconds"] == pytest.approx(parts)
-  assert train["mfu"] == pytest.approx(
-      train["useful_flops"] / chip.flops / parts
+    train["executed_flops"] / chip.flops
+    + train["hbm_bytes"] / chip.hbm_rate
+    + sum(train["collective_bytes"].values()) / chip.ici_rate
   )
+  assert train["seconds"] == pytest.approx(parts)
+  assert train["mfu"] == pytest.approx(train["useful_flops"] / chip.flops / parts)
 
 
-@pytest.mark.parametrize("topology,words", [
-    ("v5p", "expected cpu:<devices> or"), ("v9:2x2", "v5e, v5p"),
-    ("cpu:two", "cpu:<devices>"), ("v5p:2", "v5p:2x2x4"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "topology,words",
+  [
+    ("v5p", "expected cpu:<devices> or"),
+    ("v9:2x2", "v5e, v5p"),
+    ("cpu:two", "cpu:<devices>"),
+    ("v5p:2", "v5p:2x2x4"),
+  ],
+)
 def test_a_bad_topology_is_named(topology, words):
   with pytest.raises(ValueError, match=words):
     plan.check(topology)
@@ -163,10 +170,17 @@ def test_a_plan_needs_the_longest_row(config):
 
 def test_the_command(tmp_path):
   done = subprocess.run(
-      [sys.executable, "-m", command.__name__, "--config=configs/opsd.py:tiny",
-       "--config.batch.max_row=128", "--topology=cpu:2"],
-      capture_output=True, text=True,
-  )  # fmt: skip
+    [
+      sys.executable,
+      "-m",
+      command.__name__,
+      "--config=configs/opsd.py:tiny",
+      "--config.batch.max_row=128",
+      "--topology=cpu:2",
+    ],
+    capture_output=True,
+    text=True,
+  )
   assert done.returncode == 0, done.stderr
   account = json.loads(done.stdout.splitlines()[-1])
   assert account["mesh"] == {"data": 1, "fsdp": 2, "tensor": 1}

@@ -33,14 +33,19 @@ def free_port() -> int:
 
 def launch(command, devices: int):
   env = os.environ | {
-      "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT),
-      "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-      "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
-  }  # fmt: skip
+    "JAX_PLATFORMS": "cpu",
+    "PYTHONPATH": str(ROOT),
+    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+  }
   return subprocess.Popen(
-      [sys.executable, *command], cwd=ROOT, env=env, text=True,
-      stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-  )  # fmt: skip
+    [sys.executable, *command],
+    cwd=ROOT,
+    env=env,
+    text=True,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+  )
 
 
 def launch_two(command):
@@ -61,7 +66,10 @@ def end(launched, seconds=240):
 
 def ours(text: str) -> list[str]:
   """The lines that hold a word which is not the transport's."""
-  words = lambda line: set(re.findall("[A-Za-z]+", line))
+
+  def words(line):
+    return set(re.findall("[A-Za-z]+", line))
+
   return [line for line in text.splitlines() if words(line) - GLOO]
 
 
@@ -70,11 +78,15 @@ def ours(text: str) -> list[str]:
 
 def train(scratch, name, *more, config="opsd", steps=6):
   return [
-      "-m", "experiments.train", f"--config=configs/{config}.py:tiny",
-      f"--workdir={scratch / name}", f"--config.steps={steps}",
-      "--config.log.tensorboard=False",
-      f"--config.compile_cache={scratch / 'programs'}", *more,
-  ]  # fmt: skip
+    "-m",
+    "experiments.train",
+    f"--config=configs/{config}.py:tiny",
+    f"--workdir={scratch / name}",
+    f"--config.steps={steps}",
+    "--config.log.tensorboard=False",
+    f"--config.compile_cache={scratch / 'programs'}",
+    *more,
+  ]
 
 
 @pytest.fixture(scope="module")
@@ -112,7 +124,7 @@ def assert_same_run(got, expected):
 
 def test_two_processes_are_one_run_and_one_writes(scratch):
   (first, out, errors), (second, other_out, other_errors) = end(
-      launch_two(train(scratch, "two"))
+    launch_two(train(scratch, "two"))
   )
   assert first == 0 and second == 0, errors + other_errors
   assert_same_run(scratch / "two", scratch / "one")
@@ -139,7 +151,7 @@ def test_a_killed_process_ends_the_other_and_both_resume(scratch):
   assert max(r["step"] for r in rows_of(scratch / "killed")) < 6
 
   (status, out, errors), (other, _, other_errors) = end(
-      launch_two(train(scratch, "killed"))
+    launch_two(train(scratch, "killed"))
   )
   assert status == 0 and other == 0, errors + other_errors
   assert "resumed at step" in out
@@ -159,20 +171,28 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
   """Advantages within the rewards of all; numbers that random replies hit."""
   lines = [{"problem": f"Count {i}", "answer": i % 10} for i in range(64)]
   (scratch / "counts.jsonl").write_text("\n".join(map(json.dumps, lines)))
-  command = lambda name: train(
-      scratch, name, "--config.task.name=gsm8k",
+
+  def command(name):
+    return train(
+      scratch,
+      name,
+      "--config.task.name=gsm8k",
       f"--config.data.train={scratch / 'counts.jsonl'}",
       f"--config.data.eval={scratch / 'counts.jsonl'}",
-      "--config.rollout.max_new_tokens=24", "--config.rollout.prompts=16",
+      "--config.rollout.max_new_tokens=24",
+      "--config.rollout.prompts=16",
       "--config.eval.every=2",
-      "--config.reinforce.advantage=whitened", config="grpo", steps=2,
-  )  # fmt: skip
+      "--config.reinforce.advantage=whitened",
+      config="grpo",
+      steps=2,
+    )
+
   ends = end([launch(command("one, rewarded"), 8)])
   ends += end(launch_two(command("two, rewarded")))
   assert [status for status, *_ in ends] == [0, 0, 0], ends
   one, two = (
-      [r for r in rows_of(scratch / f"{n}, rewarded") if "loss" in r]
-      for n in ("one", "two")
+    [r for r in rows_of(scratch / f"{n}, rewarded") if "loss" in r]
+    for n in ("one", "two")
   )
   for row, other in zip(two, one, strict=True):
     for key in ("score", "reward", "reinforce/no_signal", "unjudged"):
@@ -273,16 +293,22 @@ def mesh_of(owners, shape):
   """A stand-in for a mesh whose devices belong to these processes."""
   devices = [types.SimpleNamespace(process_index=p) for p in owners]
   return types.SimpleNamespace(
-      devices=np.array(devices).reshape(shape),
-      shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)),
+    devices=np.array(devices).reshape(shape),
+    shape=dict(zip(("data", "fsdp", "tensor"), shape, strict=True)),
   )
 
 
-@pytest.mark.parametrize("owners,shape,fine", [
-    ((0, 0, 1, 1), (1, 4, 1), True), ((0, 1, 1, 0), (2, 2, 1), True),
-    ((0, 0, 1, 1), (1, 2, 2), True), ((0, 1, 0, 1), (2, 1, 2), False),
-    ((0, 0, 1, 1), (1, 1, 4), False), ((0, 0, 0, 1), (4, 1, 1), False),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "owners,shape,fine",
+  [
+    ((0, 0, 1, 1), (1, 4, 1), True),
+    ((0, 1, 1, 0), (2, 2, 1), True),
+    ((0, 0, 1, 1), (1, 2, 2), True),
+    ((0, 1, 0, 1), (2, 1, 2), False),
+    ((0, 0, 1, 1), (1, 1, 4), False),
+    ((0, 0, 0, 1), (4, 1, 1), False),
+  ],
+)
 def test_rows_are_of_one_process(owners, shape, fine, monkeypatch):
   monkeypatch.setattr(processes, "count", lambda: 2)
   if fine:
@@ -295,21 +321,29 @@ def test_rows_are_of_one_process(owners, shape, fine, monkeypatch):
 # ------------------------------------------------------------------ start
 
 CLUSTER = (
-    "JAX_COORDINATOR_ADDRESS", "SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE",
-    "MEGASCALE_NUM_SLICES", "TPU_WORKER_HOSTNAMES",
-)  # fmt: skip
+  "JAX_COORDINATOR_ADDRESS",
+  "SLURM_STEP_NUM_TASKS",
+  "OMPI_COMM_WORLD_SIZE",
+  "MEGASCALE_NUM_SLICES",
+  "TPU_WORKER_HOSTNAMES",
+)
 
 
-@pytest.mark.parametrize("name,value,several", [
+@pytest.mark.parametrize(
+  "name,value,several",
+  [
     ("JAX_COORDINATOR_ADDRESS", "host:1234", True),
-    ("SLURM_STEP_NUM_TASKS", "4", True), ("SLURM_STEP_NUM_TASKS", "1", False),
-    ("OMPI_COMM_WORLD_SIZE", "2", True), ("MEGASCALE_NUM_SLICES", "2", True),
-    ("TPU_WORKER_HOSTNAMES", "a,b", True), ("TPU_WORKER_HOSTNAMES", "a", False),
-    ("TPU_WORKER_HOSTNAMES", "", False), ("NOTHING", "2", False),
-])  # fmt: skip
-def test_a_cluster_is_read_off_the_environment(
-    name, value, several, monkeypatch
-):
+    ("SLURM_STEP_NUM_TASKS", "4", True),
+    ("SLURM_STEP_NUM_TASKS", "1", False),
+    ("OMPI_COMM_WORLD_SIZE", "2", True),
+    ("MEGASCALE_NUM_SLICES", "2", True),
+    ("TPU_WORKER_HOSTNAMES", "a,b", True),
+    ("TPU_WORKER_HOSTNAMES", "a", False),
+    ("TPU_WORKER_HOSTNAMES", "", False),
+    ("NOTHING", "2", False),
+  ],
+)
+def test_a_cluster_is_read_off_the_environment(name, value, several, monkeypatch):
   for other in CLUSTER:
     monkeypatch.delenv(other, raising=False)
   monkeypatch.setattr(processes.glob, "glob", lambda pattern: [])
@@ -340,10 +374,15 @@ def test_a_tpu_slice_is_asked_for_its_hosts(workers, monkeypatch):
   assert processes.tpu_hosts() == 1  # no chip, nobody asked
 
 
-@pytest.mark.parametrize("told,words", [
-    (("host:1", None, 0), "give all or none"), ((None, 2, 0), "all or none"),
-    (("host:1", 2, 2), "expected 0 to 1"), (("host:1", 2, -1), "0 to 1"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "told,words",
+  [
+    (("host:1", None, 0), "give all or none"),
+    ((None, 2, 0), "all or none"),
+    (("host:1", 2, 2), "expected 0 to 1"),
+    (("host:1", 2, -1), "0 to 1"),
+  ],
+)
 def test_bad_arguments_are_refused(told, words):
   with pytest.raises(ValueError, match=words):
     processes.start(*told)

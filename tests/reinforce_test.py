@@ -21,7 +21,9 @@ def advantage(name, *rewards):
 
 
 def test_hand_checked_advantages():
-  close = lambda a, b: np.testing.assert_allclose(a, b, atol=5e-5)
+  def close(a, b):
+    return np.testing.assert_allclose(a, b, atol=5e-5)
+
   close(advantage("standardised", 1, 1, 0, 0), [0.86588, 0.86588, -0.86588, -0.86588])
   close(advantage("standardised", 1, 0, 0, 0), [1.4997, -0.4999, -0.4999, -0.4999])
   close(advantage("centred", 1, 0, 0, 0), [0.75, -0.25, -0.25, -0.25])
@@ -39,9 +41,7 @@ BASELINES = sorted(set(reinforce.ADVANTAGES) - set(reinforce.ALONE))
 def test_advantages_sum_to_nothing_and_do_not_see_a_shift(name, reward, shift):
   A = reinforce.ADVANTAGES[name](reward)
   np.testing.assert_allclose(A.sum(1), 0, atol=1e-9)
-  np.testing.assert_allclose(
-      reinforce.ADVANTAGES[name](reward + shift), A, atol=1e-8
-  )
+  np.testing.assert_allclose(reinforce.ADVANTAGES[name](reward + shift), A, atol=1e-8)
 
 
 @pytest.mark.parametrize("name", BASELINES)
@@ -72,10 +72,14 @@ def test_overlong():
 def loss_and_gradient(surrogate, logp, old, A, sampled=np.nan, **kw):
   """A token's loss and its derivative by the log-prob."""
   token = types.SimpleNamespace(
-      advantage_BxT=jnp.float32(A), old_logp_BxT=jnp.float32(old),
-      sampled_logp_BxT=jnp.float32(sampled),
-  )  # fmt: skip
-  loss = lambda x: surrogate(types.SimpleNamespace(logp_BxT=x), token, **kw)
+    advantage_BxT=jnp.float32(A),
+    old_logp_BxT=jnp.float32(old),
+    sampled_logp_BxT=jnp.float32(sampled),
+  )
+
+  def loss(x):
+    return surrogate(types.SimpleNamespace(logp_BxT=x), token, **kw)
+
   value, slope = jax.value_and_grad(loss)(jnp.float32(logp))
   return float(value), float(slope)
 
@@ -84,13 +88,18 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.3}
 
 
 @pytest.mark.parametrize(
-    "A,ratio,loss,slope",
-    [
-        (2, 1.0, -2, -2), (2, 1.2, -2.4, -2.4), (2, 1.4, -2.6, 0),
-        (2, 0.7, -1.4, -1.4), (-2, 0.9, 1.8, 1.8), (-2, 0.7, 1.6, 0),
-        (-2, 1.4, 2.8, 2.8), (0, 1.4, 0, 0),
-    ],
-)  # fmt: skip
+  "A,ratio,loss,slope",
+  [
+    (2, 1.0, -2, -2),
+    (2, 1.2, -2.4, -2.4),
+    (2, 1.4, -2.6, 0),
+    (2, 0.7, -1.4, -1.4),
+    (-2, 0.9, 1.8, 1.8),
+    (-2, 0.7, 1.6, 0),
+    (-2, 1.4, 2.8, 2.8),
+    (0, 1.4, 0, 0),
+  ],
+)
 def test_ppo_clips_only_what_goes_on_in_its_direction(A, ratio, loss, slope):
   got = loss_and_gradient(reinforce.ppo, -1 + np.log(ratio), -1, A, **CLIP)
   np.testing.assert_allclose(got, (loss, slope), atol=1e-5)
@@ -113,10 +122,15 @@ def test_the_first_update_is_reinforce(name, old):
 
 
 def test_importance_is_truncated_and_has_no_gradient():
-  weight = lambda old, sampled: loss_and_gradient(
+  def weight(old, sampled):
+    return loss_and_gradient(
       lambda tok, token: reinforce.importance(tok, token, 2.0) + 0 * tok.logp_BxT,
-      -1.0, old, 0, sampled,
-  )  # fmt: skip
+      -1.0,
+      old,
+      0,
+      sampled,
+    )
+
   np.testing.assert_allclose(weight(-1.0, -0.5), (np.exp(-0.5), 0), atol=1e-6)
   np.testing.assert_allclose(weight(-1.0, -3.0), (2, 0), atol=1e-6)
   np.testing.assert_allclose(weight(np.nan, -1.0), (1, 0), atol=1e-6)
@@ -143,13 +157,13 @@ def gradient_of(divergence):
 
 
 @pytest.mark.parametrize(
-    "name,value,gradient",
-    [
-        ("k1", 0.092033, (0, 0, 0)),
-        ("k2", 0.101009, (-0.214253, 0.094030, 0.120223)),
-        ("k3", 0.092033, (-0.2, 0.1, 0.1)),
-        ("ratio_k3", 0.092033, (-0.214253, 0.094030, 0.120223)),
-    ],
+  "name,value,gradient",
+  [
+    ("k1", 0.092033, (0, 0, 0)),
+    ("k2", 0.101009, (-0.214253, 0.094030, 0.120223)),
+    ("k3", 0.092033, (-0.2, 0.1, 0.1)),
+    ("ratio_k3", 0.092033, (-0.214253, 0.094030, 0.120223)),
+  ],
 )
 def test_kl_estimators_in_expectation(name, value, gradient):
   got_value, got_gradient = expected(name)
@@ -165,7 +179,9 @@ def test_the_gradients_are_those_of_the_two_kls():
 
 
 def test_one_sample():
-  of = lambda name: reinforce.KL[name](np.log(0.5), np.log(0.25), 1.0)
+  def of(name):
+    return reinforce.KL[name](np.log(0.5), np.log(0.25), 1.0)
+
   np.testing.assert_allclose(
-      [of("k1"), of("k2"), of("k3")], [0.6931, 0.2402, 0.1931], atol=5e-5
+    [of("k1"), of("k2"), of("k3")], [0.6931, 0.2402, 0.1931], atol=5e-5
   )

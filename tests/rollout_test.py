@@ -15,16 +15,21 @@ TEXT = st.text(st.sampled_from("abc\n é€"), max_size=30)
 
 def first_end(ids, strings):
   """The fewest ids whose text holds one of the strings."""
-  holds = lambda k: any(s in TOK.decode(ids[:k]) for s in strings)
+
+  def holds(k):
+    return any(s in TOK.decode(ids[:k]) for s in strings)
+
   return next((k for k in range(1, len(ids) + 1) if holds(k)), None)
 
 
 @given(
-    TEXT,
-    st.lists(st.text(st.sampled_from("abc\n é€"), min_size=1, max_size=4),
-             min_size=1, max_size=3),
-    st.lists(st.integers(1, 9), min_size=1, max_size=5), st.booleans(),
-)  # fmt: skip
+  TEXT,
+  st.lists(
+    st.text(st.sampled_from("abc\n é€"), min_size=1, max_size=4), min_size=1, max_size=3
+  ),
+  st.lists(st.integers(1, 9), min_size=1, max_size=5),
+  st.booleans(),
+)
 def test_stop_strings_are_found_wherever_chunks_end(text, strings, sizes, control):
   """A byte a token: strings and characters straddle tokens and chunks. Control
   tokens have no text, so a string may have them inside."""
@@ -58,10 +63,22 @@ def completions(stop, steps):
   model = api.load_model("tiny")
   prompts = [api.chat_ids(model, p) for p in ("a", "bc", "d")]
   return rollout.complete(
-      model.config, model.params, model.tokenizer, prompts, ["0", "1", "2"],
-      seed=0, step=0, role="generate", knobs=Knobs(), n=2, max_new_tokens=24,
-      slots=4, decode_steps=steps, prompt_bucket=64, stop=stop,
-  )  # fmt: skip
+    model.config,
+    model.params,
+    model.tokenizer,
+    prompts,
+    ["0", "1", "2"],
+    seed=0,
+    step=0,
+    role="generate",
+    knobs=Knobs(),
+    n=2,
+    max_new_tokens=24,
+    slots=4,
+    decode_steps=steps,
+    prompt_bucket=64,
+    stop=stop,
+  )
 
 
 def test_a_completion_ends_with_the_token_that_completes_a_stop_string():
@@ -90,13 +107,20 @@ def test_stop_strings_that_are_none_are_refused(bad):
 def test_a_problem_asked_again_in_a_step_is_answered_with_other_draws():
   model = api.load_model("tiny")
   source = rollout.on_policy(
-      model.config, model.tokenizer, seed=0, knobs=Knobs(), n=2,
-      max_new_tokens=8, slots=4, decode_steps=8, prompt_bucket=64,
-  )  # fmt: skip
+    model.config,
+    model.tokenizer,
+    seed=0,
+    knobs=Knobs(),
+    n=2,
+    max_new_tokens=8,
+    slots=4,
+    decode_steps=8,
+    prompt_bucket=64,
+  )
   problem = Problem(Example("7", "q", "s", "a"), (5, 6, 7), ())
   first, again = (
-      [r.completion.ids for r in source(model.params, [problem], 3, [times])]
-      for times in (0, 1)
+    [r.completion.ids for r in source(model.params, [problem], 3, [times])]
+    for times in (0, 1)
   )
   both = source(model.params, [problem] * 2, 3, [0, 1])
   assert [r.completion.ids for r in both] == first + again

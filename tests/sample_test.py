@@ -21,7 +21,7 @@ EOS = 7
 @functools.cache
 def tiny(scan_layers=False, max_positions=2048):
   config = dataclasses.replace(
-      families.tiny(scan_layers=scan_layers), max_positions=max_positions
+    families.tiny(scan_layers=scan_layers), max_positions=max_positions
   )
   params = transformer.init_params(config, jax.random.key(1))
   # Sharper logits than at initialisation, so that sampling has something to do.
@@ -36,18 +36,22 @@ def model(request):
 
 def prompts(count, seed=0):
   rng = np.random.default_rng(seed)
-  return [
-      rng.integers(10, 250, rng.integers(3, 20)).tolist() for _ in range(count)
-  ]
+  return [rng.integers(10, 250, rng.integers(3, 20)).tolist() for _ in range(count)]
 
 
 def run(model, prompts, knobs, *, n=1, new=12, eos=(EOS,), seed=0, **kw):
   ids = [str(p) for p in prompts]
   kw = {"slots": 64, "bucket": 8, "steps": 64} | kw
   return sample.sample(
-      *model, prompts, draw.row_keys(seed, 0, "rollout", ids, n), knobs, n=n,
-      max_new_tokens=new, eos_ids=eos, **kw,
-  )  # fmt: skip
+    *model,
+    prompts,
+    draw.row_keys(seed, 0, "rollout", ids, n),
+    knobs,
+    n=n,
+    max_new_tokens=new,
+    eos_ids=eos,
+    **kw,
+  )
 
 
 def full_logp(model, prompt, reply):
@@ -77,9 +81,7 @@ def test_logp_is_the_full_forwards(model):
     reply = out.ids_RxT[r, : out.len_R[r]]
     logp = full_logp(model, ragged[r // 2], reply)
     expected = np.take_along_axis(np.asarray(logp), reply[:, None], 1)[:, 0]
-    np.testing.assert_allclose(
-        out.logp_RxT[r, : len(reply)], expected, atol=1e-4
-    )
+    np.testing.assert_allclose(out.logp_RxT[r, : len(reply)], expected, atol=1e-4)
     scaled = jax.nn.log_softmax(logp * (1 / 1.3))
     unfiltered = np.take_along_axis(np.asarray(scaled), reply[:, None], 1)[:, 0]
     assert (out.sampled_logp_RxT[r, : len(reply)] >= unfiltered - 1e-4).all()
@@ -90,11 +92,9 @@ def test_a_row_does_not_know_its_batch(model):
   together = run(model, many, Knobs(), n=2)
   for i in (0, 5):
     alone = run(model, [many[i]], Knobs(), n=2)
-    np.testing.assert_array_equal(
-        alone.ids_RxT, together.ids_RxT[2 * i : 2 * i + 2]
-    )
+    np.testing.assert_array_equal(alone.ids_RxT, together.ids_RxT[2 * i : 2 * i + 2])
     np.testing.assert_allclose(
-        alone.logp_RxT, together.logp_RxT[2 * i : 2 * i + 2], atol=1e-4
+      alone.logp_RxT, together.logp_RxT[2 * i : 2 * i + 2], atol=1e-4
     )
   in_threes = run(model, many, Knobs(), n=2, slots=4, bucket=32, steps=5)
   np.testing.assert_array_equal(in_threes.ids_RxT, together.ids_RxT)
@@ -158,10 +158,12 @@ def plain():
     ids_RxL[r, :size] = POOL[r // 3]
   keys = draw.row_keys(0, 0, "rollout", map(str, POOL), 3)
   types = np.float32, np.int32, np.float32, np.float32
-  knobs = Knobs(*(
+  knobs = Knobs(
+    *(
       np.tile(np.broadcast_to(np.asarray(x, t), 3), 6)
       for x, t in zip(KINDS, types, strict=True)
-  ))
+    )
+  )
   tokens = []
   for t in range(LONGEST):
     logits = next_logits(*tiny(), ids_RxL, len_R + t)
@@ -191,20 +193,24 @@ def test_every_way_of_batching_is_the_plain_sampler(data):
   which = data.draw(st.lists(st.integers(0, 5), min_size=1, max_size=7))
   n = data.draw(st.integers(1, 3))
   rows = len(which) * n
-  budgets = data.draw(
-      st.lists(st.integers(1, LONGEST), min_size=rows, max_size=rows)
+  budgets = data.draw(st.lists(st.integers(1, LONGEST), min_size=rows, max_size=rows))
+  ends = data.draw(
+    st.lists(st.sampled_from(sorted(set(plain()[0].flat))), min_size=2, max_size=2)
   )
-  ends = data.draw(st.lists(
-      st.sampled_from(sorted(set(plain()[0].flat))), min_size=2, max_size=2
-  ))  # fmt: skip
-  slots, bucket, steps = data.draw(st.sampled_from(
-      [(2, 16, 3), (16, 32, 5), (1, 64, LONGEST)]
-  ))  # fmt: skip
+  slots, bucket, steps = data.draw(
+    st.sampled_from([(2, 16, 3), (16, 32, 5), (1, 64, LONGEST)])
+  )
   out = run(
-      tiny(), [POOL[w] for w in which],
-      Knobs(*(x if np.ndim(x) == 0 else x[:n] for x in KINDS)), n=n,
-      new=budgets, eos=ends, slots=slots, bucket=bucket, steps=steps,
-  )  # fmt: skip
+    tiny(),
+    [POOL[w] for w in which],
+    Knobs(*(x if np.ndim(x) == 0 else x[:n] for x in KINDS)),
+    n=n,
+    new=budgets,
+    eos=ends,
+    slots=slots,
+    bucket=bucket,
+    steps=steps,
+  )
   assert out.ids_RxT.shape == (rows, max(budgets))
   assert_is_plain(out, which, n, budgets, ends)
 
@@ -212,9 +218,10 @@ def test_every_way_of_batching_is_the_plain_sampler(data):
 def test_long_rows_in_a_growing_cache_are_those_of_one_chunk():
   model = tiny(max_positions=4096)
   budgets = [2048, 700, 1, 1500]
-  go = lambda **kw: run(
-      model, prompts(4), Knobs(), new=budgets, eos=(-1,), **kw
-  )
+
+  def go(**kw):
+    return run(model, prompts(4), Knobs(), new=budgets, eos=(-1,), **kw)
+
   plain = go(slots=4, bucket=4096, steps=2048)
   out = go(slots=3, bucket=512, steps=100)
   assert out.len_R.tolist() == budgets and out.truncated_R.all()
@@ -261,10 +268,18 @@ def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "waiting,taken",
-    [(1, [1]), (3, [3]), (5, [4, 1]), (6, [6]), (9, [8, 1]), (11, [8, 3]),
-     (12, [12]), (40, [16, 16, 8])],
-)  # fmt: skip
+  "waiting,taken",
+  [
+    (1, [1]),
+    (3, [3]),
+    (5, [4, 1]),
+    (6, [6]),
+    (9, [8, 1]),
+    (11, [8, 3]),
+    (12, [12]),
+    (40, [16, 16, 8]),
+  ],
+)
 def test_prompts_come_in_by_prefills_that_are_full(waiting, taken):
   board = slots.Board(np.full(80, -1), 1, [80], [8])
   rows = collections.deque([2 * p, 2 * p + 1] for p in range(waiting))
@@ -307,9 +322,10 @@ def test_a_row_ends_where_it_is_told_to():
   assert out.len_R.tolist() == np.where(cut, 7, 12).tolist()
   assert out.truncated_R.tolist() == (~cut).tolist()
   for r, size in enumerate(out.len_R):
-    for got, expected in ((o[r], w[r]) for o, w in zip(
-        (out.ids_RxT, *out[3:]), (whole.ids_RxT, *whole[3:]), strict=True
-    )):  # fmt: skip
+    for got, expected in (
+      (o[r], w[r])
+      for o, w in zip((out.ids_RxT, *out[3:]), (whole.ids_RxT, *whole[3:]), strict=True)
+    ):
       np.testing.assert_allclose(got[:size], expected[:size], atol=1e-4)
       assert (got[size:] == 0).all()
 

@@ -8,18 +8,24 @@ from opsd_jax import sets, tasks
 from opsd_jax.sets import Spec
 
 
-@pytest.mark.parametrize("text,expected", [
+@pytest.mark.parametrize(
+  "text,expected",
+  [
     ("aime24=data/a.jsonl", Spec("aime24", "data/a.jsonl", "maths")),
-    ("a=x=y.jsonl,task=largest_number",
-     Spec("a", "x=y.jsonl", "largest_number")),
+    ("a=x=y.jsonl,task=largest_number", Spec("a", "x=y.jsonl", "largest_number")),
     ("largest_number", Spec("largest_number", "largest_number", None)),
     ("n=largest_number", Spec("n", "largest_number", None)),
     ("largest_number=a.jsonl", Spec("largest_number", "a.jsonl", "maths")),
-    ("reasoning_gym:chain_sum,max_terms=3",
-     Spec("chain_sum", "reasoning_gym:chain_sum,max_terms=3", None)),
-    ("s=reasoning_gym:chain_sum,max_terms=3",
-     Spec("s", "reasoning_gym:chain_sum,max_terms=3", None)),
-])  # fmt: skip
+    (
+      "reasoning_gym:chain_sum,max_terms=3",
+      Spec("chain_sum", "reasoning_gym:chain_sum,max_terms=3", None),
+    ),
+    (
+      "s=reasoning_gym:chain_sum,max_terms=3",
+      Spec("s", "reasoning_gym:chain_sum,max_terms=3", None),
+    ),
+  ],
+)
 def test_parse(text, expected):
   assert sets.parse(text) == expected
 
@@ -36,8 +42,8 @@ def judge(task):
 
 
 ROWS = [
-    {"id": 60, "problem": "1 + 1?", "solution": "It is 2.", "answer": 2},
-    {"id": 61, "problem": "2 + 1?", "solution": "2 + 1 is 3.", "answer": 3},
+  {"id": 60, "problem": "1 + 1?", "solution": "It is 2.", "answer": 2},
+  {"id": 61, "problem": "2 + 1?", "solution": "2 + 1 is 3.", "answer": 3},
 ]
 
 
@@ -50,8 +56,9 @@ def test_a_file_with_the_usual_columns(tmp_path):
   assert one == found.examples[0]
   told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
   assert told == [
-      ("60", "1 + 1?", "It is 2.", "2"), ("61", "2 + 1?", "2 + 1 is 3.", "3"),
-  ]  # fmt: skip
+    ("60", "1 + 1?", "It is 2.", "2"),
+    ("61", "2 + 1?", "2 + 1 is 3.", "3"),
+  ]
   verdicts = found.verify(found.examples, ["It is 2", "4"])
   assert [(v.score, v.answer) for v in verdicts] == [(1, "2"), (0, "4")]
   path.write_text(path.read_text() + '{"problem": "?"}\n')
@@ -62,14 +69,13 @@ def test_a_file_with_the_usual_columns(tmp_path):
 def test_what_cannot_be_judged_is_not_asked(tmp_path):
   path = tmp_path / "a.jsonl"
   rows = [
-      {"id": str(i), "problem": p, "solution": s} for i, (p, s) in enumerate((
-          ("1 + 1?", "\\boxed{2}"), ("x?", "no box"), ("1+1 ?", "\\boxed{2}")
-      ))
-  ]  # fmt: skip
+    {"id": str(i), "problem": p, "solution": s}
+    for i, (p, s) in enumerate(
+      (("1 + 1?", "\\boxed{2}"), ("x?", "no box"), ("1+1 ?", "\\boxed{2}"))
+    )
+  ]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
-  found = sets.open_set(
-      sets.parse(f"a={path}"), count=None, seed=None, judge=judge
-  )
+  found = sets.open_set(sets.parse(f"a={path}"), count=None, seed=None, judge=judge)
   assert [e.id for e in found.examples] == ["0", "2"]
   assert (found.about["without_answer"], found.about["asked_again"]) == (1, 1)
 

@@ -18,14 +18,17 @@ from opsd_jax.models import families, kv_cache, lora, transformer
 from opsd_jax.sample import sample
 
 MESHES = [
-    (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8)
-    if 8 % (d * f) == 0
-]  # fmt: skip
+  (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0
+]
 # Heads, key/value heads and widths divide by 8.
 MODEL = dataclasses.replace(
-    families.tiny(scan_layers=True), num_heads=8, num_kv_heads=8, head_dim=8,
-    lora_alpha=8.0,
-)  # fmt: skip
+  families.tiny(scan_layers=True),
+  num_heads=8,
+  num_kv_heads=8,
+  head_dim=8,
+  lora_alpha=8.0,
+)
+
 
 def model_of(vocab_size):
   return dataclasses.replace(MODEL, vocab_size=vocab_size)
@@ -34,21 +37,18 @@ def model_of(vocab_size):
 @functools.cache
 def batch():
   rng = np.random.default_rng(0)
-  draw = lambda low, high: tuple(rng.integers(5, 250, rng.integers(low, high)))
-  rows = [
-      collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(8)
-  ]
-  return collate.collate(
-      rows, pad_id=0, bucket=8, response_bucket=8, parts=8
-  )
+
+  def draw(low, high):
+    return tuple(rng.integers(5, 250, rng.integers(low, high)))
+
+  rows = [collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(8)]
+  return collate.collate(rows, pad_id=0, bucket=8, response_bucket=8, parts=8)
 
 
 def moved(tree, seed, by=0.05):
   """The tree with every leaf a little elsewhere: nothing is 0 by symmetry."""
   keys = iter(jax.random.split(jax.random.key(seed), 100))
-  return jax.tree.map(
-      lambda x: x + by * jax.random.normal(next(keys), x.shape), tree
-  )
+  return jax.tree.map(lambda x: x + by * jax.random.normal(next(keys), x.shape), tree)
 
 
 def steps(model, mesh=None):
@@ -56,17 +56,16 @@ def steps(model, mesh=None):
   told = objective.from_config(opsd.get_config("tiny"))
   tx = optax.sgd(16.0)  # so that a rounding of 1 is not a change
   base = transformer.init_params(model, jax.random.key(0))
-  adapter = moved(
-      lora.init(base, jax.random.key(1), targets=".*_proj", rank=4), 2
-  )
+  adapter = moved(lora.init(base, jax.random.key(1), targets=".*_proj", rank=4), 2)
   told_more = moved(base, 3)
   step = train.make_train_step(model, told, tx)
 
   def both(base, adapter, told_more, batch):
     """Both kinds, so that a mesh costs one compilation."""
-    of = lambda params, teacher: train.init_state(params, told, tx)._replace(
-        teacher=teacher
-    )
+
+    def of(params, teacher):
+      return train.init_state(params, told, tx)._replace(teacher=teacher)
+
     full, loss, _, _ = step(of(base, told_more), batch)
     tuned, lora_loss, _, _ = step(of(adapter, {}), batch, base)
     return (loss, lora_loss), (full.params, tuned.params)
@@ -85,11 +84,15 @@ def on_one_device(vocab_size):
   return steps(model_of(vocab_size))
 
 
-@pytest.mark.parametrize("sizes,vocab_size", [
+@pytest.mark.parametrize(
+  "sizes,vocab_size",
+  [
     *((sizes, 320) for sizes in MESHES),
     # Does not divide: it stays whole.
     *((sizes, 323) for sizes in ((1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 8, 1))),
-], ids=str)  # fmt: skip
+  ],
+  ids=str,
+)
 def test_every_mesh_steps_as_one_device(sizes, vocab_size):
   mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:8])
   (losses, after), _ = steps(model_of(vocab_size), mesh)
@@ -100,11 +103,12 @@ def test_every_mesh_steps_as_one_device(sizes, vocab_size):
     largest = max(np.abs(g).max() for g in jax.tree.leaves(change))
     assert largest > 1e-3
     jax.tree.map(
-        lambda a, b, top=largest: np.testing.assert_allclose(
-            a, b, rtol=0, atol=1e-5 * top
-        ),
-        after[kind], expected_after[kind],
-    )  # fmt: skip
+      lambda a, b, top=largest: np.testing.assert_allclose(
+        a, b, rtol=0, atol=1e-5 * top
+      ),
+      after[kind],
+      expected_after[kind],
+    )
 
 
 def tiny_losses(tmp_path, name, **mesh):
@@ -119,9 +123,7 @@ def tiny_losses(tmp_path, name, **mesh):
   return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
 
 
-def test_a_whole_run_on_two_meshes_has_the_losses_of_one_device(
-    tmp_path, monkeypatch
-):
+def test_a_whole_run_on_two_meshes_has_the_losses_of_one_device(tmp_path, monkeypatch):
   rows = tiny_losses(tmp_path, "data", data=8, fsdp=1)
   both = tiny_losses(tmp_path, "both", fsdp=4, tensor=2)
   one = jax.devices()[:1]
@@ -137,11 +139,21 @@ def rollouts(mesh=None):
   model = model_of(320)
   params = moved(transformer.init_params(model, jax.random.key(0)), 5, 0.3)
   prompts = [tuple(range(5, 12 + i)) for i in range(8)]
-  go = lambda params: sample(
-      model, params, prompts, row_keys(0, 0, "generate", map(str, range(8)), 1),
-      Knobs(temperature=0.0), max_new_tokens=12, eos_ids=(3,), slots=8,
-      bucket=8, steps=5,
-  )  # fmt: skip
+
+  def go(params):
+    return sample(
+      model,
+      params,
+      prompts,
+      row_keys(0, 0, "generate", map(str, range(8)), 1),
+      Knobs(temperature=0.0),
+      max_new_tokens=12,
+      eos_ids=(3,),
+      slots=8,
+      bucket=8,
+      steps=5,
+    )
+
   if mesh is None:
     return go(params)
   with jax.set_mesh(mesh):
@@ -169,11 +181,15 @@ def test_tensor_parallelism_splits_weights_cache_and_logits():
   assert cache[0].addressable_shards[0].data.nbytes * 8 == cache[0].nbytes
 
 
-@pytest.mark.parametrize("sizes,words", [
+@pytest.mark.parametrize(
+  "sizes,words",
+  [
     ((3, 1, 1), r"needs 3 devices, there are 8.*\[1, 2, 4, 8\]"),
-    ((3, -1, 1), "3 does not divide 8"), ((-1, -1, 1), "at most one is -1"),
+    ((3, -1, 1), "3 does not divide 8"),
+    ((-1, -1, 1), "at most one is -1"),
     ((0, 1, 1), "positive"),
-])  # fmt: skip
+  ],
+)
 def test_a_senseless_mesh_is_refused(sizes, words):
   with pytest.raises(ValueError, match=words):
     sharding.make_mesh(*sizes, devices=jax.devices()[:8])
@@ -184,9 +200,12 @@ def test_the_data_axis_crosses_the_slices_of_a_pod():
   pytest.importorskip("libtpu")
   os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
   pod = topologies.get_topology_desc(
-      platform="tpu", topology_name="v5e:2x4", num_slices=2
+    platform="tpu", topology_name="v5e:2x4", num_slices=2
   )
-  slices = lambda mesh: np.vectorize(lambda d: d.slice_index)(mesh.devices)
+
+  def slices(mesh):
+    return np.vectorize(lambda d: d.slice_index)(mesh.devices)
+
   mesh = sharding.make_mesh(4, 2, 2, devices=pod.devices)
   assert slices(mesh).tolist() == [[[i] * 2] * 2 for i in (0, 0, 1, 1)]
   with pytest.raises(ValueError, match="on 2 slices of 8.* a multiple of 2"):

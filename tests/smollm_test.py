@@ -10,12 +10,12 @@ from opsd_jax.models import sources, transformer
 
 pytestmark = pytest.mark.network
 PROMPTS = [
-    "Why is the sky blue?",
-    "Name three rivers.",
-    "What is the largest of these numbers: 92, 792, 979, 292, 626?",
-    "Write a short poem about the sea, the wind and an old boat at anchor.",
-    "2 + 2 =",
-    "Translate into French: The library opens at noon.",
+  "Why is the sky blue?",
+  "Name three rivers.",
+  "What is the largest of these numbers: 92, 792, 979, 292, 626?",
+  "Write a short poem about the sea, the wind and an old boat at anchor.",
+  "2 + 2 =",
+  "Translate into French: The library opens at noon.",
 ]
 NEW = 20
 
@@ -32,18 +32,24 @@ def model():
 def run(model, prompts, knobs, slots=64, bucket=8):
   rows = [list(api.chat_ids(model, p)) for p in prompts]
   out = sample.sample(
-      model.config, model.params, rows,
-      row_keys(0, 0, "generate", prompts, 1), knobs, max_new_tokens=NEW,
-      eos_ids=model.tokenizer.eos_ids, slots=slots, steps=8,
-      bucket=bucket,
-  )  # fmt: skip
+    model.config,
+    model.params,
+    rows,
+    row_keys(0, 0, "generate", prompts, 1),
+    knobs,
+    max_new_tokens=NEW,
+    eos_ids=model.tokenizer.eos_ids,
+    slots=slots,
+    steps=8,
+    bucket=bucket,
+  )
   return rows, out
 
 
 def full_logits(model, ids):
   """Logits at every position, by one full forward pass."""
   h_LxD, _ = jax.jit(transformer.apply, static_argnums=0)(
-      model.config, model.params, np.array([ids])
+    model.config, model.params, np.array([ids])
   )
   return np.asarray(h_LxD[0] @ transformer.unembedding(model.params).T)
 
@@ -69,7 +75,7 @@ def test_a_row_does_not_know_its_batch(model):
     same = alone.ids_RxT[0] == together.ids_RxT[r]
     until = NEW if same.all() else int(same.argmin())
     np.testing.assert_allclose(
-        alone.logp_RxT[0, :until], together.logp_RxT[r, :until], atol=1e-4
+      alone.logp_RxT[0, :until], together.logp_RxT[r, :until], atol=1e-4
     )
     flips += until < NEW
   print(f"{flips} of {len(PROMPTS)} rows flipped a near-tie")

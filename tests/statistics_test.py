@@ -34,9 +34,7 @@ def test_pass_at_k_is_the_share_of_subsets_with_a_right_one(sizes, data):
 def test_pass_at_k_of_many_samples_neither_overflows_nor_cancels():
   # 1 - C(n-1, k) / C(n, k) = k / n; C(10,000, 5,000) has 3,009 digits.
   assert statistics.pass_at_k(10_000, 1, 5_000) == pytest.approx(0.5, abs=1e-12)
-  assert statistics.pass_at_k([16, 16, 16], [0, 16, 1], 1).tolist() == [
-      0, 1, 1 / 16
-  ]  # fmt: skip
+  assert statistics.pass_at_k([16, 16, 16], [0, 16, 1], 1).tolist() == [0, 1, 1 / 16]
   for n, c, k in ((4, 1, 5), (4, 1, 0), (4, 5, 1), (4, -1, 1)):
     with pytest.raises(ValueError, match="expected [01] to"):
       statistics.pass_at_k(n, c, k)
@@ -46,9 +44,10 @@ def vote(answers, scores) -> float:
   """One vote, as its definition reads."""
   counts = {a: answers.count(a) for a in answers if a is not None}
   won = [a for a in counts if counts[a] == max(counts.values())]
-  mean = lambda a: np.mean(
-      [s for b, s in zip(answers, scores, strict=True) if b == a]
-  )
+
+  def mean(a):
+    return np.mean([s for b, s in zip(answers, scores, strict=True) if b == a])
+
   return float(np.mean([mean(a) for a in won])) if won else 0.0
 
 
@@ -58,10 +57,9 @@ def test_maj_at_k_is_the_mean_vote_of_all_subsets(sizes):
   rng = np.random.default_rng(seed)
   answers = [[None, "a", "b", "c"][i] for i in rng.integers(0, 4, n)]
   scores = rng.integers(0, 2, n).tolist()  # also within one answer
-  expected = np.mean([
-      vote([answers[i] for i in s], [scores[i] for i in s])
-      for s in subsets(n, k)
-  ])
+  expected = np.mean(
+    [vote([answers[i] for i in s], [scores[i] for i in s]) for s in subsets(n, k)]
+  )
   got = statistics.maj_at_k(answers, scores, k)
   assert got == pytest.approx(expected, abs=1e-12)
 
@@ -83,9 +81,10 @@ def test_powers_of_two():
 
 # Rates of problems, and samples of each. The problems are drawn anew in every
 # repetition, as an interval over problems means it.
-@pytest.mark.parametrize("low,high,k", [
-    (0.2, 0.8, 1), (0.2, 0.8, 8), (0.2, 0.2, 1), (0.5, 0.5, 1), (0.8, 0.8, 4),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "low,high,k",
+  [(0.2, 0.8, 1), (0.2, 0.8, 8), (0.2, 0.2, 1), (0.5, 0.5, 1), (0.8, 0.8, 4)],
+)
 def test_intervals_cover_in_93_to_97_of_100(low, high, k):
   rng = np.random.default_rng(3)
   rates_NxM = rng.uniform(low, high, (100, 2000))
@@ -140,8 +139,8 @@ def test_a_problem_is_resampled_with_all_that_it_holds():
 @given(st.lists(st.integers(-3, 3), min_size=1, max_size=8))
 def test_sign_flip_equals_the_enumeration_of_all_signs(d):
   sums = [
-      abs(sum(s * x for s, x in zip(signs, d, strict=True)))
-      for signs in itertools.product((1, -1), repeat=len(d))
+    abs(sum(s * x for s, x in zip(signs, d, strict=True)))
+    for signs in itertools.product((1, -1), repeat=len(d))
   ]
   expected = np.mean([s >= abs(sum(d)) for s in sums])
   assert statistics.sign_flip(d, resamples=256, seed=0) == expected
@@ -156,13 +155,16 @@ def test_tenths_that_sum_alike_count_as_alike():
 @pytest.mark.parametrize("count,resamples", [(10, 1024), (40, 199)])
 def test_p_is_uniform_where_there_is_no_difference(count, resamples):
   rng = np.random.default_rng(5)
-  p = np.array([
+  p = np.array(
+    [
       statistics.sign_flip(
-          rng.normal(size=count) * rng.exponential(size=count),
-          resamples=resamples, seed=i,
+        rng.normal(size=count) * rng.exponential(size=count),
+        resamples=resamples,
+        seed=i,
       )
       for i in range(1500)
-  ])  # fmt: skip
+    ]
+  )
   for level in (0.05, 0.25, 0.5, 0.75):
     error = math.sqrt(level * (1 - level) / len(p))
     assert np.mean(p <= level + 1e-9) == pytest.approx(level, abs=4 * error)

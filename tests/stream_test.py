@@ -44,10 +44,13 @@ def test_a_place_is_gone_on_from_whatever_was_drawn(count, draws):
 
 
 def test_the_digest_sees_every_text():
-  asked = lambda **kw: Problem(
+  def asked(**kw):
+    return Problem(
       Example(**{"id": "1", "question": "q", "solution": "s", "answer": "a"} | kw),
-      (), (),
-  )  # fmt: skip
+      (),
+      (),
+    )
+
   made = [[asked()], [asked()] * 2]
   made += [[asked(**{n: "x"})] for n in ("id", "question", "solution", "answer")]
   assert len({stream.digest(problems) for problems in made}) == 6
@@ -85,7 +88,7 @@ def session(scratch, name: str, stop: int = 0) -> None:
 
   as_it_was = experience.collated
   blind = types.SimpleNamespace(
-      judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
+    judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
   )
   config = tiny(scratch)
   config.rollout.source = "dataset"
@@ -129,7 +132,10 @@ def test_other_content_than_the_checkpoints_is_refused(scratch):
   content = path.read_text()
   try:
     with pytest.MonkeyPatch.context() as patch:
-      changed = lambda path: write(path, *content.encode().splitlines()[1:])
+
+      def changed(path):
+        return write(path, *content.encode().splitlines()[1:])
+
       patch.setattr(data_test, "problems_file", changed)
       with pytest.raises(ValueError, match="content of data.train"):
         session(scratch, "other")
@@ -151,10 +157,12 @@ stream_test.session(pathlib.Path(scratch), "two")
 def test_two_processes_repeat_and_skip_nothing(scratch):
   whole = consumed(scratch, "whole")
   port = str(processes_test.free_port())
-  ended = processes_test.end([
+  ended = processes_test.end(
+    [
       processes_test.launch(["-c", SESSION, port, str(i), str(scratch)], 4)
       for i in (0, 1)
-  ])  # fmt: skip
+    ]
+  )
   assert [status for status, *_ in ended] == [0, 0], ended
   first, second = (consumed(scratch, "two", i) for i in (0, 1))
   assert {len(ids) for ids in first + second} == {4}
@@ -189,7 +197,10 @@ def test_student_rows_never_hold_the_solution(tmp_path):
   reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
   rollouts = [Rollout(p, reply) for p in run.train]
   batch = experience.collated(config, run, rollouts)
-  text = lambda view: run.tokenizer.decode(view.ids_RxL.reshape(-1), False)
+
+  def text(view):
+    return run.tokenizer.decode(view.ids_RxL.reshape(-1), False)
+
   assert text(batch.student).count("Which is larger") == 11
   assert "canary" not in text(batch.student)
   assert text(batch.teacher).count("canary") == 11

@@ -59,19 +59,14 @@ def trained(monkeypatch):
 
 
 def test_a_grid_is_every_combination_in_order():
-  axes = {("teacher.name", "teacher.rate"): [("ema", 0.1), ("live", 0)],
-          "seed": range(2)}  # fmt: skip
+  axes = {
+    ("teacher.name", "teacher.rate"): [("ema", 0.1), ("live", 0)],
+    "seed": range(2),
+  }
   cells = grid(TINY, axes)
-  held = [
-      (c.config.teacher.name, c.config.teacher.rate, c.config.seed)
-      for c in cells
-  ]
-  assert held == [
-      ("ema", 0.1, 0), ("ema", 0.1, 1), ("live", 0.0, 0), ("live", 0.0, 1)
-  ]  # fmt: skip
-  assert cells[3].overrides == {
-      "teacher.name": "live", "teacher.rate": 0.0, "seed": 1
-  }  # fmt: skip
+  held = [(c.config.teacher.name, c.config.teacher.rate, c.config.seed) for c in cells]
+  assert held == [("ema", 0.1, 0), ("ema", 0.1, 1), ("live", 0.0, 0), ("live", 0.0, 1)]
+  assert cells[3].overrides == {"teacher.name": "live", "teacher.rate": 0.0, "seed": 1}
   assert cells[3].config.steps == 4 and cells[3].config.is_locked
 
 
@@ -83,7 +78,9 @@ def test_a_config_is_not_changed_by_its_grid():
   assert type(cells[0].config.loss.temperature) is float
 
 
-@pytest.mark.parametrize("name,value,words", [
+@pytest.mark.parametrize(
+  "name,value,words",
+  [
     ("teacher.nam", "ema", "'teacher.nam'.*'teacher.name'"),
     ("teacher", "ema", "unknown config field 'teacher'"),
     ("seed", "1", "seed is '1', expected int"),
@@ -93,7 +90,8 @@ def test_a_config_is_not_changed_by_its_grid():
     ("rollout.stop", "a", "rollout.stop is 'a', expected tuple"),
     ("seed", np.arange(2), "expected int"),
     ("context.student_args.enable_thinking", "no", "expected bool"),
-])  # fmt: skip
+  ],
+)
 def test_a_bad_override_is_a_cell_of_its_own(name, value, words):
   bad, good = (*grid(TINY, {name: [value]}), *grid(TINY, {"seed": [1]}))
   assert bad.config is None and good.error is None
@@ -103,17 +101,22 @@ def test_a_bad_override_is_a_cell_of_its_own(name, value, words):
     bad.command("w")
 
 
-@pytest.mark.parametrize("config,axes,words", [
+@pytest.mark.parametrize(
+  "config,axes,words",
+  [
     (TINY, {"teacher.name": "ema"}, "'ema', expected a list"),
-    (TINY, {"seed": 3}, "expected a list"), (TINY, {"seed": []}, "no values"),
+    (TINY, {"seed": 3}, "expected a list"),
+    (TINY, {"seed": []}, "no values"),
     (TINY, {("seed", "steps"): [(1, 2, 3)]}, "tuples of 2"),
     (TINY, {("seed", "steps"): [(1, 2)], "seed": [1]}, "twice"),
     (TINY, {3: [1]}, "a field's name"),
     ("configs/opsd.py:tiny_", {}, "known presets"),
-    ("configs/no.py", {}, "no file 'configs/no.py'"), ("", {}, "no file"),
+    ("configs/no.py", {}, "no file 'configs/no.py'"),
+    ("", {}, "no file"),
     (None, {}, "None, expected a ConfigDict"),
     ("README.md", {}, "'README.md' cannot be read"),
-])  # fmt: skip
+  ],
+)
 def test_what_is_no_grid_at_all(config, axes, words):
   with pytest.raises(ValueError, match=words):
     grid(config, axes)
@@ -122,10 +125,12 @@ def test_what_is_no_grid_at_all(config, axes, words):
 @pytest.mark.parametrize("as_string", [True, False])
 def test_a_command_says_the_cells_config(as_string):
   axes = {
-      "rollout.stop": [("a b", "c"), ()], "optimizer.learning_rate": [1e-5],
-      "context.student_args.enable_thinking": [False], "loss.chunk": [7],
-      "model.source": ["it's a $HOME"],
-  }  # fmt: skip
+    "rollout.stop": [("a b", "c"), ()],
+    "optimizer.learning_rate": [1e-5],
+    "context.student_args.enable_thinking": [False],
+    "loss.chunk": [7],
+    "model.source": ["it's a $HOME"],
+  }
   for cell in grid(TINY if as_string else opsd.get_config("tiny"), axes):
     *start, config, overrides, workdir = split(cell.command("runs/s"))
     assert start == ["python", "-m", "experiments.train"]
@@ -156,40 +161,64 @@ def test_names_are_readable_and_do_not_know_the_order():
   assert cells_of.name_of(TINY, dict(sorted(axes.items()))) == name
   assert cells_of.name_of(None, {}) == "no-override"
   assert cells_of.name_of(None, {"model.source": "Qwen/Qwen3-8B"}).startswith(
-      "model.source=Qwen-Qwen3-8B~"
+    "model.source=Qwen-Qwen3-8B~"
   )
 
 
-@pytest.mark.parametrize("one,other", [
-    ("ema", "Ema"), ("a/b", "a-b"), ("1", 1), ("true", True), (1, 1.0),
-    ("x" * 200, "x" * 201), ("a,b=1", "a-b=1"), ((1, 2), "[1, 2]"), ("", " "),
-    ("a", "a."), (float("nan"), "nan"), ("ü", "ö"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "one,other",
+  [
+    ("ema", "Ema"),
+    ("a/b", "a-b"),
+    ("1", 1),
+    ("true", True),
+    (1, 1.0),
+    ("x" * 200, "x" * 201),
+    ("a,b=1", "a-b=1"),
+    ((1, 2), "[1, 2]"),
+    ("", " "),
+    ("a", "a."),
+    (float("nan"), "nan"),
+    ("ü", "ö"),
+  ],
+)
 def test_values_that_could_collide_do_not(one, other):
   a, b = (cells_of.name_of(TINY, {"field": x}).lower() for x in (one, other))
   assert a != b
 
 
 VALUES = st.one_of(
-    st.text("aA0=,.-_/ ", max_size=6), st.text(max_size=200), st.booleans(),
-    st.integers(-3, 3), st.floats(width=16), st.none(), st.just("true"),
-    st.lists(st.integers(0, 2), max_size=2).map(tuple), st.just("1"),
-)  # fmt: skip
+  st.text("aA0=,.-_/ ", max_size=6),
+  st.text(max_size=200),
+  st.booleans(),
+  st.integers(-3, 3),
+  st.floats(width=16),
+  st.none(),
+  st.just("true"),
+  st.lists(st.integers(0, 2), max_size=2).map(tuple),
+  st.just("1"),
+)
 FIELDS = st.sampled_from(["a", "a.b", "b", "A", "a=1,b", "x y"])
 SETTINGS = st.tuples(
-    st.sampled_from([None, TINY, "configs/opsd.py", "configs/opsd.py:Tiny",
-                     "more/configs/opsd.py", "configs/a=b.py:c,a=1"]),
-    st.dictionaries(FIELDS, VALUES, max_size=3),
-)  # fmt: skip
+  st.sampled_from(
+    [
+      None,
+      TINY,
+      "configs/opsd.py",
+      "configs/opsd.py:Tiny",
+      "more/configs/opsd.py",
+      "configs/a=b.py:c,a=1",
+    ]
+  ),
+  st.dictionaries(FIELDS, VALUES, max_size=3),
+)
 
 
 @given(settings=st.lists(SETTINGS, min_size=2, max_size=12))
 def test_names_are_safe_and_do_not_collide(settings):
   whole = {
-      json.dumps([source, sorted(o.items())]): cells_of.name_of(
-          source, o
-      ).lower()
-      for source, o in settings
+    json.dumps([source, sorted(o.items())]): cells_of.name_of(source, o).lower()
+    for source, o in settings
   }
   assert len(set(whole.values())) == len(whole)
   for name in whole.values():
@@ -220,8 +249,7 @@ def test_what_fails_fails_alone(trained, tmp_path):
   axes = {("steps", "seed"): [(2, 0), (99, 0), ("2", 0), (2, 1)]}
   cells = [*grid(TINY, axes), *grid(TINY, {"teacher.nam": ["ema"]})]
   table = run(cells, tmp_path)
-  assert list(table.status) == ["finished", "failed", "failed", "finished",
-                                "failed"]  # fmt: skip
+  assert list(table.status) == ["finished", "failed", "failed", "finished", "failed"]
   assert table.error.iloc[1].startswith("FloatingPointError: 3 steps")
   assert "expected int" in table.error.iloc[2]
   assert "unknown config field" in table.error.iloc[4]
@@ -252,19 +280,19 @@ def test_a_torn_summary_is_not_finished(trained, text, tmp_path):
 
 def test_cells_of_one_name_are_refused(trained, tmp_path):
   with pytest.raises(ValueError, match="two cells are named 'seed=0'"):
-    run(grid(opsd.get_config(), {"seed": [0]})
-        + grid(opsd.get_config("tiny"), {"seed": [0]}), tmp_path)  # fmt: skip
-  both = run(
-      grid("configs/sft.py:tiny", {"seed": [0]}) + grid(TINY, {"seed": [0]}),
+    run(
+      grid(opsd.get_config(), {"seed": [0]})
+      + grid(opsd.get_config("tiny"), {"seed": [0]}),
       tmp_path,
+    )
+  both = run(
+    grid("configs/sft.py:tiny", {"seed": [0]}) + grid(TINY, {"seed": [0]}), tmp_path
   )
   assert list(both.config) == ["configs/sft.py:tiny", TINY]
   assert len(trained) == 2
 
 
-def test_a_cell_of_another_process_is_waited_for(
-    trained, tmp_path, monkeypatch
-):
+def test_a_cell_of_another_process_is_waited_for(trained, tmp_path, monkeypatch):
   cells = grid(TINY, {"seed": range(3)})
   with held(tmp_path / ".locks" / cells[0].name) as other:
     attempt = sweep.attempt
@@ -295,8 +323,9 @@ def test_a_line_a_setting_and_a_band_over_its_seeds(trained, tmp_path):
     line = lines["steps=3 (2)"]
     assert list(line.get_xdata()) == [0, 1, 2]
     assert list(line.get_ydata()) == [1, 2, 3]  # of seeds 0 and 2
-    heights = {tuple(b.get_datalim(axis.transData).get_points()[:, 1])
-               for b in axis.collections}  # fmt: skip
+    heights = {
+      tuple(b.get_datalim(axis.transData).get_points()[:, 1]) for b in axis.collections
+    }
     assert heights == {(0.0, 4.0), (0.0, 3.0)}
   (axis,) = plot(table[table.steps == 2], panels).axes
   assert [line.get_label() for line in axis.lines] == ["all (2)"]
@@ -346,7 +375,7 @@ def test_a_command_makes_the_cells_summary(whole, tmp_path, monkeypatch):
   cells = grid(TINY, SEEDS)
   command = shlex.split(cells[1].command(tmp_path))
   subprocess.run(
-      [sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True
+    [sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True
   )
   calls = []
   monkeypatch.setattr(train, "train_and_evaluate", lambda *a: calls.append(a))
@@ -359,16 +388,12 @@ def test_the_notebook(tmp_path, monkeypatch):
   book = nbformat.read(ROOT / "experiments" / "sweep.ipynb", 4)
   assert not any(cell.get("outputs") for cell in book.cells)
   (at,) = (
-      i
-      for i, c in enumerate(book.cells)
-      if "parameters" in c.metadata.get("tags", ())
+    i for i, c in enumerate(book.cells) if "parameters" in c.metadata.get("tags", ())
   )
   given = f"CONFIG, WORKDIR = {TINY!r}, {str(tmp_path)!r}"
   book.cells.insert(at + 1, nbformat.v4.new_code_cell(given))
   resources = {"metadata": {"path": str(ROOT / "experiments")}}
   nbclient.NotebookClient(book, timeout=300, resources=resources).execute()
-  kinds = {
-      k for out in book.cells[-1].outputs for k in out.get("data", ())
-  }
+  kinds = {k for out in book.cells[-1].outputs for k in out.get("data", ())}
   assert "image/png" in kinds
   assert len(list(tmp_path.glob("opsd.tiny,*/summary.json"))) == 4

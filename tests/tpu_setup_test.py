@@ -15,8 +15,17 @@ from packaging.requirements import Requirement
 from experiments import check_workers
 
 ROOT = pathlib.Path(__file__).parents[1]
-ARGS = ["experiments.train", "--config=configs/opsd.py:tiny", "--workdir=a b",
-        "it's", 'say "hi"', "$HOME", "back\\slash", "*", ""]  # fmt: skip
+ARGS = [
+  "experiments.train",
+  "--config=configs/opsd.py:tiny",
+  "--workdir=a b",
+  "it's",
+  'say "hi"',
+  "$HOME",
+  "back\\slash",
+  "*",
+  "",
+]
 
 # A Python of any version: writes down what it is asked for, copies itself into
 # a virtual environment, and fails where FAIL (module: times) says so.
@@ -63,9 +72,13 @@ class Worker:
     path = f"{self.bin}:/usr/bin:/bin"
     env = dict(PATH=path, LOG=self.log, MIN_FREE_GB="0", PAUSE="0") | env
     return subprocess.run(
-        ["bash", self.repo / "tpu_setup.sh", *args], env=env, text=True,
-        capture_output=True, input="yes", timeout=60,
-    )  # fmt: skip
+      ["bash", self.repo / "tpu_setup.sh", *args],
+      env=env,
+      text=True,
+      capture_output=True,
+      input="yes",
+      timeout=60,
+    )
 
   def did(self):
     """The modules that a Python was asked to run, in order."""
@@ -114,8 +127,7 @@ def test_dry_run_prints_and_does_nothing(worker, minor):
   assert pip[:4] == [".venv/bin/python", "-m", "pip", "install"]
   assert pip[-4:-1] == ["-r", "requirements.txt", jax_pin(minor)]
   assert export == ["export", "JAX_PLATFORMS=tpu,cpu"]
-  assert check[2:] == ["experiments.check_workers", "--timeout=300",
-                       "--workdir=a b"]  # fmt: skip
+  assert check[2:] == ["experiments.check_workers", "--timeout=300", "--workdir=a b"]
   assert start == ["exec", ".venv/bin/python", "-m", *ARGS]
 
 
@@ -228,13 +240,26 @@ def two_workers(*args, patches=("{}", "{}"), devices=(2, 2), **env):
   workers = []
   for i, (patch, n) in enumerate(zip(patches, devices, strict=True)):
     flags = f"--xla_force_host_platform_device_count={n}"
-    workers.append(subprocess.Popen(
-        [sys.executable, "-c", PATCH.replace("{patch}", patch),
-         f"--coordinator=127.0.0.1:{port}", "--num_processes=2",
-         f"--process_id={i}", "--timeout=30", "--platform=cpu", *args],
-        cwd=ROOT, env={**os.environ, "XLA_FLAGS": flags, **env}, text=True,
-        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-    ))  # fmt: skip
+    workers.append(
+      subprocess.Popen(
+        [
+          sys.executable,
+          "-c",
+          PATCH.replace("{patch}", patch),
+          f"--coordinator=127.0.0.1:{port}",
+          "--num_processes=2",
+          f"--process_id={i}",
+          "--timeout=30",
+          "--platform=cpu",
+          *args,
+        ],
+        cwd=ROOT,
+        env={**os.environ, "XLA_FLAGS": flags, **env},
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+      )
+    )
   ends = [w.communicate(timeout=90) for w in workers]
   return [(w.returncode, *end) for w, end in zip(workers, ends, strict=True)]
 
@@ -251,12 +276,11 @@ def test_two_workers_agree(tmp_path):
 def test_two_workers_that_differ_both_say_who(tmp_path):
   # and before a device is opened: there is no TPU here
   (code0, _, err0), (code1, _, err1) = two_workers(
-      patches=("{}", '{"jaxlib": "0.0.1"}'), JAX_PLATFORMS="tpu"
+    patches=("{}", '{"jaxlib": "0.0.1"}'), JAX_PLATFORMS="tpu"
   )
   assert code0 == code1 == 1
   host, real = socket.gethostname(), check_workers.versions()["jaxlib"]
-  line = (f"  jaxlib differs: {real} on worker 0 ({host});"
-          f" 0.0.1 on worker 1 ({host})")  # fmt: skip
+  line = f"  jaxlib differs: {real} on worker 0 ({host}); 0.0.1 on worker 1 ({host})"
   for err in (err0, err1):
     words = err[err.index("error: ") :].splitlines()
     assert words == ["error: these workers cannot train:", line]
@@ -281,8 +305,7 @@ def cluster(n: int):
 def test_differences_names_every_side():
   found = [{"jax": v, "code": "x"} for v in ("1", "2", "1")]
   assert check_workers.differences(cluster(3), found) == [
-      "jax differs: 1 on worker 0 (host0), worker 2 (host2);"
-      " 2 on worker 1 (host1)"
+    "jax differs: 1 on worker 0 (host0), worker 2 (host2); 2 on worker 1 (host1)"
   ]
   assert check_workers.differences(cluster(2), found[::2]) == []
 
@@ -367,9 +390,14 @@ def test_a_held_tpu_is_told_and_left_alone(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "argv", [["--num_processes=2"], ["--coordinator=a:1", "--process_id=0"],
-             ["--timeout=soon"], ["--work=x"]],
-)  # fmt: skip
+  "argv",
+  [
+    ["--num_processes=2"],
+    ["--coordinator=a:1", "--process_id=0"],
+    ["--timeout=soon"],
+    ["--work=x"],
+  ],
+)
 def test_wrong_flags_are_refused(argv):
   with pytest.raises(SystemExit, match="2"):
     check_workers.parse(argv)
@@ -377,10 +405,12 @@ def test_wrong_flags_are_refused(argv):
 
 def test_no_cluster_is_one_line():
   done = subprocess.run(
-      [sys.executable, "-m", "experiments.check_workers"],
-      cwd=ROOT, capture_output=True, text=True,
-      env={**os.environ, "TPU_SKIP_MDS_QUERY": "1"},
-  )  # fmt: skip
+    [sys.executable, "-m", "experiments.check_workers"],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+    env={**os.environ, "TPU_SKIP_MDS_QUERY": "1"},
+  )
   assert done.returncode == 1
   assert done.stderr.startswith("error: jax joined no cluster")
   assert "--coordinator" in done.stderr

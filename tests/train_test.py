@@ -16,15 +16,7 @@ import optax
 import pytest
 
 from configs import base, opsd
-from opsd_jax import (
-  checkpoint,
-  claims,
-  collate,
-  objective,
-  prepare,
-  sharding,
-  train,
-)
+from opsd_jax import checkpoint, claims, collate, objective, prepare, sharding, train
 from opsd_jax.models import families, transformer
 from tests.holding import held
 
@@ -33,16 +25,16 @@ MODEL = families.tiny()
 
 def rows(count=8, seed=0):
   rng = np.random.default_rng(seed)
-  draw = lambda low, high: tuple(rng.integers(5, 250, rng.integers(low, high)))
-  return [
-      collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None)
-      for _ in range(count)
-  ]
+
+  def draw(low, high):
+    return tuple(rng.integers(5, 250, rng.integers(low, high)))
+
+  return [collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(count)]
 
 
 def batch_of(rows, pad_id=0, bucket=8, response_bucket=8, **kw):
   return collate.collate(
-      rows, pad_id=pad_id, bucket=bucket, response_bucket=response_bucket, **kw
+    rows, pad_id=pad_id, bucket=bucket, response_bucket=response_bucket, **kw
   )
 
 
@@ -58,9 +50,12 @@ def plain_sgd():
 def keeping():
   """Remembers the gradient as it is: parameters near 1, moved by it, would
   round it to 6e-8."""
-  zeros = lambda tree: jax.tree.map(jnp.zeros_like, tree)
+
+  def zeros(tree):
+    return jax.tree.map(jnp.zeros_like, tree)
+
   return optax.GradientTransformation(
-      zeros, lambda grads, state, params=None: (zeros(grads), grads)
+    zeros, lambda grads, state, params=None: (zeros(grads), grads)
   )
 
 
@@ -71,9 +66,7 @@ def gradients(batch, config=None, micro_batches=1, mesh=None, model=MODEL):
   state = train.init_state(params(model=model), told, keeping())
   # A teacher that differs from the student, as after some training.
   state = state._replace(teacher=params(seed=1, model=model))
-  step = train.make_train_step(
-      model, told, keeping(), micro_batches=micro_batches
-  )
+  step = train.make_train_step(model, told, keeping(), micro_batches=micro_batches)
   if mesh is None:
     new, loss, _, tok = jax.jit(step)(state, batch)
   else:
@@ -90,9 +83,7 @@ def assert_same(got, expected, tolerance=1e-5):
   largest = max(np.abs(g).max() for g in jax.tree.leaves(grads_b))
   assert largest > 1e-4
   assert abs(loss_a - loss_b) <= tolerance * abs(loss_b)
-  for a, b in zip(
-      jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True
-  ):
+  for a, b in zip(jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True):
     assert np.abs(a - b).max() <= tolerance * largest
 
 
@@ -120,7 +111,7 @@ def test_a_different_teacher_is_not_a_fixed_point():
 def test_micro_batches_are_invisible(micro_batches):
   split = batch_of(rows(), parts=micro_batches)
   assert_same(
-      gradients(split, micro_batches=micro_batches), gradients(batch_of(rows()))
+    gradients(split, micro_batches=micro_batches), gradients(batch_of(rows()))
   )
 
 
@@ -129,21 +120,21 @@ def test_micro_batches_are_invisible_to_token_weights(name):
   config = opsd.get_config("tiny")
   config.token_weight.name = name
   assert_same(
-      gradients(batch_of(rows(), parts=4), config, 4),
-      gradients(batch_of(rows()), config),
+    gradients(batch_of(rows(), parts=4), config, 4), gradients(batch_of(rows()), config)
   )
 
 
 def groups(samples, seed=0):
   """Rows of 8 / samples prompts, each with some responses; one is empty."""
   rng = np.random.default_rng(seed)
-  draw = lambda low, high: tuple(rng.integers(5, 250, rng.integers(low, high)))
+
+  def draw(low, high):
+    return tuple(rng.integers(5, 250, rng.integers(low, high)))
+
   made = []
   for _ in range(8 // samples):
     student, teacher = draw(3, 9), draw(9, 20)
-    made += [
-        collate.Row(student, teacher, draw(1, 8), None) for _ in range(samples)
-    ]
+    made += [collate.Row(student, teacher, draw(1, 8), None) for _ in range(samples)]
   made[1] = made[1]._replace(response_ids=())
   return made
 
@@ -154,7 +145,10 @@ def groups(samples, seed=0):
 def test_packing_and_shared_prompts_are_invisible(samples, row_tokens, share):
   plain = batch_of(groups(samples))
   packed = batch_of(groups(samples), row_tokens=row_tokens, share=share)
-  rows = lambda batch: len(batch.teacher.ids_RxL)
+
+  def rows(batch):
+    return len(batch.teacher.ids_RxL)
+
   assert rows(packed) < rows(plain) == 8
   assert_same(gradients(packed), gradients(plain))
 
@@ -163,7 +157,7 @@ def test_packed_parts_in_micro_batches_on_four_devices():
   mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
   packed = batch_of(groups(2), row_tokens=64, share=True, parts=8)
   assert_same(
-      gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
+    gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
   )
 
 
@@ -181,9 +175,7 @@ def test_padding_order_and_pad_id_are_invisible():
   assert_same(gradients(batch_of(rows()[::-1])), plain)
   # 9 occurs inside responses; 0 does not: neither may matter.
   assert any(9 in r.response_ids for r in rows(64))
-  assert_same(
-      gradients(batch_of(rows(64), pad_id=9)), gradients(batch_of(rows(64)))
-  )
+  assert_same(gradients(batch_of(rows(64), pad_id=9)), gradients(batch_of(rows(64))))
 
 
 def test_what_follows_the_response_is_invisible():
@@ -212,8 +204,8 @@ def test_micro_batches_on_four_devices_equal_one(micro_batches):
   mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
   split = batch_of(rows(), parts=4 * micro_batches)
   assert_same(
-      gradients(split, mesh=mesh, micro_batches=micro_batches),
-      gradients(batch_of(rows())),
+    gradients(split, mesh=mesh, micro_batches=micro_batches),
+    gradients(batch_of(rows())),
   )
 
 
@@ -221,9 +213,7 @@ def test_fsdp_really_splits_the_weights():
   mesh = sharding.make_mesh(1, 4, devices=jax.devices()[:4])
   tree = jax.device_put(params(), sharding.tree_shardings(params(), mesh))
   whole = sum(x.nbytes for x in jax.tree.leaves(tree))
-  one = sum(
-      x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree)
-  )
+  one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
   assert one < 0.3 * whole
 
 
@@ -237,9 +227,7 @@ def test_a_step_that_is_not_finite_changes_nothing():
   new, loss, _, _ = step(state, batch_of(rows()))
   assert not np.isfinite(loss)
   assert int(new.step) == 1
-  for a, b in zip(
-      jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True
-  ):
+  for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -251,9 +239,7 @@ def test_an_update_that_is_not_finite_changes_nothing():
   step = jax.jit(train.make_train_step(MODEL, told, broken))
   new, loss, grad_norm, _ = step(state, batch_of(rows()))
   assert np.isfinite(loss) and np.isnan(grad_norm)
-  for a, b in zip(
-      jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True
-  ):
+  for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True):
     np.testing.assert_array_equal(a, b)
 
 
@@ -282,18 +268,27 @@ def final_params(workdir):
 
 
 COMMAND = (
-    sys.executable, "-m", "experiments.train", "--config=configs/opsd.py:tiny",
-    "--config.steps=6", "--config.checkpoint.every=2", "--config.mesh.fsdp=1",
-    "--config.log.tensorboard=False", "--config.compile_cache=",
-)  # fmt: skip
+  sys.executable,
+  "-m",
+  "experiments.train",
+  "--config=configs/opsd.py:tiny",
+  "--config.steps=6",
+  "--config.checkpoint.every=2",
+  "--config.mesh.fsdp=1",
+  "--config.log.tensorboard=False",
+  "--config.compile_cache=",
+)
 
 
 def launch(workdir):
   env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
-      [*COMMAND, f"--workdir={workdir}"],
-      stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=env,
-  )  # fmt: skip
+    [*COMMAND, f"--workdir={workdir}"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.STDOUT,
+    text=True,
+    env=env,
+  )
 
 
 def test_killed_three_times_equals_uninterrupted(tmp_path):
@@ -315,14 +310,17 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
   out = last.communicate()[0]
   assert last.returncode == 0, out
   assert final_params(killed) == final_params(tmp_path / "whole")
-  keep = lambda text: [
+
+  def keep(text):
+    return [
       {
-          k: v
-          for k, v in json.loads(line).items()
-          if "time/" not in k and k != "compiles"
+        k: v
+        for k, v in json.loads(line).items()
+        if "time/" not in k and k != "compiles"
       }
       for line in text.splitlines()
-  ]
+    ]
+
   assert keep(_metrics(killed)) == keep(metrics)
 
 
@@ -342,13 +340,16 @@ def test_another_config_in_the_same_workdir_is_refused(tmp_path):
     claims.claim(tiny(), tmp_path)
 
 
-@pytest.mark.parametrize("overrides,words", [
+@pytest.mark.parametrize(
+  "overrides,words",
+  [
     ({"model.attention": "splash"}, "kernels are for TPUs, this is cpu"),
     ({"mesh.fsdp": 1, "mesh.tensor": 8}, r"2 key/value heads.*\[1, 2\]"),
     ({"rollout.prompts": 12}, r"12 rows .* a multiple of 8"),
     ({"batch.max_row": 4096}, "2048 positions"),
     ({"lora.rank": 4, "lora.targets": "query"}, "q_proj"),
-])  # fmt: skip
+  ],
+)
 def test_what_these_devices_or_this_model_cannot_do(overrides, words, tmp_path):
   with pytest.raises(ValueError, match=words):
     train.train_and_evaluate(tiny(**overrides), tmp_path)
@@ -359,9 +360,10 @@ def test_rows_longer_than_max_row_are_dropped_and_counted():
   shorter = prepare.prepare(tiny(**{"batch.max_row": 223 + 8}))
   whole = prepare.prepare(tiny())
   assert not whole.dropped
-  longest = lambda run: max(
-      max(len(p.student_ids), len(p.teacher_ids)) for p in run.train
-  )
+
+  def longest(run):
+    return max(max(len(p.student_ids), len(p.teacher_ids)) for p in run.train)
+
   assert longest(whole) > longest(shorter)
   assert longest(shorter) == 223
   dropped = sum(n for r, n in shorter.dropped.items() if "training" in r)
@@ -388,12 +390,17 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
   from opsd_jax.structs import Example
 
   tok, c = tokenizer.load("tiny"), tiny().context
-  make = lambda i, q, s: Example(str(i), q, s, "1")
+
+  def make(i, q, s):
+    return Example(str(i), q, s, "1")
+
   examples = [
-      make(0, "fine?", "Yes."), make(1, "x" * 600, "Yes."),
-      make(2, "a <|im_end|> b", "Yes."), make(3, "no solution", None),
-      make(4, "long solution", "y" * 300),
-  ]  # fmt: skip
+    make(0, "fine?", "Yes."),
+    make(1, "x" * 600, "Yes."),
+    make(2, "a <|im_end|> b", "Yes."),
+    make(3, "no solution", None),
+    make(4, "long solution", "y" * 300),
+  ]
   dropped = {}
   kept = prepare.ask(c, tok, examples, 500, dropped, "training", references=320)
   assert [p.example.id for p in kept] == ["0"]
@@ -405,13 +412,15 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {
-      "evaluation: a prompt is longer than 500 tokens": 1,
-      "evaluation: its text holds a control token": 1,
-      "evaluation, of the teacher alone: no solution": 1,
-  }  # fmt: skip
+    "evaluation: a prompt is longer than 500 tokens": 1,
+    "evaluation: its text holds a control token": 1,
+    "evaluation, of the teacher alone: no solution": 1,
+  }
 
 
-@pytest.mark.parametrize("overrides,words", [
+@pytest.mark.parametrize(
+  "overrides,words",
+  [
     ({"divergence.name": "kl"}, "forward_kl"),
     ({"teacher.name": "frozen"}, "fixed"),
     ({"model.source": "/no/such/model"}, "no/such/model"),
@@ -420,16 +429,23 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     ({"rollout.source": "replay"}, "on_policy"),
     ({"rollout.top_p": 0.0}, "top_p"),
     ({"batch.micro_batches": 3}, "micro_batches"),
-    ({"steps": 0}, "steps"), ({"seed": -1}, "seed"),
-    ({"model.remat": "some"}, "dots"), ({"model.dtype": "float33"}, "bfloat16"),
-    ({"optimizer.b1": 1.0}, "b1"), ({"eval.temperature": -1.0}, "temperature"),
+    ({"steps": 0}, "steps"),
+    ({"seed": -1}, "seed"),
+    ({"model.remat": "some"}, "dots"),
+    ({"model.dtype": "float33"}, "bfloat16"),
+    ({"optimizer.b1": 1.0}, "b1"),
+    ({"eval.temperature": -1.0}, "temperature"),
     ({"eval.drift_prompts": 100}, "64 exist"),
-    ({"model.attention": "flash"}, "splash"), ({"lora.rank": -1}, "lora.rank"),
-    ({"lora.targets": "(q"}, "regular"), ({"lora.alpha": 0.0}, "lora.alpha"),
-    ({"batch.max_row": 8}, "no prompt"), ({"batch.max_row": -1}, "max_row"),
+    ({"model.attention": "flash"}, "splash"),
+    ({"lora.rank": -1}, "lora.rank"),
+    ({"lora.targets": "(q"}, "regular"),
+    ({"lora.alpha": 0.0}, "lora.alpha"),
+    ({"batch.max_row": 8}, "no prompt"),
+    ({"batch.max_row": -1}, "max_row"),
     ({"optimizer.mu_dtype": "int8"}, "bfloat16"),
     ({"rollout.source": "dataset", "rollout.samples": 2}, "one response"),
-])  # fmt: skip
+  ],
+)
 def test_bad_configs_are_refused_before_loading(overrides, words):
   config = base.get_config("tiny")
   config.update_from_flattened_dict(overrides)

@@ -42,18 +42,14 @@ def told(monkeypatch, capsys, *events):
     compiles.on_event("/jax/compilation_cache/other")
     compiles.on_duration("/jax/core/compile/jaxpr_trace_duration", 9.0)
     compiles.on_duration(
-        "/jax/core/compile/backend_compile_duration", seconds, fun_name="f"
+      "/jax/core/compile/backend_compile_duration", seconds, fun_name="f"
     )
   return compiles, capsys.readouterr().out.splitlines()
 
 
 def test_slow_and_cached_programs_are_said(monkeypatch, capsys):
-  compiles, lines = told(
-      monkeypatch, capsys, (0.1, False), (2.0, False), (0.1, True)
-  )
-  assert lines == [
-      "f #2 compiled in 2.0 s", "f #3 read from the cache in 0.1 s"
-  ]  # fmt: skip
+  compiles, lines = told(monkeypatch, capsys, (0.1, False), (2.0, False), (0.1, True))
+  assert lines == ["f #2 compiled in 2.0 s", "f #3 read from the cache in 0.1 s"]
   assert compiles.count == 3 and compiles.seconds == pytest.approx(2.2)
 
 
@@ -66,20 +62,27 @@ def test_lines_are_bounded(monkeypatch, capsys):
 def test_jax_tells_what_came_from_its_cache(tmp_path):
   """The events have the names that we listen to."""
   code = (
-      "import jax\n"
-      "from opsd_jax import watch\n"
-      "watch.SLOW = 0\n"
-      "watch.compiles()\n"
-      "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
-      "jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)\n"
-      "jax.jit(lambda x: x + 1)(2.0)\n"
+    "import jax\n"
+    "from opsd_jax import watch\n"
+    "watch.SLOW = 0\n"
+    "watch.compiles()\n"
+    "jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)\n"
+    "jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)\n"
+    "jax.jit(lambda x: x + 1)(2.0)\n"
   )
   env = os.environ | {"JAX_COMPILATION_CACHE_DIR": str(tmp_path)}
   env["JAX_PLATFORMS"] = "cpu"
-  run = lambda: subprocess.run(
-      [sys.executable, "-c", code], capture_output=True, text=True, env=env,
-      check=True, cwd=pathlib.Path(__file__).parents[1],
-  ).stdout  # fmt: skip
+
+  def run():
+    return subprocess.run(
+      [sys.executable, "-c", code],
+      capture_output=True,
+      text=True,
+      env=env,
+      check=True,
+      cwd=pathlib.Path(__file__).parents[1],
+    ).stdout
+
   assert "(<lambda>) #1 compiled in" in run()
   assert "(<lambda>) #1 read from the cache in" in run()
 
@@ -114,10 +117,12 @@ def traced(tmp_path_factory):
   """The workdir of a run that fails while its step 1 is traced."""
   workdir = tmp_path_factory.mktemp("traced")
   done = subprocess.run(
-      [sys.executable, "-c", PROGRAM, str(workdir)], cwd=ROOT, text=True,
-      env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
-      capture_output=True,
-  )  # fmt: skip
+    [sys.executable, "-c", PROGRAM, str(workdir)],
+    cwd=ROOT,
+    text=True,
+    env=os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""},
+    capture_output=True,
+  )
   assert done.returncode == 0, done.stderr
   return workdir
 
@@ -125,10 +130,10 @@ def traced(tmp_path_factory):
 def test_an_error_ends_the_trace(traced):
   (path,) = traced.glob("profile/**/*.xplane.pb")
   names = {
-      event.name
-      for plane in ProfileData.from_file(str(path)).planes
-      for line in plane.lines
-      for event in line.events
+    event.name
+    for plane in ProfileData.from_file(str(path)).planes
+    for line in plane.lines
+    for event in line.events
   }
   assert any("train_step" in name for name in names)
   assert list(traced.glob("another/**/*.xplane.pb"))
@@ -138,9 +143,7 @@ def test_an_error_ends_the_trace(traced):
 def test_a_trace_names_the_parts_of_a_step(traced, scope):
   (path,) = traced.glob("profile/**/*.xplane.pb")
   programs = path.read_bytes()  # with the operations' names
-  assert any(
-      f"/{name}/".encode() in programs for name in (scope, f"jvp({scope})")
-  )
+  assert any(f"/{name}/".encode() in programs for name in (scope, f"jvp({scope})"))
 
 
 def test_rows_count_programs(traced):
@@ -152,12 +155,8 @@ def test_rows_count_programs(traced):
 
 def test_steps_outside_the_window_are_not_traced(tmp_path, monkeypatch):
   log = io.StringIO()
-  monkeypatch.setattr(
-      jax.profiler, "start_trace", lambda _: print("begin", file=log)
-  )
-  monkeypatch.setattr(
-      jax.profiler, "stop_trace", lambda: print("end", file=log)
-  )
+  monkeypatch.setattr(jax.profiler, "start_trace", lambda _: print("begin", file=log))
+  monkeypatch.setattr(jax.profiler, "stop_trace", lambda: print("end", file=log))
   with watch.Profiler(tmp_path, start=2, steps=2) as profiler:
     for step in range(6):
       profiler.at(step)

@@ -29,14 +29,17 @@ def reduced(weight, denominator, losses=LOSSES, mask=MASK):
   return float((w * losses).sum() / by)
 
 
-@pytest.mark.parametrize("weight,denominator,expected", [
+@pytest.mark.parametrize(
+  "weight,denominator,expected",
+  [
     ("sequence_mean", "responses", 0.35),  # (0.2 + 0.5) / 2
     ("uniform", "tokens", 0.275),  # 1.1 / 4
     ("uniform", "responses", 0.55),
     ("sequence_mean", "tokens", 0.175),
     ("uniform", "budget", 0.11),  # 1.1 / (2 x 5)
     ("uniform", "active_tokens", 1.1 / 3),  # the second response's is not one
-])  # fmt: skip
+  ],
+)
 def test_reductions_by_hand(weight, denominator, expected):
   assert reduced(weight, denominator) == pytest.approx(expected, rel=1e-6)
 
@@ -44,7 +47,7 @@ def test_reductions_by_hand(weight, denominator, expected):
 def test_token_and_sequence_means_agree_where_lengths_do():
   mask = jnp.array([[1.0, 1, 0], [1, 1, 0]])
   assert reduced("uniform", "tokens", mask=mask) == pytest.approx(
-      reduced("sequence_mean", "responses", mask=mask), rel=1e-6
+    reduced("sequence_mean", "responses", mask=mask), rel=1e-6
   )
 
 
@@ -54,7 +57,7 @@ def test_empty_rows_and_empty_batches_are_invisible(weight, denominator):
   more = jnp.concatenate([MASK, jnp.zeros((2, 3))])
   losses = jnp.concatenate([LOSSES, jnp.full((2, 3), 9.0)])
   assert reduced(weight, denominator, losses, more) == pytest.approx(
-      reduced(weight, denominator), rel=1e-6
+    reduced(weight, denominator), rel=1e-6
   )
   assert reduced(weight, denominator, mask=jnp.zeros((2, 3))) == 0
 
@@ -78,19 +81,35 @@ def objective_of(**fields):
   return objective.from_config(config)
 
 
-@pytest.mark.parametrize("fields,words", [
+@pytest.mark.parametrize(
+  "fields,words",
+  [
     ({"divergence.name": "kl"}, "forward_kl"),
     ({"divergence.name": "jsd", "divergence.beta": 1.5}, "beta is 1.5"),
     ({"divergence.support": "half"}, "top_k_tail"),
     ({"divergence.support": "top_k_tail"}, "k >= 1"),
-    ({"divergence.support": "top_k_tail", "divergence.k": 5,
-      "divergence.owner": "both"}, "teacher or student"),
+    (
+      {
+        "divergence.support": "top_k_tail",
+        "divergence.k": 5,
+        "divergence.owner": "both",
+      },
+      "teacher or student",
+    ),
     ({"divergence.clip": "hard"}, "signed"),
     ({"divergence.clip": "signed"}, "tau > 0"),
-    ({"divergence.name": "sampled_token", "divergence.support": "top_k_tail",
-      "divergence.k": 5}, "sampled_token takes no"),
-    ({"divergence.name": "nll", "divergence.clip": "signed",
-      "divergence.tau": 0.1}, "nll takes no"),
+    (
+      {
+        "divergence.name": "sampled_token",
+        "divergence.support": "top_k_tail",
+        "divergence.k": 5,
+      },
+      "sampled_token takes no",
+    ),
+    (
+      {"divergence.name": "nll", "divergence.clip": "signed", "divergence.tau": 0.1},
+      "nll takes no",
+    ),
     ({"teacher.name": "frozen"}, "fixed"),
     ({"teacher.name": "none"}, "forward_kl needs a teacher"),
     ({"teacher.name": "ema", "teacher.rate": 2.0}, "rate is 2.0"),
@@ -100,7 +119,8 @@ def objective_of(**fields):
     ({"loss.denominator": "batch"}, "tokens, responses"),
     ({"loss.temperature": 0.0}, "temperature is 0.0"),
     ({"loss.temperature": -1.0}, "temperature is -1.0"),
-])  # fmt: skip
+  ],
+)
 def test_a_senseless_objective_is_refused(fields, words):
   with pytest.raises(ValueError, match=words):
     objective_of(**fields)
@@ -116,11 +136,18 @@ def test_fields_of_other_members_are_ignored():
 
 
 def test_the_configs_own_values_arrive():
-  told = objective_of(**{
-      "divergence.name": "jsd", "divergence.beta": 0.1, "teacher.name": "ema",
-      "teacher.rate": 0.25, "loss.temperature": 1.5, "loss.chunk": 7,
-      "token_weight.name": "sequence_mean", "loss.denominator": "responses",
-  })  # fmt: skip
+  told = objective_of(
+    **{
+      "divergence.name": "jsd",
+      "divergence.beta": 0.1,
+      "teacher.name": "ema",
+      "teacher.rate": 0.25,
+      "loss.temperature": 1.5,
+      "loss.chunk": 7,
+      "token_weight.name": "sequence_mean",
+      "loss.denominator": "responses",
+    }
+  )
   p = jnp.log(jnp.array([0.5, 0.3, 0.2]))
   q = jnp.log(jnp.array([0.7, 0.2, 0.1]))
   value, _ = told.divergence(p, q, jnp.array(0))

@@ -27,7 +27,7 @@ def example(answer="7", metadata=None, id="0"):
 
 def pool(name="maths", *, count=1, seconds=0.5, memory_mb=1024):
   return workers.Pool(
-      name, "answer", workers=count, seconds=seconds, memory_mb=memory_mb
+    name, "answer", workers=count, seconds=seconds, memory_mb=memory_mb
   )
 
 
@@ -86,7 +86,7 @@ def test_threads_take_turns():
 
 
 @pytest.mark.parametrize(
-    "name", ["rearc", "graph_color", "knights_knaves", "gsm_symbolic"]
+  "name", ["rearc", "graph_color", "knights_knaves", "gsm_symbolic"]
 )
 def test_metadata_that_json_has_no_words_for(name):
   task = tasks.open_task(f"reasoning_gym:{name}", "answer")
@@ -147,7 +147,10 @@ def test_a_reply_that_swells_is_wrong():
 @pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGSEGV])
 def test_a_killed_worker_is_replaced(sign):
   with pool("gsm8k", count=2) as p:
-    ask = lambda: p([example("7")] * 50, ["#### 7"] * 50)
+
+    def ask():
+      return p([example("7")] * 50, ["#### 7"] * 50)
+
     ask()
     for worker in list(p.workers):
       os.kill(worker.process.pid, sign)
@@ -205,9 +208,7 @@ def test_a_very_long_reply_is_not_sent(monkeypatch):
   with pool("gsm8k") as p:
     long, short = p([example("7")] * 2, [" " * 94 + "#### 7 ", " #### 7"])
   assert (long.score, short.score) == (0, 1)
-  assert long.feedback == (
-      "not judged: 101 characters, at most 100 are looked at"
-  )
+  assert long.feedback == ("not judged: 101 characters, at most 100 are looked at")
 
 
 # ------------------------------------------------------------- endings
@@ -224,17 +225,26 @@ print(*(w.process.pid for w in pool.workers), flush=True)
 """
 
 
-@pytest.mark.parametrize("then,kill", [
-    ("pass", False), ("raise SystemExit(1)", False), ("del pool; input()", False),
-    ("input()", True), (f"ask({TOWER!r})", True),
-])  # fmt: skip
+@pytest.mark.parametrize(
+  "then,kill",
+  [
+    ("pass", False),
+    ("raise SystemExit(1)", False),
+    ("del pool; input()", False),
+    ("input()", True),
+    (f"ask({TOWER!r})", True),
+  ],
+)
 def test_workers_end_with_their_parent(then, kill):
   root = str(pathlib.Path(__file__).parents[1])
   parent = subprocess.Popen(
-      [sys.executable, "-c", SCRIPT.format(then=then)], text=True,
-      stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=root,
-      stderr=subprocess.DEVNULL,
-  )  # fmt: skip
+    [sys.executable, "-c", SCRIPT.format(then=then)],
+    text=True,
+    stdin=subprocess.PIPE,
+    stdout=subprocess.PIPE,
+    cwd=root,
+    stderr=subprocess.DEVNULL,
+  )
   pids = [int(pid) for pid in parent.stdout.readline().split()]
   assert len(pids) == 2
   if kill:
@@ -266,11 +276,15 @@ def test_a_pool_that_nobody_holds_goes():
 # ------------------------------------------------------------- refusals
 
 
-@pytest.mark.parametrize("name,how,words", [
-    ("chess", {}, "largest_number"), ("gsm8k", {"count": 0}, "workers is 0"),
+@pytest.mark.parametrize(
+  "name,how,words",
+  [
+    ("chess", {}, "largest_number"),
+    ("gsm8k", {"count": 0}, "workers is 0"),
     ("gsm8k", {"seconds": 0}, "seconds is 0"),
     ("gsm8k", {"memory_mb": -1}, "memory_mb is -1"),
-])  # fmt: skip
+  ],
+)
 def test_a_pool_that_cannot_be(name, how, words):
   before = children()
   with pytest.raises(ValueError, match=words):
@@ -299,15 +313,18 @@ def test_a_bad_example_is_an_error_and_the_pool_goes_on():
 
 keys = st.text(max_size=3) | st.integers() | st.tuples(st.integers(), st.none())
 leaves = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.text(),
-    st.floats(allow_nan=False),
-)  # fmt: skip
+  st.none(), st.booleans(), st.integers(), st.text(), st.floats(allow_nan=False)
+)
 values = st.recursive(
-    leaves | st.frozensets(keys) | st.sets(keys),
-    lambda v: st.lists(v) | st.dictionaries(keys, v) | st.tuples(v, v)
-    | st.dictionaries(st.just(workers.TAG), v),
-    max_leaves=8,
-)  # fmt: skip
+  leaves | st.frozensets(keys) | st.sets(keys),
+  lambda v: (
+    st.lists(v)
+    | st.dictionaries(keys, v)
+    | st.tuples(v, v)
+    | st.dictionaries(st.just(workers.TAG), v)
+  ),
+  max_leaves=8,
+)
 
 
 def same(a, b) -> bool:

@@ -16,8 +16,8 @@ def read(path) -> list[dict]:
       rows.append(json.loads(line))
     except json.JSONDecodeError as e:
       raise ValueError(
-          f"{path}:{number}: {e.msg}; expected a JSON object a line, as the"
-          " other commands print"
+        f"{path}:{number}: {e.msg}; expected a JSON object a line, as the"
+        " other commands print"
       ) from e
   about = rows[0] if rows else {}
   return [{"shape": about.get("shape"), "file": path.stem} | r for r in rows]
@@ -46,11 +46,11 @@ def groups(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
 
 
 TITLES = {
-    "steps": ("Whole steps", "response tokens a second"),
-    "sampling": ("Rollouts of uneven lengths", "tokens a second"),
-    "decoding": ("Decoding, all rows alike", "tokens a second"),
-    "divergence": ("Loss and gradient, V = 151,936", "seconds"),
-    "memory": ("Memory of it", "GB beside inputs and outputs"),
+  "steps": ("Whole steps", "response tokens a second"),
+  "sampling": ("Rollouts of uneven lengths", "tokens a second"),
+  "decoding": ("Decoding, all rows alike", "tokens a second"),
+  "divergence": ("Loss and gradient, V = 151,936", "seconds"),
+  "memory": ("Memory of it", "GB beside inputs and outputs"),
 }
 
 
@@ -62,9 +62,12 @@ def bars(axis, found: dict[str, dict[str, float]]) -> None:
     at = [g for g, group in enumerate(found.values()) if side in group]
     heights = [group[side] for group in found.values() if side in group]
     drawn = axis.bar(
-        [g + (i - (len(sides) - 1) / 2) * width for g in at], heights, width,
-        label=side, color=COLOURS.get(side, PEER),
-    )  # fmt: skip
+      [g + (i - (len(sides) - 1) / 2) * width for g in at],
+      heights,
+      width,
+      label=side,
+      color=COLOURS.get(side, PEER),
+    )
     axis.bar_label(drawn, fmt="%.3g", fontsize=7)
   axis.set_xticks(range(len(found)), found, fontsize=8)
   axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
@@ -73,9 +76,7 @@ def bars(axis, found: dict[str, dict[str, float]]) -> None:
 
 def growth(axis, rows: list[dict]) -> None:
   """Seconds over size, relative to the smallest of each, with its slope."""
-  colours = {
-      "rows": OURS, "length": PEER, "vocabulary": OTHER, "new tokens": GREY,
-  }  # fmt: skip
+  colours = {"rows": OURS, "length": PEER, "vocabulary": OTHER, "new tokens": GREY}
   for name, colour in colours.items():
     points = [r for r in rows if r["what"] == "scaling" and r["axis"] == name]
     if not points:
@@ -83,14 +84,19 @@ def growth(axis, rows: list[dict]) -> None:
     sizes = [r["size"] / points[0]["size"] for r in points]
     seconds = [r["seconds"]["median"] for r in points]
     axis.plot(
-        sizes, seconds, "o-", color=colour,
-        label=f"{name} from {points[0]['size']:,}: slope"
-        f" {slope(sizes, seconds):.2f}",
-    )  # fmt: skip
+      sizes,
+      seconds,
+      "o-",
+      color=colour,
+      label=f"{name} from {points[0]['size']:,}: slope {slope(sizes, seconds):.2f}",
+    )
   axis.set(
-      title="A train step, or rollout, as one size grows",
-      xscale="log", xlabel="times the smallest", yscale="log", ylabel="seconds",
-  )  # fmt: skip
+    title="A train step, or rollout, as one size grows",
+    xscale="log",
+    xlabel="times the smallest",
+    yscale="log",
+    ylabel="seconds",
+  )
   axis.set_xticks([1, 2, 4, 8, 16], [1, 2, 4, 8, 16])
   axis.minorticks_off()
   axis.set_ylim(top=20 * axis.get_ylim()[1])  # room for the legend
@@ -110,8 +116,8 @@ def plot(files, out):
   count = len(panels) + grows
   if not count:
     raise ValueError(
-        f"nothing to draw in {', '.join(map(str, files))}; expected lines of"
-        " step, sample, divergence or scaling"
+      f"nothing to draw in {', '.join(map(str, files))}; expected lines of"
+      " step, sample, divergence or scaling"
     )
   wide, high = min(3, count), -(-count // 3)
   figure = plt.figure(figsize=(4.4 * wide, 3.6 * high), layout="constrained")

@@ -48,9 +48,16 @@ def machine(**about) -> dict[str, float]:
   import jax
 
   most = ceilings() if jax.default_backend() == "cpu" else device_ceilings()
-  say("machine", cpu=cpu(), cores=os.cpu_count(), load=os.getloadavg()[0],
-      device=jax.devices()[0].device_kind, python=platform.python_version(),
-      **most, **about)  # fmt: skip
+  say(
+    "machine",
+    cpu=cpu(),
+    cores=os.cpu_count(),
+    load=os.getloadavg()[0],
+    device=jax.devices()[0].device_kind,
+    python=platform.python_version(),
+    **most,
+    **about,
+  )
   return most
 
 
@@ -69,10 +76,10 @@ def ceilings() -> dict[str, float]:
   copies = np.zeros_like(parts)
   with concurrent.futures.ThreadPoolExecutor(len(parts)) as pool:
     seconds = seconds_of(
-        lambda: matmul(square, square).block_until_ready(),
-        lambda: list(pool.map(np.sum, parts)),
-        lambda: list(pool.map(np.copyto, copies, parts)),
-        times=7,
+      lambda: matmul(square, square).block_until_ready(),
+      lambda: list(pool.map(np.sum, parts)),
+      lambda: list(pool.map(np.copyto, copies, parts)),
+      times=7,
     )
   return rates(2 * SIDE**3, parts.nbytes, seconds)
 
@@ -85,15 +92,13 @@ def device_ceilings() -> dict[str, float]:
   import jax.numpy as jnp
 
   square, many = jnp.ones((4 * SIDE, 4 * SIDE)), jnp.ones((16, SIZE))
-  functions = (
-      functools.partial(jnp.matmul, precision="highest"), jnp.sum, jnp.copy
-  )  # fmt: skip
+  functions = (functools.partial(jnp.matmul, precision="highest"), jnp.sum, jnp.copy)
   product, read, copy = map(jax.jit, functions)
   seconds = seconds_of(
-      lambda: product(square, square).block_until_ready(),
-      lambda: read(many).block_until_ready(),
-      lambda: copy(many).block_until_ready(),
-      times=7,
+    lambda: product(square, square).block_until_ready(),
+    lambda: read(many).block_until_ready(),
+    lambda: copy(many).block_until_ready(),
+    times=7,
   )
   return rates(2 * (4 * SIDE) ** 3, many.nbytes, seconds)
 
@@ -101,11 +106,14 @@ def device_ceilings() -> dict[str, float]:
 def rates(flops: int, nbytes: int, seconds) -> dict[str, float]:
   """10^9 a second of a product, a sum and a copy."""
   product, read, copy = (s["median"] for s in seconds)
-  rate = lambda amount, seconds: round(amount / seconds / 1e9, 1)
+
+  def rate(amount, seconds):
+    return round(amount / seconds / 1e9, 1)
+
   return {
-      "matmul_gflops": rate(flops, product),
-      "read_gbytes": rate(nbytes, read),
-      "copy_gbytes": rate(2 * nbytes, copy),
+    "matmul_gflops": rate(flops, product),
+    "read_gbytes": rate(nbytes, read),
+    "copy_gbytes": rate(2 * nbytes, copy),
   }
 
 

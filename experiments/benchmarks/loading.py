@@ -18,16 +18,26 @@ import tempfile
 from experiments.benchmarks import lines
 
 SIZES = {
-    "model_type": "qwen2", "vocab_size": 151_936, "hidden_size": 1536,
-    "intermediate_size": 8960, "num_hidden_layers": 28,
-    "num_attention_heads": 12, "num_key_value_heads": 2,
-    "max_position_embeddings": 32_768, "rms_norm_eps": 1e-6,
-    "tie_word_embeddings": True, "rope_theta": 1e6,
-}  # fmt: skip
+  "model_type": "qwen2",
+  "vocab_size": 151_936,
+  "hidden_size": 1536,
+  "intermediate_size": 8960,
+  "num_hidden_layers": 28,
+  "num_attention_heads": 12,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 32_768,
+  "rms_norm_eps": 1e-6,
+  "tie_word_embeddings": True,
+  "rope_theta": 1e6,
+}
 RUN = {
-    "dtype": "bfloat16", "param_dtype": "bfloat16", "scan_layers": True,
-    "remat": "full", "attention": "xla", "lora_alpha": 1.0,
-}  # fmt: skip
+  "dtype": "bfloat16",
+  "param_dtype": "bfloat16",
+  "scan_layers": True,
+  "remat": "full",
+  "attention": "xla",
+  "lora_alpha": 1.0,
+}
 FILES = 4
 
 
@@ -40,8 +50,13 @@ def write(directory: pathlib.Path, sizes=SIZES) -> None:
 
   table = hf.name_table(families.from_hf(sizes, **RUN))
   rng = np.random.default_rng(0)
-  bits = lambda shape: rng.integers(0, 2**15, shape, dtype=np.uint16)
-  draw = lambda name: bits(table[name][3]).view(ml_dtypes.bfloat16)
+
+  def bits(shape):
+    return rng.integers(0, 2**15, shape, dtype=np.uint16)
+
+  def draw(name):
+    return bits(table[name][3]).view(ml_dtypes.bfloat16)
+
   files = {}
   for i in range(FILES):
     name = f"model-{i + 1:05}-of-{FILES:05}.safetensors"
@@ -78,16 +93,26 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
   before = resident("VmRSS")
   reader = safetensors_file.Reader(files)
   params = hf.to_params(
-      config, reader.shapes, reader.read, directory,
-      functools.partial(sharding.tree_shardings, mesh=mesh),
-  )  # fmt: skip
+    config,
+    reader.shapes,
+    reader.read,
+    directory,
+    functools.partial(sharding.tree_shardings, mesh=mesh),
+  )
   jax.block_until_ready(params)
-  print(json.dumps({
-      "processes": int(count), "process": int(index), "checkpoint_bytes": whole,
-      "read": reader.bytes_read / whole,
-      "resident": (resident("VmRSS") - before) / whole,
-      "peak": (resident("VmHWM") - before) / whole,
-  }), flush=True)  # fmt: skip
+  print(
+    json.dumps(
+      {
+        "processes": int(count),
+        "process": int(index),
+        "checkpoint_bytes": whole,
+        "read": reader.bytes_read / whole,
+        "resident": (resident("VmRSS") - before) / whole,
+        "peak": (resident("VmHWM") - before) / whole,
+      }
+    ),
+    flush=True,
+  )
 
 
 def load() -> None:
@@ -106,11 +131,23 @@ def measure(directory: pathlib.Path, count: int) -> list[dict]:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
   env = os.environ | {"JAX_PLATFORMS": "cpu"}
-  start = lambda i: subprocess.Popen(
-      [sys.executable, "-m", "experiments.benchmarks.loading", str(directory),
-       str(port), str(i), str(count)],
-      stdout=subprocess.PIPE, text=True, env=env,
-  )  # fmt: skip
+
+  def start(i):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        "-m",
+        "experiments.benchmarks.loading",
+        str(directory),
+        str(port),
+        str(i),
+        str(count),
+      ],
+      stdout=subprocess.PIPE,
+      text=True,
+      env=env,
+    )
+
   outputs = [p.communicate()[0] for p in [start(i) for i in range(count)]]
   # The transport prints lines of its own.
   lines = [x for out in outputs for x in out.splitlines() if x.startswith("{")]

@@ -29,10 +29,17 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
 
   one = jnp.ones((1, len(y_N)))
   total, _ = pertoken.loss(
-      lambda tok, w: w * tok.div_BxT, divergence_of(name), h_NxD[None], W_VxD,
-      ((1.0, ht_NxD[None], Wt_VxD),), y_N[None], one, one / len(y_N),
-      temperature=1.0, chunk=CHUNK,
-  )  # fmt: skip
+    lambda tok, w: w * tok.div_BxT,
+    divergence_of(name),
+    h_NxD[None],
+    W_VxD,
+    ((1.0, ht_NxD[None], Wt_VxD),),
+    y_N[None],
+    one,
+    one / len(y_N),
+    temperature=1.0,
+    chunk=CHUNK,
+  )
   return total
 
 
@@ -41,7 +48,9 @@ def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
   import jax
   import jax.numpy as jnp
 
-  logits = lambda h, W: jnp.matmul(h, W.T, precision="highest")
+  def logits(h, W):
+    return jnp.matmul(h, W.T, precision="highest")
+
   logp_NxV = jax.nn.log_softmax(logits(h_NxD, W_VxD))
   logq_NxV = jax.nn.log_softmax(logits(ht_NxD, Wt_VxD))
   return divergence_of(name)(logp_NxV, logq_NxV, y_N)[0].mean()
@@ -52,12 +61,18 @@ def inputs(tokens: int, V: int = VOCABULARY, D: int = WIDTH):
   import jax
 
   keys = jax.random.split(jax.random.key(0), 5)
-  normal = lambda key, *shape: jax.random.normal(key, shape) / D**0.25
+
+  def normal(key, *shape):
+    return jax.random.normal(key, shape) / D**0.25
+
   y_N = jax.random.randint(keys[4], (tokens,), 0, V)
   return (
-      normal(keys[0], tokens, D), normal(keys[1], V, D),
-      normal(keys[2], tokens, D), normal(keys[3], V, D), y_N,
-  )  # fmt: skip
+    normal(keys[0], tokens, D),
+    normal(keys[1], V, D),
+    normal(keys[2], tokens, D),
+    normal(keys[3], V, D),
+    y_N,
+  )
 
 
 def gradient(function, name: str):
@@ -71,24 +86,29 @@ def divergence() -> None:
   """A line a divergence: seconds and temporary bytes of both ways."""
   import jax
 
-  lines.machine(
-      vocabulary=VOCABULARY, width=WIDTH, chunk=CHUNK, dtype="float32"
-  )
+  lines.machine(vocabulary=VOCABULARY, width=WIDTH, chunk=CHUNK, dtype="float32")
   args = inputs(TOKENS)
   many = jax.eval_shape(functools.partial(inputs, MANY))
   for name in NAMES:
     ours, plain = gradient(chunked, name), gradient(dense, name)
-    run = lambda f: jax.block_until_ready(f(*args))
+
+    def run(f):
+      return jax.block_until_ready(f(*args))
+
     (a, _), (b, _) = run(ours), run(plain)
     if abs(a - b) > 1e-4 * abs(b):
       raise RuntimeError(f"{name} is {a} in chunks, {b} densely")
     seconds = lines.seconds_of(lambda: run(ours), lambda: run(plain))  # noqa: B023
-    for side, f, s in zip(("chunked", "dense"), (ours, plain), seconds,
-                          strict=True):  # fmt: skip
+    for side, f, s in zip(("chunked", "dense"), (ours, plain), seconds, strict=True):
       temporary = [
-          f.lower(*x).compile().memory_analysis().temp_size_in_bytes
-          for x in (args, many)
+        f.lower(*x).compile().memory_analysis().temp_size_in_bytes for x in (args, many)
       ]
-      lines.say("divergence", name=name, side=side, tokens=TOKENS, seconds=s,
-                temporary_bytes=temporary[0],
-                temporary_bytes_of={MANY: temporary[1]})  # fmt: skip
+      lines.say(
+        "divergence",
+        name=name,
+        side=side,
+        tokens=TOKENS,
+        seconds=s,
+        temporary_bytes=temporary[0],
+        temporary_bytes_of={MANY: temporary[1]},
+      )

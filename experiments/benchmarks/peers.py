@@ -36,41 +36,44 @@ def ours(channel: Channel, settings: dict) -> None:
   run = prepare.prepare(config)
   examples = shapes.examples(config, shape, run.tokenizer)
   room = run.model_config.max_positions - config.rollout.max_new_tokens
-  asked = prepare.ask(
-      config.context, run.tokenizer, examples, room, {}, "training"
-  )
+  asked = prepare.ask(config.context, run.tokenizer, examples, room, {}, "training")
   respond = responder(config, run, shape)
-  new = lambda p: train.init_state(
-      jax.tree.map(jnp.copy, p), run.objective, run.tx
-  )
+
+  def new(p):
+    return train.init_state(jax.tree.map(jnp.copy, p), run.objective, run.tx)
+
   layout = sharding.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
   train_step = jax.jit(
-      train.make_train_step(
-          run.model_config, run.objective, run.tx,
-          micro_batches=config.batch.micro_batches,
-      ),
-      donate_argnums=0, out_shardings=(layout, None, None, None),
-  )  # fmt: skip
+    train.make_train_step(
+      run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
+    ),
+    donate_argnums=0,
+    out_shardings=(layout, None, None, None),
+  )
   rows, batch, rollouts = config.rollout.prompts, None, None
   with jax.set_mesh(run.mesh):
     state = jax.jit(new, out_shardings=layout)(run.params)
     channel.answer(
-        jax=jax.__version__, backend=jax.default_backend(),
-        devices=jax.device_count(), dtype=config.model.dtype,
-    )  # fmt: skip
+      jax=jax.__version__,
+      backend=jax.default_backend(),
+      devices=jax.device_count(),
+      dtype=config.model.dtype,
+    )
     for order in channel.orders:
       if order.get("split"):
         alone = config.copy_and_resolve_references()
         alone.batch.row_tokens = 0
         alone = experience.collated(alone, run, rollouts)
         parts = split(
-            run, state, batch, alone, micro_batches=config.batch.micro_batches
+          run, state, batch, alone, micro_batches=config.batch.micro_batches
         )
         flops = useful_flops(run.model_config, batch)
         channel.answer(
-            **parts, **sizes(batch), useful_gflops=flops / 1e9,
-            learn_gflops_per_second=flops / parts["learn"] / 1e9,
-        )  # fmt: skip
+          **parts,
+          **sizes(batch),
+          useful_gflops=flops / 1e9,
+          learn_gflops_per_second=flops / parts["learn"] / 1e9,
+        )
         break
       before = compiled.count, compiled.seconds
       i, clock = order["step"], [time.perf_counter()]
@@ -84,18 +87,19 @@ def ours(channel: Channel, settings: dict) -> None:
       row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
       clock.append(time.perf_counter())
       channel.answer(
-          seconds=clock[2] - clock[0], rollout_seconds=clock[1] - clock[0],
-          divergence=row["divergence"],  # nats a response token
-          response_tokens=row["response_tokens"],
-          longest=max(len(r.completion.ids) for r in rollouts),
-          prompts=fingerprint(
-              [r.problem.student_ids for r in rollouts]
-              + [r.problem.teacher_ids for r in rollouts]
-          ),
-          compiles=compiled.count - before[0],
-          compile_seconds=compiled.seconds - before[1],
-          **sizes(batch),
-      )  # fmt: skip
+        seconds=clock[2] - clock[0],
+        rollout_seconds=clock[1] - clock[0],
+        divergence=row["divergence"],  # nats a response token
+        response_tokens=row["response_tokens"],
+        longest=max(len(r.completion.ids) for r in rollouts),
+        prompts=fingerprint(
+          [r.problem.student_ids for r in rollouts]
+          + [r.problem.teacher_ids for r in rollouts]
+        ),
+        compiles=compiled.count - before[0],
+        compile_seconds=compiled.seconds - before[1],
+        **sizes(batch),
+      )
 
 
 def responder(config, run, shape: shapes.Shape):
@@ -110,12 +114,16 @@ def responder(config, run, shape: shapes.Shape):
     lengths = np.asarray(shape.lengths)
     tokenizer = types.SimpleNamespace(eos_ids=(), decode=tokenizer.decode)
   return rollout.ALL[config.rollout.source](
-      run.model_config, tokenizer, seed=config.seed,
-      knobs=prepare.knobs(config.rollout), n=config.rollout.samples,
-      max_new_tokens=lengths, slots=config.rollout.slots,
-      decode_steps=config.rollout.decode_steps,
-      prompt_bucket=config.batch.prompt_bucket,
-  )  # fmt: skip
+    run.model_config,
+    tokenizer,
+    seed=config.seed,
+    knobs=prepare.knobs(config.rollout),
+    n=config.rollout.samples,
+    max_new_tokens=lengths,
+    slots=config.rollout.slots,
+    decode_steps=config.rollout.decode_steps,
+    prompt_bucket=config.batch.prompt_bucket,
+  )
 
 
 def sizes(batch) -> dict:
@@ -123,10 +131,10 @@ def sizes(batch) -> dict:
   from opsd_jax import collate
 
   return {
-      "student_shape": list(batch.student.ids_RxL.shape),
-      "teacher_shape": list(batch.teacher.ids_RxL.shape),
-      "response_shape": list(batch.token.y_BxT.shape),
-      "padding": collate.padding_share(batch),
+    "student_shape": list(batch.student.ids_RxL.shape),
+    "teacher_shape": list(batch.teacher.ids_RxL.shape),
+    "response_shape": list(batch.token.y_BxT.shape),
+    "padding": collate.padding_share(batch),
   }
 
 
@@ -150,7 +158,7 @@ def useful_flops(c, batch) -> float:
 
 
 def split(
-    run, state, batch, alone, *, micro_batches: int, times: int = 5
+  run, state, batch, alone, *, micro_batches: int, times: int = 5
 ) -> dict[str, float]:
   """Median seconds of the train step and of its parts; the state is used up.
 
@@ -168,14 +176,19 @@ def split(
     return state._replace(params=params, opt=opt), optax.tree.norm(grads)
 
   untold = run.objective._replace(teacher=teacher.none())
-  make = lambda o: train.make_train_step(
+
+  def make(o):
+    return train.make_train_step(
       run.model_config, o, run.tx, micro_batches=micro_batches
-  )
+    )
+
   medians = []
   for function, rows in (
-      (make(run.objective), batch), (make(untold), batch), (optimizer, batch),
-      (make(run.objective), alone),
-  ):  # fmt: skip
+    (make(run.objective), batch),
+    (make(untold), batch),
+    (optimizer, batch),
+    (make(run.objective), alone),
+  ):
     function, seconds = jax.jit(function, donate_argnums=0), []
     for _ in range(1 + times):
       began = time.perf_counter()
@@ -184,10 +197,12 @@ def split(
     medians.append(statistics.median(seconds[1:]))  # the first one compiles
   whole, without_teacher, update, plain = medians
   return {
-      "learn": whole, "teacher": whole - without_teacher,
-      "student": without_teacher - update, "optimizer": update,
-      "learn_alone": plain,
-  }  # fmt: skip
+    "learn": whole,
+    "teacher": whole - without_teacher,
+    "student": without_teacher - update,
+    "optimizer": update,
+    "learn_alone": plain,
+  }
 
 
 def export(source: str, directory: pathlib.Path) -> None:
@@ -197,7 +212,7 @@ def export(source: str, directory: pathlib.Path) -> None:
 
   model = api.load_model(source)
   export.export(
-      directory, model.config, model.params, model.tokenizer, card="A copy.\n"
+    directory, model.config, model.params, model.tokenizer, card="A copy.\n"
   )
 
 
@@ -247,38 +262,55 @@ def sdft(channel: Channel, settings: dict) -> None:
   on_gpu = settings["backend"] == "gpu"
   done = torch.cuda.synchronize if on_gpu else lambda: None
   trainer = SDFTTrainer(
-      model=AutoModelForCausalLM.from_pretrained(
-          directory, dtype=torch.float32, local_files_only=True
-      ),
-      processing_class=AutoTokenizer.from_pretrained(
-          directory, padding_side="left", local_files_only=True
-      ),
-      train_dataset=Dataset.from_list([
-          {
-              "prompt": context.student_messages(template, e),
-              "privileged_context": e.solution,
-          }
-          for e in examples
-      ]),
-      args=SDFTConfig(
-          output_dir=f"{directory}/trl", use_cpu=not on_gpu, bf16=False,
-          gradient_checkpointing=False, report_to="none", disable_tqdm=True,
-          logging_strategy="no", save_strategy="no", seed=config.seed,
-          dataloader_num_workers=0, shuffle_dataset=False,
-          per_device_train_batch_size=rows // micro_batches,
-          gradient_accumulation_steps=micro_batches, num_generations=samples,
-          max_steps=len(examples) // config.rollout.prompts,
-          max_prompt_length=None,
-          max_completion_length=config.rollout.max_new_tokens,
-          temperature=config.rollout.temperature, top_p=1.0, top_k=0,
-          distillation_mode="full_logits", distillation_alpha=0.0,
-          teacher_model_kind="base", teacher_prompt_template=teacher,
-          learning_rate=optimizer.learning_rate, lr_scheduler_type="constant",
-          adam_beta1=optimizer.b1, adam_beta2=optimizer.b2,
-          adam_epsilon=optimizer.eps, weight_decay=optimizer.weight_decay,
-          max_grad_norm=optimizer.clip_norm,
-      ),
-  )  # fmt: skip
+    model=AutoModelForCausalLM.from_pretrained(
+      directory, dtype=torch.float32, local_files_only=True
+    ),
+    processing_class=AutoTokenizer.from_pretrained(
+      directory, padding_side="left", local_files_only=True
+    ),
+    train_dataset=Dataset.from_list(
+      [
+        {
+          "prompt": context.student_messages(template, e),
+          "privileged_context": e.solution,
+        }
+        for e in examples
+      ]
+    ),
+    args=SDFTConfig(
+      output_dir=f"{directory}/trl",
+      use_cpu=not on_gpu,
+      bf16=False,
+      gradient_checkpointing=False,
+      report_to="none",
+      disable_tqdm=True,
+      logging_strategy="no",
+      save_strategy="no",
+      seed=config.seed,
+      dataloader_num_workers=0,
+      shuffle_dataset=False,
+      per_device_train_batch_size=rows // micro_batches,
+      gradient_accumulation_steps=micro_batches,
+      num_generations=samples,
+      max_steps=len(examples) // config.rollout.prompts,
+      max_prompt_length=None,
+      max_completion_length=config.rollout.max_new_tokens,
+      temperature=config.rollout.temperature,
+      top_p=1.0,
+      top_k=0,
+      distillation_mode="full_logits",
+      distillation_alpha=0.0,
+      teacher_model_kind="base",
+      teacher_prompt_template=teacher,
+      learning_rate=optimizer.learning_rate,
+      lr_scheduler_type="constant",
+      adam_beta1=optimizer.b1,
+      adam_beta2=optimizer.b2,
+      adam_epsilon=optimizer.eps,
+      weight_decay=optimizer.weight_decay,
+      max_grad_norm=optimizer.clip_norm,
+    ),
+  )
 
   class OneStepAnOrder(TrainerCallback):
     def on_step_begin(self, args, state, control, **kwargs):
@@ -299,31 +331,35 @@ def sdft(channel: Channel, settings: dict) -> None:
       lengths = real[:, -T:].sum(1)
       ids = [row[(row != pad).int().argmax() :] for row in batch["prompt_ids"]]
       ids += [
-          row[:-T][mask[:-T]]
-          for row, mask in zip(batch["teacher_input_ids"], real, strict=True)
+        row[:-T][mask[:-T]]
+        for row, mask in zip(batch["teacher_input_ids"], real, strict=True)
       ]
       losses = trainer._metrics["train"]["sdft/distillation_loss"]
       loss = statistics.mean(losses[-micro_batches:])
       channel.answer(
-          seconds=seconds, rollout_seconds=self.answered - self.began,
-          divergence=loss, response_tokens=int(lengths.sum()),
-          longest=int(lengths.max()), prompts=fingerprint(ids),
-      )  # fmt: skip
+        seconds=seconds,
+        rollout_seconds=self.answered - self.began,
+        divergence=loss,
+        response_tokens=int(lengths.sum()),
+        longest=int(lengths.max()),
+        prompts=fingerprint(ids),
+      )
 
   if shape.lengths:
     generate = trainer.model.generate
     trainer.model.generate = lambda *args, **how: generate(
-        *args, logits_processor=[Ends(shape.lengths, ours.end_of_turn_id)],
-        **how,
-    )  # fmt: skip
+      *args, logits_processor=[Ends(shape.lengths, ours.end_of_turn_id)], **how
+    )
   trainer.add_callback(OneStepAnOrder())
   channel.answer(
-      trl=trl.__version__, torch=torch.__version__,
-      transformers=transformers.__version__, threads=torch.get_num_threads(),
-      device=str(trainer.args.device),
-      attention=trainer.model.config._attn_implementation,
-      optimizer=str(trainer.args.optim.value),
-  )  # fmt: skip
+    trl=trl.__version__,
+    torch=torch.__version__,
+    transformers=transformers.__version__,
+    threads=torch.get_num_threads(),
+    device=str(trainer.args.device),
+    attention=trainer.model.config._attn_implementation,
+    optimizer=str(trainer.args.optim.value),
+  )
   trainer.train()
 
 

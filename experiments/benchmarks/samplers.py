@@ -35,18 +35,32 @@ def ours(channel: Channel, settings: dict) -> None:
 
   def generate(prompts, n, lengths, batch):
     completions = rollout.complete(
-        model.config, model.params, tokenizer, prompts,
-        [str(i) for i in range(len(prompts))], seed=0, step=0, role="generate",
-        knobs=api.Knobs(), n=n, max_new_tokens=np.asarray(lengths), slots=batch,
-        decode_steps=32, prompt_bucket=16,
-    )  # fmt: skip
+      model.config,
+      model.params,
+      tokenizer,
+      prompts,
+      [str(i) for i in range(len(prompts))],
+      seed=0,
+      step=0,
+      role="generate",
+      knobs=api.Knobs(),
+      n=n,
+      max_new_tokens=np.asarray(lengths),
+      slots=batch,
+      decode_steps=32,
+      prompt_bucket=16,
+    )
     return [len(c.ids) for group in completions for c in group]
 
   serve(
-      channel, settings["prompts"], generate, lambda: compiled.count,
-      jax=jax.__version__, dtype=model.config.dtype,
-      weights=sum(x.size for x in jax.tree.leaves(model.params)),
-  )  # fmt: skip
+    channel,
+    settings["prompts"],
+    generate,
+    lambda: compiled.count,
+    jax=jax.__version__,
+    dtype=model.config.dtype,
+    weights=sum(x.size for x in jax.tree.leaves(model.params)),
+  )
 
 
 def transformers(channel: Channel, settings: dict) -> None:
@@ -55,9 +69,13 @@ def transformers(channel: Channel, settings: dict) -> None:
   import transformers
 
   device = "cuda" if settings["backend"] == "gpu" else "cpu"
-  model = transformers.AutoModelForCausalLM.from_pretrained(
+  model = (
+    transformers.AutoModelForCausalLM.from_pretrained(
       settings["directory"], dtype=torch.float32, local_files_only=True
-  ).eval().to(device)  # fmt: skip
+    )
+    .eval()
+    .to(device)
+  )
   end, pad = settings["end"], settings["pad"]
 
   def generate(prompts, n, lengths, batch):
@@ -66,29 +84,40 @@ def transformers(channel: Channel, settings: dict) -> None:
       part, of_part = prompts[i : i + count], lengths[i * n : (i + count) * n]
       width = max(map(len, part))
       ids = torch.tensor([[pad] * (width - len(p)) + p for p in part])
-      real = torch.tensor(
-          [[0] * (width - len(p)) + [1] * len(p) for p in part]
-      )
+      real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
       how = transformers.GenerationConfig(
-          do_sample=True, temperature=1.0, top_k=0, top_p=1.0, eos_token_id=end,
-          pad_token_id=pad, max_new_tokens=max(of_part), use_cache=True,
-          num_return_sequences=n, disable_compile=True,
-      )  # fmt: skip
+        do_sample=True,
+        temperature=1.0,
+        top_k=0,
+        top_p=1.0,
+        eos_token_id=end,
+        pad_token_id=pad,
+        max_new_tokens=max(of_part),
+        use_cache=True,
+        num_return_sequences=n,
+        disable_compile=True,
+      )
       with torch.no_grad():
         rows = model.generate(
-            ids.to(device), attention_mask=real.to(device),
-            generation_config=how,
-            logits_processor=[Ends(of_part, end)],
-        )  # fmt: skip
+          ids.to(device),
+          attention_mask=real.to(device),
+          generation_config=how,
+          logits_processor=[Ends(of_part, end)],
+        )
       for row in rows[:, width:].tolist():
         made.append(row.index(end) + 1)
     return made
 
   serve(
-      channel, settings["prompts"], generate, torch=torch.__version__,
-      transformers=transformers.__version__, threads=torch.get_num_threads(),
-      device=device, attention=model.config._attn_implementation,
-  )  # fmt: skip
+    channel,
+    settings["prompts"],
+    generate,
+    torch=torch.__version__,
+    transformers=transformers.__version__,
+    threads=torch.get_num_threads(),
+    device=device,
+    attention=model.config._attn_implementation,
+  )
 
 
 class Ids:
@@ -135,32 +164,40 @@ def tunix(channel: Channel, settings: dict) -> None:
   c = json.loads(pathlib.Path(settings["directory"], "config.json").read_text())
   heads = c["num_attention_heads"]
   config = llama.ModelConfig(
-      num_layers=c["num_hidden_layers"], vocab_size=c["vocab_size"],
-      embed_dim=c["hidden_size"], hidden_dim=c["intermediate_size"],
-      num_heads=heads, head_dim=c.get("head_dim") or c["hidden_size"] // heads,
-      num_kv_heads=c["num_key_value_heads"], rope_theta=1_000_000,
-      norm_eps=c["rms_norm_eps"], weight_tying=c["tie_word_embeddings"],
-  )  # fmt: skip
+    num_layers=c["num_hidden_layers"],
+    vocab_size=c["vocab_size"],
+    embed_dim=c["hidden_size"],
+    hidden_dim=c["intermediate_size"],
+    num_heads=heads,
+    head_dim=c.get("head_dim") or c["hidden_size"] // heads,
+    num_kv_heads=c["num_key_value_heads"],
+    rope_theta=1_000_000,
+    norm_eps=c["rms_norm_eps"],
+    weight_tying=c["tie_word_embeddings"],
+  )
   mesh = jax.make_mesh(
-      (1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
+    (1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
   )
   prompts = settings["prompts"]
   with mesh:
     model = params.create_model_from_safe_tensors(
-        settings["directory"], config, mesh, dtype=jnp.float32
+      settings["directory"], config, mesh, dtype=jnp.float32
     )
   used = {i for p in prompts for i in p}
   tokenizer = Ids(next(i for i in range(c["vocab_size"]) if i not in used))
   width = max(map(len, prompts))
   cache = sampler.CacheConfig(
-      cache_size=width + 128, num_layers=config.num_layers,
-      num_kv_heads=config.num_kv_heads, head_dim=config.head_dim,
-  )  # fmt: skip
+    cache_size=width + 128,
+    num_layers=config.num_layers,
+    num_kv_heads=config.num_kv_heads,
+    head_dim=config.head_dim,
+  )
   its = sampler.Sampler(model, tokenizer, cache)
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
-      lambda event, *_, **__: event.endswith("backend_compile_duration")
-      and compiled.append(event)
+    lambda event, *_, **__: (
+      event.endswith("backend_compile_duration") and compiled.append(event)
+    )
   )
 
   def generate(prompts, n, lengths, batch):
@@ -169,20 +206,29 @@ def tunix(channel: Channel, settings: dict) -> None:
     for i in range(0, len(rows), batch):
       part = lengths[i : i + batch]
       out = its(
-          rows[i : i + batch], max_generation_steps=max(part),
-          max_prompt_length=width, temperature=1.0, top_p=1.0, eos_tokens=[-1],
-          seed=0,
-      )  # fmt: skip
+        rows[i : i + batch],
+        max_generation_steps=max(part),
+        max_prompt_length=width,
+        temperature=1.0,
+        top_p=1.0,
+        eos_tokens=[-1],
+        seed=0,
+      )
       made += [min(len(x), k) for x, k in zip(out.tokens, part, strict=True)]
     return made
 
   serve(
-      channel, prompts, generate, lambda: len(compiled), jax=jax.__version__,
-      tunix=importlib.metadata.version("google-tunix"),
-  )  # fmt: skip
+    channel,
+    prompts,
+    generate,
+    lambda: len(compiled),
+    jax=jax.__version__,
+    tunix=importlib.metadata.version("google-tunix"),
+  )
 
 
 SIDES = {
-    "sample_ours": ours, "sample_transformers": transformers,
-    "sample_tunix": tunix,
-}  # fmt: skip
+  "sample_ours": ours,
+  "sample_transformers": transformers,
+  "sample_tunix": tunix,
+}

@@ -37,11 +37,13 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   asked = prepare.ask(config.context, tokenizer, examples, 1024, {}, "training")
   with tempfile.TemporaryDirectory() as directory:
     settings = {
-        "source": source, "directory": directory,
-        "backend": jax.default_backend(),
-        "prompts": [p.student_ids for p in asked],
-        "end": tokenizer.end_of_turn_id, "pad": tokenizer.pad_id,
-    }  # fmt: skip
+      "source": source,
+      "directory": directory,
+      "backend": jax.default_backend(),
+      "prompts": [p.student_ids for p in asked],
+      "end": tokenizer.end_of_turn_id,
+      "pad": tokenizer.pad_id,
+    }
     workers = {"ours": Worker("sample_ours", settings)}
     if with_peers or tunix:
       peers.export(source, pathlib.Path(directory))
@@ -68,8 +70,12 @@ def compare(workers: dict, shape: shapes.Shape, times: int) -> None:
   for side, worker in workers.items():
     tried = {b: steady(worker, batch=b, **order) for b in BATCHES}
     best[side] = min(tried, key=lambda b: tried[b]["seconds"])
-    say("tried", side=side, best_batch=best[side],
-        seconds={b: row["seconds"] for b, row in tried.items()})  # fmt: skip
+    say(
+      "tried",
+      side=side,
+      best_batch=best[side],
+      seconds={b: row["seconds"] for b, row in tried.items()},
+    )
   timed = {side: [] for side in workers}
   for _ in range(times):
     for side, worker in workers.items():
@@ -79,13 +85,17 @@ def compare(workers: dict, shape: shapes.Shape, times: int) -> None:
   for side, rows in timed.items():
     seconds = [row["seconds"] for row in rows]
     middle = statistics.median(seconds)
-    say("summary", side=side, batch=best[side], seconds=spread(seconds),
-        tokens=sum(shape.lengths),
-        tokens_per_second=sum(shape.lengths) / middle,
-        compiles=sum(row.get("compiles", 0) for row in rows),
-        seconds_over_ours=middle / statistics.median(
-            row["seconds"] for row in timed["ours"]
-        ))  # fmt: skip
+    say(
+      "summary",
+      side=side,
+      batch=best[side],
+      seconds=spread(seconds),
+      tokens=sum(shape.lengths),
+      tokens_per_second=sum(shape.lengths) / middle,
+      compiles=sum(row.get("compiles", 0) for row in rows),
+      seconds_over_ours=middle
+      / statistics.median(row["seconds"] for row in timed["ours"]),
+    )
 
 
 def steady(worker: Worker, **order) -> dict:
@@ -114,9 +124,15 @@ def decode(workers: dict, most: dict, times: int) -> None:
       steps_per_second = (LONG - SHORT) / (long - short)
       read = 4 * weights * steps_per_second / 1e9
       flops = 2 * weights * rows * steps_per_second / 1e9
-      say("decode", side=side, rows=rows, seconds_short=spread(seconds[SHORT]),
-          seconds_long=spread(seconds[LONG]),
-          tokens_per_second=rows * steps_per_second,
-          weight_gbytes_per_second=read, gflops_per_second=flops,
-          share_of_read=read / most["read_gbytes"],
-          share_of_matmul=flops / most["matmul_gflops"])  # fmt: skip
+      say(
+        "decode",
+        side=side,
+        rows=rows,
+        seconds_short=spread(seconds[SHORT]),
+        seconds_long=spread(seconds[LONG]),
+        tokens_per_second=rows * steps_per_second,
+        weight_gbytes_per_second=read,
+        gflops_per_second=flops,
+        share_of_read=read / most["read_gbytes"],
+        share_of_matmul=flops / most["matmul_gflops"],
+      )

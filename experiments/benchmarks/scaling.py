@@ -16,22 +16,32 @@ from experiments.benchmarks import lines
 
 BASE = {"rows": 8, "length": 256, "vocabulary": 8192}
 SIZES = {
-    "rows": (4, 8, 16, 32, 64),
-    "length": (64, 128, 256, 512, 1024),
-    "vocabulary": (4096, 8192, 16_384, 32_768, 65_536),
+  "rows": (4, 8, 16, 32, 64),
+  "length": (64, 128, 256, 512, 1024),
+  "vocabulary": (4096, 8192, 16_384, 32_768, 65_536),
 }
 NEW_TOKENS = (128, 256, 512, 1024, 2048)
 BUCKET = 64  # positions of the smallest cache
 MODEL = {
-    "model_type": "llama", "hidden_size": 256, "intermediate_size": 768,
-    "num_hidden_layers": 4, "num_attention_heads": 4, "num_key_value_heads": 2,
-    "max_position_embeddings": 2048, "rms_norm_eps": 1e-5,
-    "tie_word_embeddings": True, "rope_theta": 1e4,
-}  # fmt: skip
+  "model_type": "llama",
+  "hidden_size": 256,
+  "intermediate_size": 768,
+  "num_hidden_layers": 4,
+  "num_attention_heads": 4,
+  "num_key_value_heads": 2,
+  "max_position_embeddings": 2048,
+  "rms_norm_eps": 1e-5,
+  "tie_word_embeddings": True,
+  "rope_theta": 1e4,
+}
 RUN = {
-    "dtype": "float32", "param_dtype": "float32", "scan_layers": False,
-    "remat": "none", "attention": "chunked", "lora_alpha": 1.0,
-}  # fmt: skip
+  "dtype": "float32",
+  "param_dtype": "float32",
+  "scan_layers": False,
+  "remat": "none",
+  "attention": "chunked",
+  "lora_alpha": 1.0,
+}
 
 
 def batch_of(rows: int, length: int, vocabulary: int):
@@ -44,9 +54,8 @@ def batch_of(rows: int, length: int, vocabulary: int):
   ids = np.random.default_rng(0).integers(0, vocabulary, (rows, 3, half))
   told = [tuple(map(tuple, three)) for three in ids.tolist()]
   return collate.collate(
-      [collate.Row(*three, None) for three in told], pad_id=0, bucket=8,
-      response_bucket=8,
-  )  # fmt: skip
+    [collate.Row(*three, None) for three in told], pad_id=0, bucket=8, response_bucket=8
+  )
 
 
 def compiled_step(rows: int, length: int, vocabulary: int):
@@ -87,16 +96,17 @@ def point(rows: int, length: int, vocabulary: int) -> dict:
 def slope(sizes, seconds) -> float:
   """Of the straight line through the points on two logarithmic axes."""
   x, y = ([math.log(v) for v in values] for values in (sizes, seconds))
-  mean = lambda values: sum(values) / len(values)
+
+  def mean(values):
+    return sum(values) / len(values)
+
   dx = [v - mean(x) for v in x]
   return sum(d * v for d, v in zip(dx, y, strict=True)) / sum(d * d for d in dx)
 
 
 def asked(tokenizer) -> list[list[int]]:
   """Token ids of 4 prompts."""
-  return [
-      tokenizer.encode(f"A long story about the number {n}:") for n in range(4)
-  ]
+  return [tokenizer.encode(f"A long story about the number {n}:") for n in range(4)]
 
 
 def generate(model, prompts, new_tokens: int):
@@ -104,11 +114,17 @@ def generate(model, prompts, new_tokens: int):
   from opsd_jax import draw, sample
 
   return sample.sample(
-      model.config, model.params, prompts,
-      draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
-      draw.Knobs(), max_new_tokens=new_tokens, eos_ids=(-1,), slots=4,
-      bucket=BUCKET, steps=32,
-  )  # fmt: skip
+    model.config,
+    model.params,
+    prompts,
+    draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
+    draw.Knobs(),
+    max_new_tokens=new_tokens,
+    eos_ids=(-1,),
+    slots=4,
+    bucket=BUCKET,
+    steps=32,
+  )
 
 
 def forward_logp(model, prompt, reply):
@@ -156,18 +172,21 @@ def rollouts(source: str):
   for size in NEW_TOKENS:
     made = []
     (seconds,) = lines.seconds_of(
-        lambda: made.append(generate(model, prompts, size)),  # noqa: B023
-        times=3,
+      lambda: made.append(generate(model, prompts, size)),  # noqa: B023
+      times=3,
     )
-    yield size, {
+    yield (
+      size,
+      {
         "seconds": seconds,
         "cache_bytes": cache_bytes(model.config, longest + size),
         "milliseconds_per_token": 1000 * seconds["median"] / (4 * size),
-    }  # fmt: skip
+      },
+    )
   got = made[-1]
   gaps = [
-      np.abs(forward_logp(model, p, ids) - logp).max()
-      for p, ids, logp in zip(prompts, got.ids_RxT, got.logp_RxT, strict=True)
+    np.abs(forward_logp(model, p, ids) - logp).max()
+    for p, ids, logp in zip(prompts, got.ids_RxT, got.logp_RxT, strict=True)
   ]
   lines.say("forward", new_tokens=size, rows=4, most_logp_gap=float(max(gaps)))
 
@@ -179,8 +198,12 @@ def measure(axis: str, rows) -> None:
     lines.say("scaling", axis=axis, size=size, **row)
     sizes.append(size)
     medians.append(row["seconds"]["median"])
-  lines.say("slope", axis=axis, of_all=slope(sizes, medians),
-            of_last_two=slope(sizes[-2:], medians[-2:]))  # fmt: skip
+  lines.say(
+    "slope",
+    axis=axis,
+    of_all=slope(sizes, medians),
+    of_last_two=slope(sizes[-2:], medians[-2:]),
+  )
 
 
 def scaling(source: str) -> None:

@@ -28,21 +28,17 @@ def response_lengths() -> tuple[int, ...]:
 
 
 STEP = {
-    "default": Shape(8),  # up to 64 tokens, until the end of turn
-    "fixed": Shape(8, lengths=(64,) * 8),
-    "ragged": Shape(
-        64, lengths=response_lengths(), steps=2, micro_batches=4
-    ),
-    "samples": Shape(
-        2, 8, lengths=(64,) * 16, student=128, teacher=384, steps=3
-    ),
+  "default": Shape(8),  # up to 64 tokens, until the end of turn
+  "fixed": Shape(8, lengths=(64,) * 8),
+  "ragged": Shape(64, lengths=response_lengths(), steps=2, micro_batches=4),
+  "samples": Shape(2, 8, lengths=(64,) * 16, student=128, teacher=384, steps=3),
 }
 
 SAMPLE = {
-    "ragged": Shape(64, lengths=response_lengths()),
-    "samples": Shape(  # twice the rows, half as long
-        16, 8, lengths=tuple(-(-n // 2) for n in response_lengths()) * 2
-    ),
+  "ragged": Shape(64, lengths=response_lengths()),
+  "samples": Shape(  # twice the rows, half as long
+    16, 8, lengths=tuple(-(-n // 2) for n in response_lengths()) * 2
+  ),
 }
 
 
@@ -71,10 +67,12 @@ def examples(config, shape: Shape, tokenizer):
   from opsd_jax import tasks
 
   found = tasks.load(
-      config.task.name, train_count=config.task.train_count,
-      eval_count=config.task.eval_count, seed=config.task.seed,
-      privileged_field=config.task.privileged_field,
-  ).train  # fmt: skip
+    config.task.name,
+    train_count=config.task.train_count,
+    eval_count=config.task.eval_count,
+    seed=config.task.seed,
+    privileged_field=config.task.privileged_field,
+  ).train
   if shape.student is None:
     return found
   return tuple(lengthened(config.context, e, shape, tokenizer) for e in found)
@@ -98,7 +96,7 @@ def lengthened(c, example, shape: Shape, tokenizer, word: str = " so"):
   e = more(e, "solution", shape.teacher - sizes(e)[1])
   if sizes(e) != (shape.student, shape.teacher):
     raise ValueError(
-        f"prompts of {sizes(e)} tokens, expected {shape.student} of the student"
-        f" and {shape.teacher} of the teacher: is {word!r} one token?"
+      f"prompts of {sizes(e)} tokens, expected {shape.student} of the student"
+      f" and {shape.teacher} of the teacher: is {word!r} one token?"
     )
   return e

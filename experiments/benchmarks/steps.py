@@ -23,9 +23,12 @@ def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
   most = machine(model=source, shape=shape)
   with tempfile.TemporaryDirectory() as directory:
     settings = {
-        "source": source, "steps": steps, "shape": shape,
-        "directory": directory, "backend": jax.default_backend(),
-    }  # fmt: skip
+      "source": source,
+      "steps": steps,
+      "shape": shape,
+      "directory": directory,
+      "backend": jax.default_backend(),
+    }
     workers = {"ours": Worker("ours", settings)}
     if with_peers and missing:
       say("skipped", side="trl", reason=f"{missing[0]} is not installed")
@@ -45,15 +48,22 @@ def measure(workers: dict, steps: int, most: dict) -> None:
     # TRL takes its batches in order, and has nothing to compile.
     count = shapes.WARM_UP + (steps if side == "ours" else 0)
     warm = [worker.ask(step=i) for i in range(count)]
-    total = lambda name, rows=warm: sum(row.get(name, 0) for row in rows)
-    say("warm_up", side=side, steps=count, compiles=total("compiles"),
-        compile_seconds=total("compile_seconds"))  # fmt: skip
+
+    def total(name, rows=warm):
+      return sum(row.get(name, 0) for row in rows)
+
+    say(
+      "warm_up",
+      side=side,
+      steps=count,
+      compiles=total("compiles"),
+      compile_seconds=total("compile_seconds"),
+    )
   timed = {side: [] for side in workers}
   for i in range(shapes.WARM_UP, shapes.WARM_UP + steps):
     for side, worker in workers.items():
       timed[side].append(worker.ask(step=i))
-      say("step", side=side, step=i, load=os.getloadavg()[0],
-          **timed[side][-1])  # fmt: skip
+      say("step", side=side, step=i, load=os.getloadavg()[0], **timed[side][-1])
     prompts = {side: rows[-1]["prompts"] for side, rows in timed.items()}
     if len(set(prompts.values())) > 1:
       raise RuntimeError(f"the sides read different prompts: {prompts}")
@@ -68,23 +78,30 @@ def measure(workers: dict, steps: int, most: dict) -> None:
     workers.pop("trl").close()  # what it holds, the split may need
   parts = workers["ours"].ask(split=True)
   share = parts["learn_gflops_per_second"] / most["matmul_gflops"]
-  say("split", rollout=summaries["ours"]["rollout_seconds"]["median"],
-      share_of_matmul=share, **parts)  # fmt: skip
+  say(
+    "split",
+    rollout=summaries["ours"]["rollout_seconds"]["median"],
+    share_of_matmul=share,
+    **parts,
+  )
 
 
 def summary(rows: list[dict]) -> dict:
   """One side's timed steps: medians with spread, means, sums."""
-  of = lambda name: [row.get(name, 0) for row in rows]
+
+  def of(name):
+    return [row.get(name, 0) for row in rows]
+
   return {
-      "steps": len(rows),
-      "steps_per_second": 1 / statistics.median(of("seconds")),
-      "tokens_per_second": sum(of("response_tokens")) / sum(of("seconds")),
-      "seconds": spread(of("seconds")),
-      "rollout_seconds": spread(of("rollout_seconds")),
-      "cpu_seconds": spread(of("cpu_seconds")),
-      "idle_cpu_seconds": spread(of("idle_cpu_seconds")),
-      "mean_response_tokens": statistics.mean(of("response_tokens")),
-      "mean_divergence": statistics.mean(of("divergence")),
-      "mean_longest": statistics.mean(of("longest")),
-      "compiles": sum(of("compiles")),
+    "steps": len(rows),
+    "steps_per_second": 1 / statistics.median(of("seconds")),
+    "tokens_per_second": sum(of("response_tokens")) / sum(of("seconds")),
+    "seconds": spread(of("seconds")),
+    "rollout_seconds": spread(of("rollout_seconds")),
+    "cpu_seconds": spread(of("cpu_seconds")),
+    "idle_cpu_seconds": spread(of("idle_cpu_seconds")),
+    "mean_response_tokens": statistics.mean(of("response_tokens")),
+    "mean_divergence": statistics.mean(of("divergence")),
+    "mean_longest": statistics.mean(of("longest")),
+    "compiles": sum(of("compiles")),
   }

@@ -18,9 +18,11 @@ class Worker:
   def __init__(self, side: str, settings: dict, python: str = sys.executable):
     self.side = side
     self.process = subprocess.Popen(
-        [python, "-m", "experiments.bench", "worker", side],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-    )  # fmt: skip
+      [python, "-m", "experiments.bench", "worker", side],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
     self.about = self.ask(**settings)
 
   def ask(self, **order) -> dict:

@@ -26,18 +26,18 @@ SEEDS = (0, 1, 2)
 OPSD = "configs/opsd.py"
 COMMON = {"eval.every": [40], "checkpoint.every": [20]}  # evaluated at the end
 METHODS = {  # the config, and what differs from it
-    "SFT on the reference": ("configs/sft.py", {}),
-    "RFT": ("configs/rft.py", {}),
-    "GRPO": ("configs/grpo.py", {}),
-    "Dr. GRPO": ("configs/dr_grpo.py", {}),
-    "OPSD": (OPSD, {}),
-    "OPSD, live teacher": (OPSD, {"teacher.name": "live"}),
-    "OPSD, EMA teacher": (OPSD, {"teacher.name": "ema"}),
-    "OPSD, reverse KL": (OPSD, {"divergence.name": "reverse_kl"}),
-    "OPSD, JSD": (OPSD, {"divergence.name": "jsd"}),
-    "control: answer alone": (OPSD, {"context.privileged": "answer"}),
-    "control: another's solution": (OPSD, {"context.privileged": "other"}),
-    "control: wording alone": (OPSD, {"context.privileged": "none"}),
+  "SFT on the reference": ("configs/sft.py", {}),
+  "RFT": ("configs/rft.py", {}),
+  "GRPO": ("configs/grpo.py", {}),
+  "Dr. GRPO": ("configs/dr_grpo.py", {}),
+  "OPSD": (OPSD, {}),
+  "OPSD, live teacher": (OPSD, {"teacher.name": "live"}),
+  "OPSD, EMA teacher": (OPSD, {"teacher.name": "ema"}),
+  "OPSD, reverse KL": (OPSD, {"divergence.name": "reverse_kl"}),
+  "OPSD, JSD": (OPSD, {"divergence.name": "jsd"}),
+  "control: answer alone": (OPSD, {"context.privileged": "answer"}),
+  "control: another's solution": (OPSD, {"context.privileged": "other"}),
+  "control: wording alone": (OPSD, {"context.privileged": "none"}),
 }
 GROUPS = (("control", "#CC79A7"), ("OPSD", "#0072B2"), ("", "#D55E00"))
 
@@ -89,24 +89,23 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   is_sampled = config["rollout"]["source"] == "on_policy"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
-  of_teacher = lambda key: (
-      round(evals[0][f"eval/{key}"], 4) if METHODS[method][0] == OPSD else None
-  )
+
+  def of_teacher(key):
+    return round(evals[0][f"eval/{key}"], 4) if METHODS[method][0] == OPSD else None
+
   return {
-      "method": method, "seed": seed,
-      "evals": [
-          {"step": r["step"], **{k: round(r[f"eval/{k}"], 4) for k in keys}}
-          for r in evals
-      ],
-      "teacher": of_teacher("teacher_accuracy"),
-      "teacher_sampled": of_teacher("teacher_sampled_accuracy"),
-      "loss": round(next(r["loss"] for r in rows[::-1] if "loss" in r), 5),
-      "right": "".join(str(int(score >= 1)) for score in scores),
-      "generated_tokens": sum(
-          r.get("response_tokens", 0) for r in rows if is_sampled
-      ),
-      "seconds": round(seconds),
-  }  # fmt: skip
+    "method": method,
+    "seed": seed,
+    "evals": [
+      {"step": r["step"], **{k: round(r[f"eval/{k}"], 4) for k in keys}} for r in evals
+    ],
+    "teacher": of_teacher("teacher_accuracy"),
+    "teacher_sampled": of_teacher("teacher_sampled_accuracy"),
+    "loss": round(next(r["loss"] for r in rows[::-1] if "loss" in r), 5),
+    "right": "".join(str(int(score >= 1)) for score in scores),
+    "generated_tokens": sum(r.get("response_tokens", 0) for r in rows if is_sampled),
+    "seconds": round(seconds),
+  }
 
 
 def read(results: pathlib.Path) -> list[dict]:
@@ -119,7 +118,9 @@ def keep(results: pathlib.Path, runs: list[dict]) -> None:
   one: machines may share a study."""
   from opsd_jax import files
 
-  of = lambda rows: {(r["method"], r["seed"]): r for r in rows}
+  def of(rows):
+    return {(r["method"], r["seed"]): r for r in rows}
+
   found = of(read(results)) | of(runs)
   order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
   text = "".join(json.dumps(found[key]) + "\n" for key in order)
@@ -151,8 +152,9 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
   both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
   if not both or rows[0]["method"] == "OPSD":
     return ""
-  right_2xSxN = [[[int(c) for c in r["right"]] for r in side]
-                 for side in zip(*both, strict=True)]  # fmt: skip
+  right_2xSxN = [
+    [[int(c) for c in r["right"]] for r in side] for side in zip(*both, strict=True)
+  ]
   a_N, b_N = np.mean(right_2xSxN, 1)
   d = statistics.compare(a_N, b_N, resamples=10_000, seed=0)
   return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p={d.p:.2g}"
@@ -164,19 +166,22 @@ def table(runs: list[dict]) -> str:
   from opsd_jax import statistics
 
   lines = [
-      "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
-      " truncated | drift | generated tokens | minutes |",
-      "|---|---|---|---|---|---|---|---|---|",
+    "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
+    " truncated | drift | generated tokens | minutes |",
+    "|---|---|---|---|---|---|---|---|---|",
   ]
-  mean = lambda rows, key: float(np.mean([r[key] for r in rows]))
+
+  def mean(rows, key):
+    return float(np.mean([r[key] for r in rows]))
+
   first = [r["evals"][0] for r in runs]
   value = mean(first, "accuracy")
   N = len(runs[0]["right"])
   low, high = statistics.wilson(value * N, N)
   lines.append(
-      f"| base | {value:.3f} [{low:.3f}, {high:.3f}] | | |"
-      f" {mean(first, 'sampled_accuracy'):.3f} |"
-      f" {mean(first, 'truncated'):.2f} | 0 | | |"
+    f"| base | {value:.3f} [{low:.3f}, {high:.3f}] | | |"
+    f" {mean(first, 'sampled_accuracy'):.3f} |"
+    f" {mean(first, 'truncated'):.2f} | 0 | | |"
   )
   for method, rows in by_method(runs).items():
     seconds = [r["seconds"] for r in rows if "device" not in r]
@@ -185,11 +190,11 @@ def table(runs: list[dict]) -> str:
     ends = [r["evals"][-1] for r in rows]
     each = " ".join(f"{e['accuracy']:.3f}" for e in ends)
     lines.append(
-        f"| {method} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
-        f" | {against_opsd(runs, rows)} | {mean(ends, 'sampled_accuracy'):.3f}"
-        f" | {mean(ends, 'truncated'):.2f} | {mean(ends, 'drift'):.3f}"
-        f" | {mean(rows, 'generated_tokens'):,.0f}"
-        f" | {minutes} |"
+      f"| {method} | {value:.3f} [{low:.3f}, {high:.3f}] | {each}"
+      f" | {against_opsd(runs, rows)} | {mean(ends, 'sampled_accuracy'):.3f}"
+      f" | {mean(ends, 'truncated'):.2f} | {mean(ends, 'drift'):.3f}"
+      f" | {mean(rows, 'generated_tokens'):,.0f}"
+      f" | {minutes} |"
     )
   return "\n".join(lines)
 
@@ -203,9 +208,8 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 
   methods = by_method(runs)
   figure, (bars, plane) = plt.subplots(
-      1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained",
-      sharey=False,
-  )  # fmt: skip
+    1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained", sharey=False
+  )
   base = runs[0]["evals"][0]["accuracy"]
   teacher = next((r["teacher"] for r in runs if r["teacher"]), None)
   places = []
@@ -223,9 +227,13 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
   for value, drift, method in sorted(places, reverse=True):
     height = min(value, height - 0.045)
     plane.annotate(
-        method, (drift, value), xytext=(0.9, height), fontsize=7,
-        va="center", arrowprops={"arrowstyle": "-", "lw": 0.3},
-    )  # fmt: skip
+      method,
+      (drift, value),
+      xytext=(0.9, height),
+      fontsize=7,
+      va="center",
+      arrowprops={"arrowstyle": "-", "lw": 0.3},
+    )
   bars.set_yticks(range(len(methods)), methods, fontsize=8)
   bars.invert_yaxis()
   bars.set_xlabel("held-out accuracy, greedy; dots: seeds")
@@ -235,8 +243,15 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
       continue
     bars.axvline(line, color="#555555", ls="--", lw=1)
     plane.axhline(line, color="#555555", ls="--", lw=1)
-    bars.text(line, 1.02, name, fontsize=7, ha="center", color="#555555",
-              transform=bars.get_xaxis_transform())  # fmt: skip
+    bars.text(
+      line,
+      1.02,
+      name,
+      fontsize=7,
+      ha="center",
+      color="#555555",
+      transform=bars.get_xaxis_transform(),
+    )
   plane.set_xscale("log")
   plane.margins(x=0.3)
   for axis in (bars, plane):
@@ -254,7 +269,7 @@ def main(argv=None) -> None:
   results = HERE / "methods.jsonl"
   if not any(args.only in method for method in METHODS):
     raise SystemExit(
-        f"error: no method's name holds {args.only!r}; known: {', '.join(METHODS)}"
+      f"error: no method's name holds {args.only!r}; known: {', '.join(METHODS)}"
     )
   if args.workdir and args.commands:
     for method in METHODS:

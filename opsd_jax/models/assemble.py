@@ -30,9 +30,10 @@ def array(leaf: Leaf, dtype, sharding, read) -> jax.Array:
   """
   whole = (slice(None),) * len(leaf.shape)
   indices = (
-      [whole] if sharding is None
-      else sharding.addressable_devices_indices_map(leaf.shape).values()
-  )  # fmt: skip
+    [whole]
+    if sharding is None
+    else sharding.addressable_devices_indices_map(leaf.shape).values()
+  )
   # Several devices may hold the same part.
   boxes = {box_of(index, leaf.shape) for index in indices}
   parts = {box: empty([b - a for a, b in box], dtype) for box in boxes}
@@ -41,15 +42,13 @@ def array(leaf: Leaf, dtype, sharding, read) -> jax.Array:
   if sharding is None:
     return jax.device_put(parts[box_of(whole, leaf.shape)])
   x = jax.make_array_from_callback(
-      leaf.shape, sharding, lambda index: parts[box_of(index, leaf.shape)]
+    leaf.shape, sharding, lambda index: parts[box_of(index, leaf.shape)]
   )
   return jax.block_until_ready(x)  # before the next one is read
 
 
 def box_of(index, shape) -> tuple[tuple[int, int], ...]:
-  return tuple(
-      s.indices(n)[:2] for s, n in zip(index, shape, strict=True)
-  )  # fmt: skip
+  return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
 def empty(shape, dtype) -> np.ndarray:

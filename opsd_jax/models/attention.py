@@ -24,9 +24,8 @@ INTERPRET = False  # emulates splash off the TPU, very slowly; tests only
 
 
 def attend(
-    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None,
-    parents_BxL=None,
-):  # fmt: skip
+  q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None, parents_BxL=None
+):
   """y_BxLxHxC; `backend` is a name in `ALL`, see `resolve`.
 
   segments_BxL (int32), for rows packed of several sequences: a query sees its
@@ -36,8 +35,7 @@ def attend(
   own = segments_BxL
   if parents_BxL is not None and not shares(backend):
     raise ValueError(
-        f"attention {backend!r} cannot share a prompt between responses; use"
-        " 'chunked'"
+      f"attention {backend!r} cannot share a prompt between responses; use 'chunked'"
     )
   if parents_BxL is not None:
     own = Seen(segments_BxL, parents_BxL)
@@ -67,18 +65,17 @@ def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
   G = H // K
   q = (q_BxLxHxC * C**-0.5).reshape(B, L, K, G, C)
   q_BxKxGLxC = q.transpose(0, 2, 3, 1, 4).reshape(B, K, G * L, C)
-  k_BxKxSxC, v_BxKxSxC = (
-      x.transpose(0, 2, 1, 3) for x in (k_BxSxKxC, v_BxSxKxC)
-  )
+  k_BxKxSxC, v_BxKxSxC = (x.transpose(0, 2, 1, 3) for x in (k_BxSxKxC, v_BxSxKxC))
   z = jnp.einsum(
-      "bkqc,bksc->bkqs", q_BxKxGLxC, k_BxKxSxC,
-      preferred_element_type=jnp.float32, precision=precision(q.dtype),
-  ).reshape(B, K, G, L, S)  # fmt: skip
+    "bkqc,bksc->bkqs",
+    q_BxKxGLxC,
+    k_BxKxSxC,
+    preferred_element_type=jnp.float32,
+    precision=precision(q.dtype),
+  ).reshape(B, K, G, L, S)
   p = jax.nn.softmax(jnp.where(seen_BxLxS[:, None, None], z, -1e30), -1)
   p_BxKxGLxS = p.astype(v_BxSxKxC.dtype).reshape(B, K, G * L, S)
-  y = jnp.einsum(
-      "bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC, precision=precision(q.dtype)
-  )
+  y = jnp.einsum("bkqs,bksc->bkqc", p_BxKxGLxS, v_BxKxSxC, precision=precision(q.dtype))
   y = y.reshape(B, K, G, L, C).transpose(0, 3, 1, 2, 4)
   return y.reshape(B, L, H, C)
 
@@ -89,15 +86,20 @@ def over_cache(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
   K, S = v_BxKxSxC.shape[1:3]
   q_BxKxGxC = (q_BxHxC * C**-0.5).reshape(B, K, H // K, C)
   z_BxKxGxS = jnp.einsum(
-      "bkgc,bkcs->bkgs", q_BxKxGxC, k_BxKxCxS,
-      preferred_element_type=jnp.float32, precision=precision(q_BxHxC.dtype),
-  )  # fmt: skip
+    "bkgc,bkcs->bkgs",
+    q_BxKxGxC,
+    k_BxKxCxS,
+    preferred_element_type=jnp.float32,
+    precision=precision(q_BxHxC.dtype),
+  )
   seen_BxS = jnp.arange(S) <= pos_B[:, None]
   p = jax.nn.softmax(jnp.where(seen_BxS[:, None, None], z_BxKxGxS, -1e30), -1)
   y_BxKxGxC = jnp.einsum(
-      "bkgs,bksc->bkgc", p.astype(v_BxKxSxC.dtype), v_BxKxSxC,
-      precision=precision(q_BxHxC.dtype),
-  )  # fmt: skip
+    "bkgs,bksc->bkgc",
+    p.astype(v_BxKxSxC.dtype),
+    v_BxKxSxC,
+    precision=precision(q_BxHxC.dtype),
+  )
   return y_BxKxGxC.reshape(B, H, C)
 
 
@@ -114,7 +116,10 @@ def causal(at_L, S: int, own=None, keys=None):
   seen_BxLxS = (jnp.arange(S) <= at_L[:, None])[None]
   if own is None:
     return seen_BxLxS
-  of = lambda a_BxL, b_BxS: a_BxL[..., None] == b_BxS[:, None]
+
+  def of(a_BxL, b_BxS):
+    return a_BxL[..., None] == b_BxS[:, None]
+
   if not isinstance(own, Seen):
     return seen_BxLxS & of(own, keys)
   segment = keys.segment_BxL
@@ -149,10 +154,13 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
     return dense(q, k_BxLxKxC, v_BxLxKxC, seen)
 
   y = jax.lax.map(
-      jax.checkpoint(of_chunk, prevent_cse=False),  # a loop body: no CSE
-      (jnp.arange(n * size).reshape(n, size), chunks(q_BxLxHxC),
-       jax.tree.map(chunks, segments_BxL)),
-  )  # fmt: skip
+    jax.checkpoint(of_chunk, prevent_cse=False),  # a loop body: no CSE
+    (
+      jnp.arange(n * size).reshape(n, size),
+      chunks(q_BxLxHxC),
+      jax.tree.map(chunks, segments_BxL),
+    ),
+  )
   return y.swapaxes(0, 1).reshape(B, n * size, H, C)[:, :L]
 
 
@@ -161,13 +169,13 @@ def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
   even lengths only, so that odd rows get a place at the right."""
   if segments_BxL is not None:
     raise ValueError(
-        "attention 'cudnn' got segments_BxL: cuDNN does not see segments and"
-        " would mix packed sequences; use 'chunked'"
+      "attention 'cudnn' got segments_BxL: cuDNN does not see segments and"
+      " would mix packed sequences; use 'chunked'"
     )
   if q_BxLxHxC.dtype.name not in ("bfloat16", "float16"):
     raise ValueError(
-        f"attention 'cudnn' got {q_BxLxHxC.dtype.name}, expected bfloat16 or"
-        " float16; set the model's dtype, or use 'chunked'"
+      f"attention 'cudnn' got {q_BxLxHxC.dtype.name}, expected bfloat16 or"
+      " float16; set the model's dtype, or use 'chunked'"
     )
   L = q_BxLxHxC.shape[1]
   q, k, v = (pad(x, L + L % 2) for x in (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC))
@@ -177,9 +185,8 @@ def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
 def fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, implementation: str):
   """JAX's own attention; it scales by C**-0.5 and takes K < H as it is."""
   return jax.nn.dot_product_attention(
-      q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, is_causal=True,
-      implementation=implementation,
-  )  # fmt: skip
+    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, is_causal=True, implementation=implementation
+  )
 
 
 def splash(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
@@ -198,9 +205,11 @@ def splash(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
   heads = None if K % mesh.shape["tensor"] else "tensor"
   spec = P(rows, None, heads)
   return jax.shard_map(
-      splash_on_device, in_specs=(spec, spec, spec, P(rows)),
-      out_specs=spec, check_vma=False,
-  )(*arguments)  # fmt: skip
+    splash_on_device,
+    in_specs=(spec, spec, spec, P(rows)),
+    out_specs=spec,
+    check_vma=False,
+  )(*arguments)
 
 
 def splash_on_device(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL):
@@ -212,16 +221,20 @@ def splash_on_device(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL):
   _, L, H, C = q_BxLxHxC.shape
   n, block = splash_blocks(L)
   kernel = pallas.make_splash_mha_single_device(
-      pallas.MultiHeadMask([pallas.CausalMask((n * block,) * 2)] * H),
-      block_sizes=pallas.BlockSizes(
-          block_q=block, block_kv=block, block_q_dkv=block,
-          block_kv_dkv=block, block_q_dq=block, block_kv_dq=block,
-      ),
-      interpret=INTERPRET,
-  )  # fmt: skip
+    pallas.MultiHeadMask([pallas.CausalMask((n * block,) * 2)] * H),
+    block_sizes=pallas.BlockSizes(
+      block_q=block,
+      block_kv=block,
+      block_q_dkv=block,
+      block_kv_dkv=block,
+      block_q_dq=block,
+      block_kv_dq=block,
+    ),
+    interpret=INTERPRET,
+  )
   q, k, v = (
-      pad(x, n * block).swapaxes(1, 2)
-      for x in (q_BxLxHxC * C**-0.5, k_BxLxKxC, v_BxLxKxC)
+    pad(x, n * block).swapaxes(1, 2)
+    for x in (q_BxLxHxC * C**-0.5, k_BxLxKxC, v_BxLxKxC)
   )
   ids = None
   if segments_BxL is not None:
@@ -257,9 +270,14 @@ ALL = {"xla": xla, "chunked": chunked, "cudnn": cudnn, "splash": splash}
 
 
 def resolve(
-    name: str, *, platform: str, dtype: str, head_dim: int,
-    packed: bool = False, capability: str = "8.0",
-) -> str:  # fmt: skip
+  name: str,
+  *,
+  platform: str,
+  dtype: str,
+  head_dim: int,
+  packed: bool = False,
+  capability: str = "8.0",
+) -> str:
   """The backend that `name` means there; "auto" is the fastest that can run.
 
   platform: tpu, cpu, cuda or rocm; gpu (all that a device says of itself) is
@@ -267,15 +285,13 @@ def resolve(
   ValueError for a name that is not known or cannot run there.
   """
   if name not in ALL and name != "auto":
-    raise ValueError(
-        f"unknown attention {name!r}, known: auto, {', '.join(ALL)}"
-    )
+    raise ValueError(f"unknown attention {name!r}, known: auto, {', '.join(ALL)}")
   here = platform, dtype, head_dim, packed, capability
   able = [n for n in ("splash", "cudnn", "chunked", "xla") if not bar(n, *here)]
   if name != "auto" and name not in able:
     raise ValueError(
-        f"attention {name!r} cannot run here: {bar(name, *here)}; on {platform}"
-        f" in {dtype} it is one of auto, {', '.join(able)}"
+      f"attention {name!r} cannot run here: {bar(name, *here)}; on {platform}"
+      f" in {dtype} it is one of auto, {', '.join(able)}"
     )
   return able[0] if name == "auto" else name
 

@@ -21,9 +21,17 @@ from opsd_jax.models import families, hf, safetensors_file
 
 
 def export(
-    directory, model_config, params, tokenizer, *, card: str, adapter=None,
-    alpha: float | None = None, max_shard_bytes: float = 5e9, dtype=None,
-) -> None:  # fmt: skip
+  directory,
+  model_config,
+  params,
+  tokenizer,
+  *,
+  card: str,
+  adapter=None,
+  alpha: float | None = None,
+  max_shard_bytes: float = 5e9,
+  dtype=None,
+) -> None:
   """Writes a model that transformers and our own `load_model` read.
 
   `card` is the text of README.md. An `adapter` is merged into the weights:
@@ -35,29 +43,26 @@ def export(
     raise ValueError("an adapter is given without its alpha")
   if adapter is not None:
     adapted(model_config, adapter)
-  if (last := max(*tokenizer.eos_ids, tokenizer.pad_id)) >= (
-      model_config.vocab_size
-  ):  # fmt: skip
+  if (last := max(*tokenizer.eos_ids, tokenizer.pad_id)) >= (model_config.vocab_size):
     raise ValueError(
-        f"the tokenizer has a token {last}, the model"
-        f" {model_config.vocab_size} of them: another model's tokenizer"
+      f"the tokenizer has a token {last}, the model"
+      f" {model_config.vocab_size} of them: another model's tokenizer"
     )
   dtype = dtype or model_config.param_dtype
   table = hf.name_table(model_config)
   read = functools.partial(
-      hf_tensor, model_config, params, adapter=adapter, alpha=alpha
+    hf_tensor, model_config, params, adapter=adapter, alpha=alpha
   )
   with new_directory(directory) as new:
     if jax.process_index() == 0:
       write_about(new, model_config, tokenizer, dtype, card)
     write_weights(
-        new, {n: row[3] for n, row in table.items()}, dtype, read,
-        max_shard_bytes,
-    )  # fmt: skip
+      new, {n: row[3] for n, row in table.items()}, dtype, read, max_shard_bytes
+    )
 
 
 def export_adapter(
-    directory, model_config, adapter, *, alpha: float, base: str, card: str
+  directory, model_config, adapter, *, alpha: float, base: str, card: str
 ) -> None:
   """Writes an adapter that peft loads beside its base, float32.
 
@@ -74,21 +79,28 @@ def export_adapter(
   if len(ranks) != 1:
     raise ValueError(f"the adapter has ranks {sorted(ranks)}, expected one")
   config = {
-      "peft_type": "LORA", "task_type": "CAUSAL_LM", "r": ranks.pop(),
-      "lora_alpha": alpha, "lora_dropout": 0.0, "bias": "none",
-      "fan_in_fan_out": False, "inference_mode": True,
-      "base_model_name_or_path": base,
-      "target_modules": targets(model_config, modules),
-  }  # fmt: skip
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": ranks.pop(),
+    "lora_alpha": alpha,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "base_model_name_or_path": base,
+    "target_modules": targets(model_config, modules),
+  }
   with new_directory(directory) as new:
     if jax.process_index() == 0:
       write_json(new / "adapter_config.json", config)
       (new / "README.md").write_text(card)
     shapes = {name: shape for name, (shape, _) in tensors.items()}
     write_file(
-        new / "adapter_model.safetensors", shapes, "float32",
-        lambda name: tensors[name][1](),
-    )  # fmt: skip
+      new / "adapter_model.safetensors",
+      shapes,
+      "float32",
+      lambda name: tensors[name][1](),
+    )
 
 
 # What is in them
@@ -120,9 +132,10 @@ def to_host(x, layer: int | None = None) -> np.ndarray:
   """An array, or one layer of a stack, gathered in host memory."""
   # A copy: jax keeps the host values of an array for as long as that lives.
   x = (
-      jnp.copy(x) if layer is None
-      else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
-  )  # fmt: skip
+    jnp.copy(x)
+    if layer is None
+    else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+  )
   if x.is_fully_addressable:
     return np.asarray(x)
   return multihost_utils.process_allgather(x, tiled=True)
@@ -143,8 +156,8 @@ def adapted(config, adapter) -> dict:
       used += 2 if not layer else 0  # a stack counts once
   if not used or used != len(jax.tree.leaves(adapter)):
     raise ValueError(
-        f"the adapter has {len(jax.tree.leaves(adapter))} arrays, of which"
-        f" {used} stand beside a kernel of the model; expected all"
+      f"the adapter has {len(jax.tree.leaves(adapter))} arrays, of which"
+      f" {used} stand beside a kernel of the model; expected all"
     )
   return found
 
@@ -163,9 +176,9 @@ def targets(config, modules) -> list[str]:
 def write_about(new, config, tokenizer, dtype, card) -> None:
   """Everything but the weights."""
   ids = {
-      "bos_token_id": tokenizer.inner.bos_token_id,
-      "eos_token_id": list(tokenizer.eos_ids),
-      "pad_token_id": tokenizer.pad_id,
+    "bos_token_id": tokenizer.inner.bos_token_id,
+    "eos_token_id": list(tokenizer.eos_ids),
+    "pad_token_id": tokenizer.pad_id,
   }
   about = families.to_hf(config) | ids | {"torch_dtype": dtype}
   write_json(new / "config.json", about)
@@ -177,7 +190,10 @@ def write_about(new, config, tokenizer, dtype, card) -> None:
 def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
   """model.safetensors, or numbered files of at most so many bytes each (a
   larger tensor alone in its file) and their index."""
-  size = lambda n: int(np.prod(shapes[n])) * hf.np_dtype(dtype).itemsize
+
+  def size(n):
+    return int(np.prod(shapes[n])) * hf.np_dtype(dtype).itemsize
+
   files, room = [[]], max_shard_bytes
   for name in shapes:
     if files[-1] and size(name) > room:
@@ -185,16 +201,20 @@ def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
       room = max_shard_bytes
     files[-1].append(name)
     room -= size(name)
-  number = lambda i: f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+
+  def number(i):
+    return f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+
   names = list(map(number, range(len(files))))
   if len(files) == 1:
     names = ["model.safetensors"]
   elif jax.process_index() == 0:
     where = {n: f for f, part in zip(names, files, strict=True) for n in part}
     total = sum(map(size, shapes))
-    write_json(new / "model.safetensors.index.json", {
-        "metadata": {"total_size": total}, "weight_map": where
-    })  # fmt: skip
+    write_json(
+      new / "model.safetensors.index.json",
+      {"metadata": {"total_size": total}, "weight_map": where},
+    )
   for name, part in zip(names, files, strict=True):
     write_file(new / name, {n: shapes[n] for n in part}, dtype, read)
 
@@ -216,15 +236,11 @@ def check_new(directory) -> pathlib.Path:
   """Raises ValueError unless it is a local directory that is new or empty."""
   if files.is_remote(directory):
     raise ValueError(
-        f"{directory} is in an object store: give a local directory and copy it"
+      f"{directory} is in an object store: give a local directory and copy it"
     )
   directory = pathlib.Path(directory)
-  if directory.exists() and (
-      not directory.is_dir() or any(directory.iterdir())
-  ):  # fmt: skip
-    raise ValueError(
-        f"{directory} exists: give a directory that is new or empty"
-    )
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ValueError(f"{directory} exists: give a directory that is new or empty")
   return directory
 
 

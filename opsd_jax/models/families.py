@@ -34,9 +34,9 @@ class ModelConfig:
 
 
 FAMILIES = {  # model_type -> (qkv_bias, qk_norm)
-    "llama": (False, False),
-    "qwen2": (True, False),
-    "qwen3": (False, True),
+  "llama": (False, False),
+  "qwen2": (True, False),
+  "qwen3": (False, True),
 }
 
 
@@ -63,32 +63,37 @@ def from_hf(c: dict, **run) -> ModelConfig:
     refuse("architecture", names[0], " or ".join(FAMILIES))
   bias, qk_norm = FAMILIES[family]
   for key, wanted in (
-      ("hidden_act", "silu"), ("mlp_bias", False), ("attention_bias", False),
-      ("use_sliding_window", False),
-  ):  # fmt: skip
+    ("hidden_act", "silu"),
+    ("mlp_bias", False),
+    ("attention_bias", False),
+    ("use_sliding_window", False),
+  ):
     if c.get(key, wanted) != wanted:
       refuse(key, c[key], wanted)
   # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
   rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
-  size = lambda name: need(c, name)
+
+  def size(name):
+    return need(c, name)
+
   heads, width = size("num_attention_heads"), size("hidden_size")
   return ModelConfig(
-      family=family,
-      vocab_size=size("vocab_size"),
-      width=width,
-      num_layers=size("num_hidden_layers"),
-      num_heads=heads,
-      num_kv_heads=c.get("num_key_value_heads") or heads,
-      head_dim=c.get("head_dim") or width // heads,
-      mlp_width=size("intermediate_size"),
-      max_positions=size("max_position_embeddings"),
-      rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 1e4),
-      rope_scaling=rope_scaling(rope),
-      norm_eps=size("rms_norm_eps"),
-      qkv_bias=bias,
-      qk_norm=qk_norm,
-      tied=c.get("tie_word_embeddings", False),
-      **run,
+    family=family,
+    vocab_size=size("vocab_size"),
+    width=width,
+    num_layers=size("num_hidden_layers"),
+    num_heads=heads,
+    num_kv_heads=c.get("num_key_value_heads") or heads,
+    head_dim=c.get("head_dim") or width // heads,
+    mlp_width=size("intermediate_size"),
+    max_positions=size("max_position_embeddings"),
+    rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 1e4),
+    rope_scaling=rope_scaling(rope),
+    norm_eps=size("rms_norm_eps"),
+    qkv_bias=bias,
+    qk_norm=qk_norm,
+    tied=c.get("tie_word_embeddings", False),
+    **run,
   )
 
 
@@ -96,14 +101,20 @@ def rope_scaling(rope: dict) -> tuple | None:
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind == "default":
     return None
-  size = lambda name: float(need(rope, name))
+
+  def size(name):
+    return float(need(rope, name))
+
   if kind == "linear":
     return ("linear", size("factor"))
   if kind == "llama3":
     return (
-        "llama3", size("factor"), size("low_freq_factor"),
-        size("high_freq_factor"), int(size("original_max_position_embeddings")),
-    )  # fmt: skip
+      "llama3",
+      size("factor"),
+      size("low_freq_factor"),
+      size("high_freq_factor"),
+      int(size("original_max_position_embeddings")),
+    )
   refuse("rope type", kind, "default, linear or llama3")
 
 
@@ -114,23 +125,35 @@ def to_hf(c: ModelConfig) -> dict:
   scaling = None
   if c.rope_scaling:
     kind, *values = c.rope_scaling
-    keys = ("factor", "low_freq_factor", "high_freq_factor",
-            "original_max_position_embeddings")  # fmt: skip
+    keys = (
+      "factor",
+      "low_freq_factor",
+      "high_freq_factor",
+      "original_max_position_embeddings",
+    )
     scaling = {"rope_type": kind} | dict(zip(keys, values, strict=False))
   absent = (
-      {"attention_bias": False, "mlp_bias": False} if c.family == "llama"
-      else {"use_sliding_window": False}
-  )  # fmt: skip
+    {"attention_bias": False, "mlp_bias": False}
+    if c.family == "llama"
+    else {"use_sliding_window": False}
+  )
   return {
-      "architectures": [f"{classes[c.family]}ForCausalLM"],
-      "model_type": c.family, "vocab_size": c.vocab_size,
-      "hidden_size": c.width, "intermediate_size": c.mlp_width,
-      "num_hidden_layers": c.num_layers, "num_attention_heads": c.num_heads,
-      "num_key_value_heads": c.num_kv_heads, "head_dim": c.head_dim,
-      "max_position_embeddings": c.max_positions, "rope_theta": c.rope_theta,
-      "rope_scaling": scaling, "rms_norm_eps": c.norm_eps,
-      "tie_word_embeddings": c.tied, "hidden_act": "silu",
-  } | absent  # fmt: skip
+    "architectures": [f"{classes[c.family]}ForCausalLM"],
+    "model_type": c.family,
+    "vocab_size": c.vocab_size,
+    "hidden_size": c.width,
+    "intermediate_size": c.mlp_width,
+    "num_hidden_layers": c.num_layers,
+    "num_attention_heads": c.num_heads,
+    "num_key_value_heads": c.num_kv_heads,
+    "head_dim": c.head_dim,
+    "max_position_embeddings": c.max_positions,
+    "rope_theta": c.rope_theta,
+    "rope_scaling": scaling,
+    "rms_norm_eps": c.norm_eps,
+    "tie_word_embeddings": c.tied,
+    "hidden_act": "silu",
+  } | absent
 
 
 def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
@@ -139,8 +162,13 @@ def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
   if family not in FAMILIES:
     refuse("architecture", family, " or ".join(FAMILIES))
   bias, qk_norm = FAMILIES[family]
-  get = lambda name, default: meta.get(f"{family}.{name}", default)
-  size = lambda name: need(meta, f"{family}.{name}")
+
+  def get(name, default):
+    return meta.get(f"{family}.{name}", default)
+
+  def size(name):
+    return need(meta, f"{family}.{name}")
+
   kind = get("rope.scaling.type", "none")
   if kind not in ("none", "linear"):
     refuse("rope scaling", kind, "none or linear")
@@ -148,70 +176,105 @@ def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
     refuse("rope_freqs.weight", "present", "the model in Hugging Face format")
   heads, width = size("attention.head_count"), size("embedding_length")
   return ModelConfig(
-      family=family,
-      vocab_size=len(need(meta, "tokenizer.ggml.tokens")),
-      width=width,
-      num_layers=size("block_count"),
-      num_heads=heads,
-      num_kv_heads=get("attention.head_count_kv", heads),
-      head_dim=get("attention.key_length", width // heads),
-      mlp_width=size("feed_forward_length"),
-      max_positions=size("context_length"),
-      rope_theta=float(get("rope.freq_base", 1e4)),
-      rope_scaling=(
-          ("linear", float(size("rope.scaling.factor")))
-          if kind == "linear"
-          else None
-      ),
-      norm_eps=float(size("attention.layer_norm_rms_epsilon")),
-      qkv_bias=bias,
-      qk_norm=qk_norm,
-      tied="output.weight" not in tensor_names,
-      **run,
+    family=family,
+    vocab_size=len(need(meta, "tokenizer.ggml.tokens")),
+    width=width,
+    num_layers=size("block_count"),
+    num_heads=heads,
+    num_kv_heads=get("attention.head_count_kv", heads),
+    head_dim=get("attention.key_length", width // heads),
+    mlp_width=size("feed_forward_length"),
+    max_positions=size("context_length"),
+    rope_theta=float(get("rope.freq_base", 1e4)),
+    rope_scaling=(
+      ("linear", float(size("rope.scaling.factor"))) if kind == "linear" else None
+    ),
+    norm_eps=float(size("attention.layer_norm_rms_epsilon")),
+    qkv_bias=bias,
+    qk_norm=qk_norm,
+    tied="output.weight" not in tensor_names,
+    **run,
   )
 
 
 def qwen3(width, mlp_width, layers, heads, tied) -> dict:
   return {
-      "model_type": "qwen3", "vocab_size": 151_936, "hidden_size": width,
-      "intermediate_size": mlp_width, "num_hidden_layers": layers,
-      "num_attention_heads": heads, "num_key_value_heads": 8, "head_dim": 128,
-      "max_position_embeddings": 40_960, "rms_norm_eps": 1e-6,
-      "tie_word_embeddings": tied, "rope_theta": 1e6,
-  }  # fmt: skip
+    "model_type": "qwen3",
+    "vocab_size": 151_936,
+    "hidden_size": width,
+    "intermediate_size": mlp_width,
+    "num_hidden_layers": layers,
+    "num_attention_heads": heads,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 40_960,
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": tied,
+    "rope_theta": 1e6,
+  }
 
 
 # Published sizes, so that a plan needs no download.
 KNOWN = {
-    "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 28, 16, True),
-    "Qwen/Qwen3-1.7B": qwen3(2048, 6144, 28, 16, True),
-    "Qwen/Qwen3-4B": qwen3(2560, 9728, 36, 32, True),
-    "Qwen/Qwen3-8B": qwen3(4096, 12_288, 36, 32, False),
-    "Qwen/Qwen3-32B": qwen3(5120, 25_600, 64, 64, False),
-    "meta-llama/Llama-3.1-8B-Instruct": {
-        "model_type": "llama", "vocab_size": 128_256, "hidden_size": 4096,
-        "intermediate_size": 14_336, "num_hidden_layers": 32,
-        "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "max_position_embeddings": 131_072, "rms_norm_eps": 1e-5,
-        "tie_word_embeddings": False, "rope_theta": 5e5,
-        "rope_scaling": {
-            "rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0,
-            "high_freq_factor": 4.0, "original_max_position_embeddings": 8192,
-        },
+  "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 28, 16, True),
+  "Qwen/Qwen3-1.7B": qwen3(2048, 6144, 28, 16, True),
+  "Qwen/Qwen3-4B": qwen3(2560, 9728, 36, 32, True),
+  "Qwen/Qwen3-8B": qwen3(4096, 12_288, 36, 32, False),
+  "Qwen/Qwen3-32B": qwen3(5120, 25_600, 64, 64, False),
+  "meta-llama/Llama-3.1-8B-Instruct": {
+    "model_type": "llama",
+    "vocab_size": 128_256,
+    "hidden_size": 4096,
+    "intermediate_size": 14_336,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "max_position_embeddings": 131_072,
+    "rms_norm_eps": 1e-5,
+    "tie_word_embeddings": False,
+    "rope_theta": 5e5,
+    "rope_scaling": {
+      "rope_type": "llama3",
+      "factor": 8.0,
+      "low_freq_factor": 1.0,
+      "high_freq_factor": 4.0,
+      "original_max_position_embeddings": 8192,
     },
-}  # fmt: skip
+  },
+}
 
 
 def tiny(
-    *, dtype="float32", param_dtype="float32", scan_layers=False, remat="none",
-    attention="xla", lora_alpha=1.0,
-) -> ModelConfig:  # fmt: skip
+  *,
+  dtype="float32",
+  param_dtype="float32",
+  scan_layers=False,
+  remat="none",
+  attention="xla",
+  lora_alpha=1.0,
+) -> ModelConfig:
   """Two layers over the byte tokenizer's vocabulary."""
   return ModelConfig(
-      family="llama", vocab_size=320, width=64, num_layers=2, num_heads=4,
-      num_kv_heads=2, head_dim=16, mlp_width=128, max_positions=2048,
-      rope_theta=1e4, rope_scaling=None, norm_eps=1e-5, qkv_bias=False,
-      qk_norm=False, tied=True, dtype=dtype, param_dtype=param_dtype,
-      scan_layers=scan_layers, remat=remat, attention=attention,
-      lora_alpha=lora_alpha,
-  )  # fmt: skip
+    family="llama",
+    vocab_size=320,
+    width=64,
+    num_layers=2,
+    num_heads=4,
+    num_kv_heads=2,
+    head_dim=16,
+    mlp_width=128,
+    max_positions=2048,
+    rope_theta=1e4,
+    rope_scaling=None,
+    norm_eps=1e-5,
+    qkv_bias=False,
+    qk_norm=False,
+    tied=True,
+    dtype=dtype,
+    param_dtype=param_dtype,
+    scan_layers=scan_layers,
+    remat=remat,
+    attention=attention,
+    lora_alpha=lora_alpha,
+  )

@@ -9,18 +9,23 @@ import numpy as np
 from opsd_jax.models import families, hf
 
 NAMES = {  # GGUF block tensor -> Hugging Face module
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm",
-    "attn_q": "self_attn.q_proj", "attn_k": "self_attn.k_proj",
-    "attn_v": "self_attn.v_proj", "attn_output": "self_attn.o_proj",
-    "attn_q_norm": "self_attn.q_norm", "attn_k_norm": "self_attn.k_norm",
-    "ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj",
-    "ffn_down": "mlp.down_proj",
-}  # fmt: skip
+  "attn_norm": "input_layernorm",
+  "ffn_norm": "post_attention_layernorm",
+  "attn_q": "self_attn.q_proj",
+  "attn_k": "self_attn.k_proj",
+  "attn_v": "self_attn.v_proj",
+  "attn_output": "self_attn.o_proj",
+  "attn_q_norm": "self_attn.q_norm",
+  "attn_k_norm": "self_attn.k_norm",
+  "ffn_gate": "mlp.gate_proj",
+  "ffn_up": "mlp.up_proj",
+  "ffn_down": "mlp.down_proj",
+}
 TOP = {
-    "token_embd.weight": "model.embed_tokens.weight",
-    "output_norm.weight": "model.norm.weight",
-    "output.weight": "lm_head.weight",
-}  # fmt: skip
+  "token_embd.weight": "model.embed_tokens.weight",
+  "output_norm.weight": "model.norm.weight",
+  "output.weight": "lm_head.weight",
+}
 
 
 class Reader(gguf.GGUFReader):
@@ -82,7 +87,9 @@ def load_params(reader: Reader, config, where, shardings=None) -> dict:
       value = half_split(value, config.num_kv_heads)
     return value.reshape(len(value), -1)
 
-  read = lambda name, rows, columns: whole(name)[rows, columns]
+  def read(name, rows, columns):
+    return whole(name)[rows, columns]
+
   # GGUF lists the fastest axis first.
   shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
   return hf.to_params(config, shapes, read, where, shardings)

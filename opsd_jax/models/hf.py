@@ -10,27 +10,28 @@ from opsd_jax.models import assemble, safetensors_file
 
 # Hugging Face module -> (our path below the layer, transposed?)
 LAYER = {
-    "input_layernorm.weight": ("input_norm/scale", False),
-    "post_attention_layernorm.weight": ("post_norm/scale", False),
-    "self_attn.q_norm.weight": ("attn/q_norm/scale", False),
-    "self_attn.k_norm.weight": ("attn/k_norm/scale", False),
-    "self_attn.o_proj.weight": ("attn/o_proj/kernel", True),
-    **{
-        f"self_attn.{x}_proj.{theirs}": (f"attn/{x}_proj/{ours}", transposed)
-        for x in "qkv"
-        for theirs, ours, transposed in (
-            ("weight", "kernel", True), ("bias", "bias", False)
-        )
-    },
-    **{
-        f"mlp.{x}_proj.weight": (f"mlp/{x}_proj/kernel", True)
-        for x in ("gate", "up", "down")
-    },
+  "input_layernorm.weight": ("input_norm/scale", False),
+  "post_attention_layernorm.weight": ("post_norm/scale", False),
+  "self_attn.q_norm.weight": ("attn/q_norm/scale", False),
+  "self_attn.k_norm.weight": ("attn/k_norm/scale", False),
+  "self_attn.o_proj.weight": ("attn/o_proj/kernel", True),
+  **{
+    f"self_attn.{x}_proj.{theirs}": (f"attn/{x}_proj/{ours}", transposed)
+    for x in "qkv"
+    for theirs, ours, transposed in (
+      ("weight", "kernel", True),
+      ("bias", "bias", False),
+    )
+  },
+  **{
+    f"mlp.{x}_proj.weight": (f"mlp/{x}_proj/kernel", True)
+    for x in ("gate", "up", "down")
+  },
 }
 TOP = {
-    "model.embed_tokens.weight": ("embed/embedding", False),
-    "model.norm.weight": ("final_norm/scale", False),
-    "lm_head.weight": ("lm_head/embedding", False),
+  "model.embed_tokens.weight": ("embed/embedding", False),
+  "model.norm.weight": ("final_norm/scale", False),
+  "lm_head.weight": ("lm_head/embedding", False),
 }
 
 
@@ -39,22 +40,26 @@ def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
   D, F = c.width, c.mlp_width
   q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
   shapes = {
-      "input_norm/scale": (D,), "post_norm/scale": (D,),
-      "attn/q_proj/kernel": (q, D), "attn/k_proj/kernel": (kv, D),
-      "attn/v_proj/kernel": (kv, D), "attn/o_proj/kernel": (D, q),
-      "mlp/gate_proj/kernel": (F, D), "mlp/up_proj/kernel": (F, D),
-      "mlp/down_proj/kernel": (D, F),
-  }  # fmt: skip
+    "input_norm/scale": (D,),
+    "post_norm/scale": (D,),
+    "attn/q_proj/kernel": (q, D),
+    "attn/k_proj/kernel": (kv, D),
+    "attn/v_proj/kernel": (kv, D),
+    "attn/o_proj/kernel": (D, q),
+    "mlp/gate_proj/kernel": (F, D),
+    "mlp/up_proj/kernel": (F, D),
+    "mlp/down_proj/kernel": (D, F),
+  }
   if c.qkv_bias:
     for x, size in zip("qkv", (q, kv, kv), strict=True):
       shapes[f"attn/{x}_proj/bias"] = (size,)
   if c.qk_norm:
     shapes |= {f"attn/{x}_norm/scale": (c.head_dim,) for x in "qk"}
   table = {
-      f"model.layers.{i}.{name}": (path, i, transposed, shapes[path])
-      for i in range(c.num_layers)
-      for name, (path, transposed) in LAYER.items()
-      if path in shapes
+    f"model.layers.{i}.{name}": (path, i, transposed, shapes[path])
+    for i in range(c.num_layers)
+    for name, (path, transposed) in LAYER.items()
+    if path in shapes
   }
   top = {"embed/embedding": (c.vocab_size, D), "final_norm/scale": (D,)}
   if not c.tied:
@@ -101,22 +106,21 @@ def to_params(config, shapes: dict, read, where, shardings=None) -> dict:
 
 def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
   """Raises ValueError unless `shapes` are those of the table."""
-  ignored = lambda n: (
-      n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and tied)
-  )
+
+  def ignored(n):
+    return n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and tied)
+
   problems = [f"missing {n}" for n in table if n not in shapes]
+  problems += [f"unexpected {n}" for n in shapes if n not in table and not ignored(n)]
   problems += [
-      f"unexpected {n}" for n in shapes if n not in table and not ignored(n)
-  ]
-  problems += [
-      f"{n} has shape {tuple(shapes[n])}, expected {table[n][3]}"
-      for n in table
-      if n in shapes and tuple(shapes[n]) != table[n][3]
+    f"{n} has shape {tuple(shapes[n])}, expected {table[n][3]}"
+    for n in table
+    if n in shapes and tuple(shapes[n]) != table[n][3]
   ]
   if problems:
     raise ValueError(
-        f"{where} does not hold the weights its config describes:\n  "
-        + "\n  ".join(sorted(problems))
+      f"{where} does not hold the weights its config describes:\n  "
+      + "\n  ".join(sorted(problems))
     )
 
 

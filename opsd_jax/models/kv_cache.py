@@ -15,11 +15,14 @@ def init(config, batch: int, slots: int):
   """Zeros."""
   N, K, C = config.num_layers, config.num_kv_heads, config.head_dim
   more = (N,) if config.scan_layers else ()
-  zeros = lambda *shape: jnp.zeros((*more, batch, K, *shape), config.dtype)
-  kv = lambda: (zeros(C, slots), zeros(slots, C))
-  return laid_out(
-      kv() if config.scan_layers else tuple(kv() for _ in range(N))
-  )
+
+  def zeros(*shape):
+    return jnp.zeros((*more, batch, K, *shape), config.dtype)
+
+  def kv():
+    return (zeros(C, slots), zeros(slots, C))
+
+  return laid_out(kv() if config.scan_layers else tuple(kv() for _ in range(N)))
 
 
 def layout(x) -> str:
@@ -62,9 +65,10 @@ def insert(cache, fresh, from_M, to_M):
   def in_shard(cache, fresh, from_M, to_M):
     def rows(old, new):
       a, b = new.shape[-2:]
-      put = lambda old, new: old.at[to_M, :, :a, :b].set(
-          new[from_M], mode="drop"
-      )
+
+      def put(old, new):
+        return old.at[to_M, :, :a, :b].set(new[from_M], mode="drop")
+
       return (put if old.ndim == 4 else jax.vmap(put))(old, new)
 
     return jax.tree.map(rows, cache, fresh)
@@ -85,9 +89,10 @@ def resize(cache, from_R, slots: int):
       return jnp.pad(x, wider)
 
     return jax.tree.map(
-        lambda kv: (fit(kv[0], kv[0].ndim - 1), fit(kv[1], kv[1].ndim - 2)),
-        cache, is_leaf=lambda x: not isinstance(x[0], tuple),
-    )  # fmt: skip
+      lambda kv: (fit(kv[0], kv[0].ndim - 1), fit(kv[1], kv[1].ndim - 2)),
+      cache,
+      is_leaf=lambda x: not isinstance(x[0], tuple),
+    )
 
   return over_shards(in_shard, cache, from_R)
 
@@ -102,6 +107,6 @@ def over_shards(f, cache, *others):
     return P(sharding.ROWS) if x.ndim < 4 else sharding_of(x, mesh).spec
 
   specs = jax.tree.map(spec, (cache, *others))
-  return jax.shard_map(
-      f, in_specs=specs, out_specs=specs[0], check_vma=False
-  )(cache, *others)  # fmt: skip
+  return jax.shard_map(f, in_specs=specs, out_specs=specs[0], check_vma=False)(
+    cache, *others
+  )

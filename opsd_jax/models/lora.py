@@ -24,9 +24,11 @@ def init(params, key: jax.Array, *, targets: str, rank: int):
     *layers, d_in, d_out = kernel.shape
     key, own = jax.random.split(key)
     a = jax.random.uniform(own, (*layers, d_in, rank), minval=-1.0, maxval=1.0)
-    put(adapter, path, {
-        "lora_a": a * d_in**-0.5, "lora_b": jnp.zeros((*layers, rank, d_out))
-    })  # fmt: skip
+    put(
+      adapter,
+      path,
+      {"lora_a": a * d_in**-0.5, "lora_b": jnp.zeros((*layers, rank, d_out))},
+    )
   return adapter
 
 
@@ -48,8 +50,8 @@ def kernels(params, targets: str):
   visit(params, ())
   if not found:
     raise ValueError(
-        f"lora.targets is {targets!r}, which matches none of the model's"
-        f" modules: {', '.join(sorted(names))}"
+      f"lora.targets is {targets!r}, which matches none of the model's"
+      f" modules: {', '.join(sorted(names))}"
     )
   return found
 
@@ -60,7 +62,7 @@ def check(targets: str) -> None:
     re.compile(targets)
   except re.error as e:
     raise ValueError(
-        f"lora.targets is {targets!r}, not a regular expression: {e}"
+      f"lora.targets is {targets!r}, not a regular expression: {e}"
     ) from e
 
 

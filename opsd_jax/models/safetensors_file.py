@@ -16,9 +16,11 @@ from etils import epath
 from opsd_jax.files import is_remote
 
 DTYPES = {
-    "F64": np.dtype(np.float64), "F32": np.dtype(np.float32),
-    "F16": np.dtype(np.float16), "BF16": np.dtype(ml_dtypes.bfloat16),
-}  # fmt: skip
+  "F64": np.dtype(np.float64),
+  "F32": np.dtype(np.float32),
+  "F16": np.dtype(np.float16),
+  "BF16": np.dtype(ml_dtypes.bfloat16),
+}
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
@@ -58,12 +60,15 @@ def _parse(path):
   begin = 8 + count
   header.pop("__metadata__", None)
   at, entries = begin, {}
-  by_place = lambda item: item[1]["data_offsets"]
+
+  def by_place(item):
+    return item[1]["data_offsets"]
+
   for name, info in sorted(header.items(), key=by_place):
     shape, (start, end) = tuple(info["shape"]), info["data_offsets"]
     if info["dtype"] not in DTYPES:
       raise ValueError(
-          f"{name} has dtype {info['dtype']}, expected {', '.join(DTYPES)}"
+        f"{name} has dtype {info['dtype']}, expected {', '.join(DTYPES)}"
       )
     dtype = DTYPES[info["dtype"]]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
@@ -93,7 +98,7 @@ class Reader:
       self.bytes_read += size
       for name in there.keys() & self.entries.keys():
         raise ValueError(
-            f"{name} is in two files: {path} and {self.entries[name].path}"
+          f"{name} is in two files: {path} and {self.entries[name].path}"
         )
       self.entries |= there
     self.shapes = {name: e.shape for name, e in self.entries.items()}
@@ -126,9 +131,10 @@ class Reader:
       self.close()
       # Unbuffered where it is local: only what is asked for is read.
       f = (
-          entry.path.open("rb") if is_remote(entry.path)
-          else open(entry.path, "rb", buffering=0)
-      )  # fmt: skip
+        entry.path.open("rb")
+        if is_remote(entry.path)
+        else open(entry.path, "rb", buffering=0)
+      )
       self._open = entry.path, f
     f.seek(start)
     data = f.read(count)
@@ -153,8 +159,10 @@ def write(path, shapes: dict, dtype, read) -> None:
   for name, shape in shapes.items():
     end = at + math.prod(shape) * dtype.itemsize
     header[name] = {
-        "dtype": NAMES[dtype], "shape": list(shape), "data_offsets": [at, end]
-    }  # fmt: skip
+      "dtype": NAMES[dtype],
+      "shape": list(shape),
+      "data_offsets": [at, end],
+    }
     at = end
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # values start at a multiple of 8

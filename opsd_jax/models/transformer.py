@@ -17,9 +17,9 @@ from opsd_jax import sharding
 from opsd_jax.models import attention, kv_cache
 
 REMAT = {
-    "none": None,
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
+  "none": None,
+  "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+  "full": jax.checkpoint_policies.nothing_saveable,
 }
 
 
@@ -66,12 +66,10 @@ class Norm(nn.Module):
   @nn.compact
   def __call__(self, x):
     scale = self.param(
-        "scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype
+      "scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype
     )
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(
-        jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps
-    )
+    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps)
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -88,9 +86,11 @@ class Dense(nn.Module):
   def __call__(self, x):
     c = self.config
     kernel = self.param(
-        "kernel", nn.initializers.normal(0.02),
-        (x.shape[-1], self.features), c.param_dtype,
-    )  # fmt: skip
+      "kernel",
+      nn.initializers.normal(0.02),
+      (x.shape[-1], self.features),
+      c.param_dtype,
+    )
     # Tokens as rows of one matrix: a transposed copy of x for the kernel's
     # gradient is not needed then.
     rows = x.astype(c.dtype).reshape(-1, x.shape[-1])
@@ -111,7 +111,7 @@ class Dense(nn.Module):
       y = y + times(narrow, "lora_b", b) * (c.lora_alpha / a.shape[1])
     if self.bias:
       y = y + self.param(
-          "bias", nn.initializers.zeros, (self.features,), c.param_dtype
+        "bias", nn.initializers.zeros, (self.features,), c.param_dtype
       ).astype(c.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
@@ -137,11 +137,15 @@ class Attention(nn.Module):
   def __call__(self, x_BxLxD, where, cache):
     c, pos_BxL = self.config, where.pos_BxL
     decode = is_decode(x_BxLxD, cache)
-    heads = lambda n, name: sharding.constrain(
-        Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD)
-        .reshape(*x_BxLxD.shape[:2], n, c.head_dim),
+
+    def heads(n, name):
+      return sharding.constrain(
+        Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD).reshape(
+          *x_BxLxD.shape[:2], n, c.head_dim
+        ),
         "heads",
-    )  # fmt: skip
+      )
+
     q = heads(c.num_heads, "q_proj")
     k = heads(c.num_kv_heads, "k_proj")
     v = heads(c.num_kv_heads, "v_proj")
@@ -154,9 +158,13 @@ class Attention(nn.Module):
       y = attention.over_cache(q[:, 0], *cache, pos_BxL[:, 0])[:, None]
     else:  # a whole row, from its first token: it sees itself
       y = attention.attend(
-          q, k, v, backend=c.attention, segments_BxL=where.segment_BxL,
-          parents_BxL=where.parent_BxL,
-      )  # fmt: skip
+        q,
+        k,
+        v,
+        backend=c.attention,
+        segments_BxL=where.segment_BxL,
+        parents_BxL=where.parent_BxL,
+      )
     y_BxLxHC = sharding.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
     if decode:
       y_BxLxHC = sharding.constrain(y_BxLxHC, "tokens")
@@ -172,7 +180,10 @@ class MLP(nn.Module):
   @nn.compact
   def __call__(self, x_BxLxD):
     c = self.config
-    of = lambda features, name: Dense(c, features, decode=self.decode, name=name)
+
+    def of(features, name):
+      return Dense(c, features, decode=self.decode, name=name)
+
     gate = of(c.mlp_width, "gate_proj")(x_BxLxD)
     up = of(c.mlp_width, "up_proj")(x_BxLxD)
     h_BxLxF = nn.silu(gate) * up
@@ -190,9 +201,8 @@ class Embed(nn.Module):
   def __call__(self, ids_BxL):
     c = self.config
     W_VxD = self.param(
-        "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width),
-        c.param_dtype,
-    )  # fmt: skip
+      "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), c.param_dtype
+    )
     # Every device looks up its channels of all rows: the table stays put.
     x_BxLxD = jnp.take(W_VxD.astype(c.dtype), ids_BxL, axis=0)
     return sharding.constrain(x_BxLxD, "looked_up")
@@ -208,7 +218,7 @@ class Block(nn.Module):
     what = "tokens" if decode else "rows"
     with jax.named_scope("attention"):
       y, cache = Attention(c, name="attn")(
-          Norm(c, name="input_norm")(x_BxLxD), where, cache
+        Norm(c, name="input_norm")(x_BxLxD), where, cache
       )
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
@@ -232,22 +242,21 @@ class Transformer(nn.Module):
     x_BxLxD = sharding.constrain(x_BxLxD, what)
     block = Block
     if REMAT[c.remat] is not None:
-      block = nn.remat(
-          Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers
-      )
+      block = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
     if c.scan_layers:
       stack = nn.scan(
-          block, variable_axes={"params": 0}, split_rngs={"params": True},
-          in_axes=(nn.broadcast, 0), length=c.num_layers,
-      )  # fmt: skip
+        block,
+        variable_axes={"params": 0},
+        split_rngs={"params": True},
+        in_axes=(nn.broadcast, 0),
+        length=c.num_layers,
+      )
       x_BxLxD, cache = stack(c, name="layers")(x_BxLxD, where, cache)
     else:
       caches = cache or (None,) * c.num_layers
       new = []
       for i, layer_cache in enumerate(caches):
-        x_BxLxD, layer_cache = block(c, name=f"layers_{i}")(
-            x_BxLxD, where, layer_cache
-        )
+        x_BxLxD, layer_cache = block(c, name=f"layers_{i}")(x_BxLxD, where, layer_cache)
         new.append(layer_cache)
       cache = None if cache is None else tuple(new)
     return Norm(c, name="final_norm")(x_BxLxD), cache
@@ -266,18 +275,16 @@ def apply(config, params, ids_BxL, cache=None, start_B=None):
   pos_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
   if start_B is not None:
     pos_BxL = pos_BxL + start_B[:, None]
-  return Transformer(config).apply(
-      {"params": params}, ids_BxL, Where(pos_BxL), cache
-  )
+  return Transformer(config).apply({"params": params}, ids_BxL, Where(pos_BxL), cache)
 
 
 def states(config, params, view) -> jax.Array:
   """h_BxTxD: the states that predict each response token of a structs.View."""
   where = Where(view.pos_RxL, view.segment_RxL, view.parent_RxL)
   if view.pos_RxL is None:
-    where = Where(jnp.broadcast_to(
-        jnp.arange(view.ids_RxL.shape[1]), view.ids_RxL.shape
-    ))  # fmt: skip
+    where = Where(
+      jnp.broadcast_to(jnp.arange(view.ids_RxL.shape[1]), view.ids_RxL.shape)
+    )
   h_RxLxD, _ = Transformer(config).apply({"params": params}, view.ids_RxL, where)
   h_BxRLxD = h_RxLxD.reshape(len(view.at_BxT), -1, h_RxLxD.shape[-1])
   return jnp.take_along_axis(h_BxRLxD, view.at_BxT[..., None], 1)

@@ -36,10 +36,13 @@ class Dataset(NamedTuple):
 
 
 ALL = {
-    "largest_number": largest_number.task, "reasoning_gym": reasoning_gym.task,
-    "gsm8k": gsm8k.task, "maths": maths.task, "exact": exact.task,
-    "multiple_choice": multiple_choice.task,
-}  # fmt: skip
+  "largest_number": largest_number.task,
+  "reasoning_gym": reasoning_gym.task,
+  "gsm8k": gsm8k.task,
+  "maths": maths.task,
+  "exact": exact.task,
+  "multiple_choice": multiple_choice.task,
+}
 
 
 def open_task(name: str, privileged_field: str) -> Task:
@@ -49,18 +52,30 @@ def open_task(name: str, privileged_field: str) -> Task:
 
 
 # Ways to write the same, folded one after the other.
-ALIKE = [(re.compile(pattern), to) for pattern, to in (
-    ("[\u00ad\u200b-\u200f\u2060\ufeff]", ""), ("[‐-―−]", "-"),
-    ("[‘’‚‛′]", "'"), ("[“”„‟]", '"'),
-    ("[⁰¹²³⁴-ⁿⁱ]+", r"^\g<0> "), ("[₀-₎ₐ-ₜ]+", r"_\g<0> "),
-)]  # fmt: skip
-TEX_ALIKE = [(re.compile(pattern), to) for pattern, to in (
+ALIKE = [
+  (re.compile(pattern), to)
+  for pattern, to in (
+    ("[\u00ad\u200b-\u200f\u2060\ufeff]", ""),
+    ("[‐-―−]", "-"),
+    ("[‘’‚‛′]", "'"),
+    ("[“”„‟]", '"'),
+    ("[⁰¹²³⁴-ⁿⁱ]+", r"^\g<0> "),
+    ("[₀-₎ₐ-ₜ]+", r"_\g<0> "),
+  )
+]
+TEX_ALIKE = [
+  (re.compile(pattern), to)
+  for pattern, to in (
     (r"\\?\$+|\\[()\[\]]|\\(?:left|right)(?![a-zA-Z])", " "),
     (r"\\[dt]frac(?![a-z])", r"\\frac"),
     (r"\\frac\s*([0-9])\s*([0-9])", r"\\frac{\1}{\2}"),
-    (r"([\^_])\{(\w+)\}", r"\1\2 "), (r"\\([lgn]e)q(?![a-z])", r"\\\1"),
-    (r"\s+", " "), (r" (?=\W|$)|(?<=\W) |^ ", ""), (r"[.?]+$", ""),
-)]  # fmt: skip
+    (r"([\^_])\{(\w+)\}", r"\1\2 "),
+    (r"\\([lgn]e)q(?![a-z])", r"\\\1"),
+    (r"\s+", " "),
+    (r" (?=\W|$)|(?<=\W) |^ ", ""),
+    (r"[.?]+$", ""),
+  )
+]
 # With a capital, or a letter that may be one; no \command.
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]*[^\W\d_a-z][^\W\d_]*")
 
@@ -74,7 +89,10 @@ def same_text(question: str) -> str:
     for pattern, to in ALIKE:
       text = pattern.sub(to, text)
     text = unicodedata.normalize("NFKC", text)
-  is_variable = lambda word: len(word[0]) == 1
+
+  def is_variable(word):
+    return len(word[0]) == 1
+
   text = WORD.sub(lambda w: w[0] if is_variable(w) else w[0].casefold(), text)
   for pattern, to in TEX_ALIKE:
     text = pattern.sub(to, text)
@@ -82,12 +100,7 @@ def same_text(question: str) -> str:
 
 
 def load(
-    name: str,
-    *,
-    train_count: int,
-    eval_count: int,
-    seed: int,
-    privileged_field: str,
+  name: str, *, train_count: int, eval_count: int, seed: int, privileged_field: str
 ) -> Dataset:
   """Training and evaluation problems, disjoint by their questions' text.
 
@@ -97,11 +110,11 @@ def load(
   """
   task = open_task(name, privileged_field)
   held_out, repeated = distinct(
-      task.examples(f"eval/{seed}"), eval_count, set(), False, name
+    task.examples(f"eval/{seed}"), eval_count, set(), False, name
   )
   asked = {same_text(e.question) for e in held_out}
   train, overlap = distinct(
-      task.examples(f"train/{seed}"), train_count, asked, True, name
+    task.examples(f"train/{seed}"), train_count, asked, True, name
   )
   return Dataset(train, held_out, overlap, repeated)
 
@@ -122,6 +135,6 @@ def distinct(stream, count: int, taken: set, repeats: bool, name: str):
     if len(kept) == count:
       return tuple(kept), passed
   raise ValueError(
-      f"{name} gave {len(kept)} usable different questions in {limit}, expected"
-      f" {count}: lower task.train_count or task.eval_count"
+    f"{name} gave {len(kept)} usable different questions in {limit}, expected"
+    f" {count}: lower task.train_count or task.eval_count"
   )

@@ -36,37 +36,71 @@ class Text(Exception):
 
 # ------------------------------------------------------------- clean text
 
-GLYPHS = str.maketrans({
-    "−": "-", "×": "\\times ", "÷": "\\div ", "·": "\\cdot ", "⋅": "\\cdot ",
-    "π": "\\pi ", "√": "\\sqrt ", "°": "\\degree ", "∞": "\\infty ",
-    "∪": "\\cup ", "∩": "\\cap ", "²": "^2 ", "³": "^3 ", "≤": "\\le ",
-    "≥": "\\ge ", "½": "\\frac{1}{2}", "\u00a0": " ", "\u202f": " ", '"': "",
-    "±": "\\pm ", "∈": "\\in ", "≠": "\\ne ",
-})  # fmt: skip
+GLYPHS = str.maketrans(
+  {
+    "−": "-",
+    "×": "\\times ",
+    "÷": "\\div ",
+    "·": "\\cdot ",
+    "⋅": "\\cdot ",
+    "π": "\\pi ",
+    "√": "\\sqrt ",
+    "°": "\\degree ",
+    "∞": "\\infty ",
+    "∪": "\\cup ",
+    "∩": "\\cap ",
+    "²": "^2 ",
+    "³": "^3 ",
+    "≤": "\\le ",
+    "≥": "\\ge ",
+    "½": "\\frac{1}{2}",
+    "\u00a0": " ",
+    "\u202f": " ",
+    '"': "",
+    "±": "\\pm ",
+    "∈": "\\in ",
+    "≠": "\\ne ",
+  }
+)
 
-REWRITES = tuple((re.compile(pattern), to) for pattern, to in (
-    (r"\\text(?:bf|it|rm|sf|tt|normal)?(?![a-zA-Z])|\\m(?:athrm|box|athbf|athit"
-     r"|athsf)(?![a-zA-Z])|\\operatorname(?![a-zA-Z])", r"\\text"),
+REWRITES = tuple(
+  (re.compile(pattern), to)
+  for pattern, to in (
+    (
+      r"\\text(?:bf|it|rm|sf|tt|normal)?(?![a-zA-Z])|\\m(?:athrm|box|athbf|athit"
+      r"|athsf)(?![a-zA-Z])|\\operatorname(?![a-zA-Z])",
+      r"\\text",
+    ),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\(?:left|right|[bB]igg?[lrm]?|displaystyle|limits)(?![a-zA-Z])", ""),
     (r"(?<=[0-9])(?:\{,\}|,\\!|\\,)\s*(?=[0-9]{3}(?![0-9]))", ""),
-    (r"\{,\}", ","), (r"(?<!\\)\\[!()\[\]]", ""),
+    (r"\{,\}", ","),
+    (r"(?<!\\)\\[!()\[\]]", ""),
     (r"(?<!\\)\\[,;: ]|~|\\q?quad(?![a-zA-Z])", " "),
-    (r"_\s*\{\s*([0-9]+)\s*\}", r"_\1"), (r"\^\s*\{\s*([0-9])\s*\}", r"^\1"),
-    (r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"
-     r"|\\degree(?![a-zA-Z])", r"\\deg "),
+    (r"_\s*\{\s*([0-9]+)\s*\}", r"_\1"),
+    (r"\^\s*\{\s*([0-9])\s*\}", r"^\1"),
+    (
+      r"\^\s*(?:\{\s*\\(?:circ|degree)\s*\}|\\(?:circ|degree)(?![a-zA-Z]))"
+      r"|\\degree(?![a-zA-Z])",
+      r"\\deg ",
+    ),
     (r"\\\$\s*((?:[0-9]|,(?=[0-9]{3}))*\.?[0-9]+)", r'\1 "dollars" '),
-    (r"\\\$|\$", ""), (r"\\%", "%"), (r"\\leq?(?![a-zA-Z])", r"\\le "),
-    (r"\\geq?(?![a-zA-Z])", r"\\ge "), (r"\\neq?(?![a-zA-Z])", r"\\ne "),
-    (r"(?<![a-zA-Z\\])sqrt\b", r"\\sqrt"), (r"(?<![a-zA-Z\\])pi\b", r"\\pi "),
+    (r"\\\$|\$", ""),
+    (r"\\%", "%"),
+    (r"\\leq?(?![a-zA-Z])", r"\\le "),
+    (r"\\geq?(?![a-zA-Z])", r"\\ge "),
+    (r"\\neq?(?![a-zA-Z])", r"\\ne "),
+    (r"(?<![a-zA-Z\\])sqrt\b", r"\\sqrt"),
+    (r"(?<![a-zA-Z\\])pi\b", r"\\pi "),
     (r"(?<![a-zA-Z\\])(?:infinity|inf|oo)\b", r"\\infty "),
     (r"([0-9])\s+([0-9]+)/([0-9]+)(?![0-9])", r"\1\\frac{\2}{\3}"),
     (r"\\text\s*\{\s*([ie])\s*\}", r" \1 "),
     (r"\\text\s*\{([^{}]*)\}", r' "\1" '),
     (r"\\\\\s*\\end(?![a-zA-Z])", r"\\end"),
     (r"\s+", " "),
-))
-JOINT = re.compile(r'"\s*,?\s*(?:and|or)\s*"')  # fmt: skip
+  )
+)
+JOINT = re.compile(r'"\s*,?\s*(?:and|or)\s*"')
 END = re.compile(r"[\s.,;:]+$|^[\s,;:]+")
 
 
@@ -121,23 +155,40 @@ def split(text: str, mark: str) -> list[str]:
 # ------------------------------------------------------------ what it says
 
 NAMED = re.compile(
-    r"([A-Za-z](?:_(?:\w|\{\w+\}))?|[a-zA-Z]\([a-zA-Z]\)|\\theta|\\alpha)\s*"
-    r"(?:=|\\in(?![a-zA-Z]))\s*(.+)"
+  r"([A-Za-z](?:_(?:\w|\{\w+\}))?|[a-zA-Z]\([a-zA-Z]\)|\\theta|\\alpha)\s*"
+  r"(?:=|\\in(?![a-zA-Z]))\s*(.+)"
 )
 CHOICE = re.compile(r'["(]*\s*\(?([A-Z])\)?\s*[")]*')
 CHOICES = re.compile(r'"?\s*[A-Z](?:\s*,\s*[A-Z])+\s*"?')
-THOUSANDS = re.compile(
-    r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9]|,[0-9])"
-)
+THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 ZEROS = re.compile(r"(?<![0-9.])0[0-9]")
 MATRIX = re.compile(r"\\begin\{([pb]?)matrix\}(.*)\\end\{\1matrix\}", re.DOTALL)
 RELATION = re.compile(r"[=<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 INEQUALITY = re.compile(r"[<>]|\\(?:le|ge|ne)(?![a-zA-Z])")
 WORD = re.compile(r'"|(?<![a-zA-Z\\])[a-zA-Z]{3,}')
-FUNCTIONS = frozenset((
-    "sin", "cos", "tan", "sec", "csc", "cot", "log", "exp", "sinh", "cosh",
-    "tanh", "arcsin", "arccos", "arctan", "gcd", "lcm", "min", "max", "mod",
-))  # fmt: skip
+FUNCTIONS = frozenset(
+  (
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "log",
+    "exp",
+    "sinh",
+    "cosh",
+    "tanh",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "gcd",
+    "lcm",
+    "min",
+    "max",
+    "mod",
+  )
+)
 
 
 def has_words(text: str) -> bool:
@@ -237,52 +288,83 @@ def collected(kind: str, items: list, arranged=tuple) -> Value:
   if any(v.data is None for v in flat):
     return Value(kind)
   units = {v.unit for v in flat} - {""}
-  own = lambda v: v.unit if len(units) > 1 else ""
-  key = lambda v: (v.kind, v.data, own(v))
+
+  def own(v):
+    return v.unit if len(units) > 1 else ""
+
+  def key(v):
+    return (v.kind, v.data, own(v))
+
   data = [tuple(map(key, i)) if isinstance(i, list) else key(i) for i in items]
   return Value(
-      kind, arranged(data), unit=units.pop() if len(units) == 1 else "",
-      plain=all(v.plain for v in flat),
-  )  # fmt: skip
+    kind,
+    arranged(data),
+    unit=units.pop() if len(units) == 1 else "",
+    plain=all(v.plain for v in flat),
+  )
 
 
 # ---------------------------------------------------- a number and its unit
 
 TAIL = re.compile(  # what follows a number: "cm^2", degrees, words in quotes
-    r'(.*?[0-9.})\]]|.*\\pi)\s*(\\deg|%|"[^"]*"(?:\s*\^\s*\{?[0-9]\}?)?'
-    r"|[a-zA-Z]{2,}(?: [a-zA-Z]{2,})*(?:\s*\^\s*\{?[23]\}?)?)\s*"
+  r'(.*?[0-9.})\]]|.*\\pi)\s*(\\deg|%|"[^"]*"(?:\s*\^\s*\{?[0-9]\}?)?'
+  r"|[a-zA-Z]{2,}(?: [a-zA-Z]{2,})*(?:\s*\^\s*\{?[23]\}?)?)\s*"
 )
 # Words that make another number of the one they stand after.
 MULTIPLIERS = frozenset(
-    "hundred hundreds thousand thousands million millions billion billions"
-    " trillion trillions dozen dozens score half halves third thirds fourth"
-    " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
-    " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
-    " thousandths squared cubed factorial percent point lakh lakhs crore"
-    " crores gross grand kilo double doubled triple tripled".split()
+  "hundred hundreds thousand thousands million millions billion billions"
+  " trillion trillions dozen dozens score half halves third thirds fourth"
+  " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
+  " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
+  " thousandths squared cubed factorial percent point lakh lakhs crore"
+  " crores gross grand kilo double doubled triple tripled".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
-    "and or not no to times plus minus over more less than base mod modulo pi"
-    " theta alpha beta gamma infinity power if for when where sin cos tan log"
-    " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
-    " root above below zero negative fewer too false untrue".split()
+  "and or not no to times plus minus over more less than base mod modulo pi"
+  " theta alpha beta gamma infinity power if for when where sin cos tan log"
+  " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
+  " root above below zero negative fewer too false untrue".split()
 )
 UNITS = {
-    "cm": "centimeter", "mm": "millimeter", "km": "kilometer", "m": "meter",
-    "kg": "kilogram", "g": "gram", "mg": "milligram", "gm": "gram",
-    "ft": "foot", "feet": "foot", "inches": "inch", "in": "inch", "yd": "yard",
-    "mi": "mile", "h": "hour", "hr": "hour", "hrs": "hour", "s": "second",
-    "sec": "second", "min": "minute", "mins": "minute", "l": "liter",
-    "ml": "milliliter", "litre": "liter", "metre": "meter", "lb": "pound",
-    "lbs": "pound", "oz": "ounce", "deg": "degree", "cents": "cent",
-    "centimetre": "centimeter", "kilometre": "kilometer", "people": "person",
-}  # fmt: skip
+  "cm": "centimeter",
+  "mm": "millimeter",
+  "km": "kilometer",
+  "m": "meter",
+  "kg": "kilogram",
+  "g": "gram",
+  "mg": "milligram",
+  "gm": "gram",
+  "ft": "foot",
+  "feet": "foot",
+  "inches": "inch",
+  "in": "inch",
+  "yd": "yard",
+  "mi": "mile",
+  "h": "hour",
+  "hr": "hour",
+  "hrs": "hour",
+  "s": "second",
+  "sec": "second",
+  "min": "minute",
+  "mins": "minute",
+  "l": "liter",
+  "ml": "milliliter",
+  "litre": "liter",
+  "metre": "meter",
+  "lb": "pound",
+  "lbs": "pound",
+  "oz": "ounce",
+  "deg": "degree",
+  "cents": "cent",
+  "centimetre": "centimeter",
+  "kilometre": "kilometer",
+  "people": "person",
+}
 SHORT_UNITS = frozenset(
-    "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie usd"
-    " per".split()
+  "cm mm km kg ft ml mL in hr hrs min lb lbs oz mph sq men day cup pie usd per".split()
 )
 ANOTHER_NUMBER = re.compile(  # twelfths, quadrillion, tenfold
-    r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"
+  r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"
 )
 TIMES_OF_DAY = re.compile(r"[0-9]{1,2}:[0-9]{2}.*")
 
@@ -319,9 +401,11 @@ def is_unit(text: str) -> bool:
   words = re.findall(r"[a-zA-Z]+", text)
   if text.startswith('"'):
     return all(len(w) > 1 or w.casefold() in UNITS for w in words)
-  return not words or text.startswith("\\deg") or all(
-      len(w) > 3 or w in SHORT_UNITS for w in words
-  )  # fmt: skip
+  return (
+    not words
+    or text.startswith("\\deg")
+    or all(len(w) > 3 or w in SHORT_UNITS for w in words)
+  )
 
 
 def multiplies(word: str) -> bool:
@@ -330,7 +414,7 @@ def multiplies(word: str) -> bool:
 
 
 def unit_of(text: str) -> str:
-  """"cm^2" -> "centimeter^2"; raises Text for words that are no unit."""
+  """ "cm^2" -> "centimeter^2"; raises Text for words that are no unit."""
   if text in ("\\deg", "%"):
     return {"\\deg": "degree", "%": "%"}[text]
   words, _, power = text.partition("^")
@@ -344,8 +428,9 @@ def unit_of(text: str) -> str:
     if word in words:
       words.remove(word)
       power = p
-  known = [UNITS.get(w) or UNITS.get(w.removesuffix("s")) or w.removesuffix("s")
-           for w in words]  # fmt: skip
+  known = [
+    UNITS.get(w) or UNITS.get(w.removesuffix("s")) or w.removesuffix("s") for w in words
+  ]
   return " ".join(known) + (f"^{power}" if power else "")
 
 
@@ -391,7 +476,7 @@ def may_meet(a: Value, b: Value, *texts: str) -> bool:
   relation, other = texts if a.kind == "relation" else texts[::-1]
   kind = b.kind if a.kind == "relation" else a.kind
   is_interval = kind in ("union", "(tuple]", "[tuple)", "[tuple]") or (
-      kind == "(tuple)" and "\\infty" in other
+    kind == "(tuple)" and "\\infty" in other
   )
   return is_interval and not re.search("=", relation)
 
@@ -402,7 +487,10 @@ def percent(a: Value, b: Value) -> bool:
   if a.unit and b.unit:
     return a.unit == b.unit and x == y
   hundredth = surds.rational(surds.Fraction(1, 100))
-  scale = lambda v, unit: surds.multiply(v, hundredth) if unit == "%" else v
+
+  def scale(v, unit):
+    return surds.multiply(v, hundredth) if unit == "%" else v
+
   if scale(x, a.unit) == scale(y, b.unit):
     return True
   return x == y and (a.unit == "%" or x.get(surds.UNIT, 0) >= 1)

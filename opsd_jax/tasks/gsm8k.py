@@ -10,25 +10,23 @@ from opsd_jax.tasks import answers, judged
 from opsd_jax.tasks.reply import after_hashes, last_boxed
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
-NUMBER = re.compile(
-    rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?"
-)
+NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?")
 DRESS = re.compile(
-    r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|[£€¥₹]|\*\*"
-    r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
+  r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|[£€¥₹]|\*\*"
+  r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
 )
 DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―－﹣", "-"))
 HEADING = re.compile(r"\W*[A-Za-z]{2}[^=\n]*(?:\n|$)")
 JOINED_BEFORE = re.compile(
-    r"(?:[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
-    r"|\b(?:minus|negative|not|twice|double|triple|half(?: of)?)\s+|=\s*-\s*)$",
-    re.IGNORECASE,
+  r"(?:[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
+  r"|\b(?:minus|negative|not|twice|double|triple|half(?: of)?)\s+|=\s*-\s*)$",
+  re.IGNORECASE,
 )
 JOINED_AFTER = re.compile(
-    r"\s*(?:\^|\*\s*[0-9]|\\(?:frac|times|pi)|×|/\s*[0-9])|[eE][+-]?[0-9]"
-    r"|[¼¾⅐-⅞⁰¹⁴-⁹]|\s+and\s+(?:an?|one|two|three|four)[\s-]+(?:hal|third|quarter"
-    r"|fourth|fifth|sixth|seventh|eighth|ninth|tenth)",
-    re.IGNORECASE,
+  r"\s*(?:\^|\*\s*[0-9]|\\(?:frac|times|pi)|×|/\s*[0-9])|[eE][+-]?[0-9]"
+  r"|[¼¾⅐-⅞⁰¹⁴-⁹]|\s+and\s+(?:an?|one|two|three|four)[\s-]+(?:hal|third|quarter"
+  r"|fourth|fifth|sixth|seventh|eighth|ninth|tenth)",
+  re.IGNORECASE,
 )
 FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
 FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
@@ -69,13 +67,14 @@ def last_number(text: str, alone: bool) -> str | None:
   last = matches[-1]
   before, after = text[: last.start()], text[last.end() :]
   is_mixed = "/" in last[0] and re.search(r"[0-9]\s+$", before)
-  is_formula = alone and (
-      FORMULA_BEFORE.search(before) or FORMULA_AFTER.match(after)
-  )
+  is_formula = alone and (FORMULA_BEFORE.search(before) or FORMULA_AFTER.match(after))
   if (
-      is_mixed or is_formula or JOINED_BEFORE.search(before[-20:])
-      or JOINED_AFTER.match(after) or is_multiplied(WORD_AFTER.match(after))
-  ):  # fmt: skip
+    is_mixed
+    or is_formula
+    or JOINED_BEFORE.search(before[-20:])
+    or JOINED_AFTER.match(after)
+    or is_multiplied(WORD_AFTER.match(after))
+  ):
     return None
   return last[0]
 

@@ -15,8 +15,8 @@ def task(name: str, verify):
 
   def examples(seed: str):
     raise ValueError(
-        f"{name} judges replies and has no problems of its own: set"
-        " config.data.train and config.data.eval"
+      f"{name} judges replies and has no problems of its own: set"
+      " config.data.train and config.data.eval"
     )
 
   def opened(options: str, privileged_field: str):

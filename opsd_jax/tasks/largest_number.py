@@ -29,13 +29,13 @@ def examples(seed: str):
     numbers = rng.sample(range(10, 1000), 5)
     best = max(numbers)
     yield Example(
-        id=f"{seed}/{index}",
-        question=(
-            "What is the largest of these numbers:"
-            f" {', '.join(map(str, numbers))}? Answer in one short sentence."
-        ),
-        solution=f"The largest of these numbers is {best}.",
-        answer=str(best),
+      id=f"{seed}/{index}",
+      question=(
+        "What is the largest of these numbers:"
+        f" {', '.join(map(str, numbers))}? Answer in one short sentence."
+      ),
+      solution=f"The largest of these numbers is {best}.",
+      answer=str(best),
     )
     index += 1
 

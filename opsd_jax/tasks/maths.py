@@ -19,13 +19,51 @@ MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
 SENTENCE = re.compile(r"(?<=\S)[.!?](?=\s|$)|\n")
 
 # What math-verify reads as it is written; anything else is compared as text.
-COMMANDS = frozenset((
-    "frac", "sqrt", "pi", "cdot", "times", "div", "sin", "cos", "tan", "sec",
-    "csc", "cot", "arcsin", "arccos", "arctan", "sinh", "cosh", "tanh", "log",
-    "ln", "exp", "infty", "cup", "cap", "in", "le", "ge", "ne", "pm", "binom",
-    "begin", "end", "alpha", "beta", "gamma", "theta", "lambda", "mu", "phi",
-    "omega", "deg",
-))  # fmt: skip
+COMMANDS = frozenset(
+  (
+    "frac",
+    "sqrt",
+    "pi",
+    "cdot",
+    "times",
+    "div",
+    "sin",
+    "cos",
+    "tan",
+    "sec",
+    "csc",
+    "cot",
+    "arcsin",
+    "arccos",
+    "arctan",
+    "sinh",
+    "cosh",
+    "tanh",
+    "log",
+    "ln",
+    "exp",
+    "infty",
+    "cup",
+    "cap",
+    "in",
+    "le",
+    "ge",
+    "ne",
+    "pm",
+    "binom",
+    "begin",
+    "end",
+    "alpha",
+    "beta",
+    "gamma",
+    "theta",
+    "lambda",
+    "mu",
+    "phi",
+    "omega",
+    "deg",
+  )
+)
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -112,21 +150,29 @@ def library():
   from latex2sympy2_extended import NormalizationConfig
 
   rules = NormalizationConfig(
-      basic_latex=True, units=False, malformed_operators=True, nits=True,
-      boxed="none", equations=False,
-  )  # fmt: skip
+    basic_latex=True,
+    units=False,
+    malformed_operators=True,
+    nits=True,
+    boxed="none",
+    equations=False,
+  )
   latex = (math_verify.LatexExtractionConfig(normalization_config=rules),)
 
   def parse(text):
     return math_verify.parse(
-        f"${text}$", latex, fallback_mode="no_fallback", parsing_timeout=None
+      f"${text}$", latex, fallback_mode="no_fallback", parsing_timeout=None
     )
 
   def equal(gold, target):
     return math_verify.verify(
-        gold, target, float_rounding=30, numeric_precision=50,
-        allow_set_relation_comp=True, timeout_seconds=None,
-    )  # fmt: skip
+      gold,
+      target,
+      float_rounding=30,
+      numeric_precision=50,
+      allow_set_relation_comp=True,
+      timeout_seconds=None,
+    )
 
   return parse, equal
 

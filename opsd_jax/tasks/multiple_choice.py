@@ -7,33 +7,33 @@ from opsd_jax.tasks import judged
 from opsd_jax.tasks.reply import stated
 
 DRESS = re.compile(
-    r"\\(?:text|mathrm|mathbf|textbf|mathsf|textsf|mbox)(?:bf|rm)?(?![a-zA-Z])"
-    r"|\\[()\[\]]|[*$`{}\"]"
+  r"\\(?:text|mathrm|mathbf|textbf|mathsf|textsf|mbox)(?:bf|rm)?(?![a-zA-Z])"
+  r"|\\[()\[\]]|[*$`{}\"]"
 )
 HEAD = re.compile(
-    r"\s*(?:(?:so|thus|hence|therefore|it is|it's)\b,?\s*)*"
-    r"(?:the\s+)?(?:(?:correct|right|best)\s+)?"
-    r"(?:(?:option|choice|letter)\b(?:\s+is\b|:)?)?\s*",
-    re.IGNORECASE,
+  r"\s*(?:(?:so|thus|hence|therefore|it is|it's)\b,?\s*)*"
+  r"(?:the\s+)?(?:(?:correct|right|best)\s+)?"
+  r"(?:(?:option|choice|letter)\b(?:\s+is\b|:)?)?\s*",
+  re.IGNORECASE,
 )
 # A letter in brackets, or one that no word goes on with; "A dog" names none.
 LETTER = re.compile(
-    r"[(\['‘]\s*([A-Za-z])\s*[)\]'’]"
-    r"|([A-Z])(?=$|[.):,;!\n]|\s*$|\s+(?:because|since|as|is (?:the )?(?:correct"
-    r"|right|best|answer))\b)|([a-z])(?=\s*$|[.)](?:\s|$))"
+  r"[(\['‘]\s*([A-Za-z])\s*[)\]'’]"
+  r"|([A-Z])(?=$|[.):,;!\n]|\s*$|\s+(?:because|since|as|is (?:the )?(?:correct"
+  r"|right|best|answer))\b)|([a-z])(?=\s*$|[.)](?:\s|$))"
 )
 # The same after "the answer is", where more can follow it: A (12), A = 12.
 STATED_LETTER = re.compile(
-    LETTER.pattern + r"|([A-Z])(?=\s*[-–—=(\\]|\s+(?:[0-9]|which\b|with\b))"
-    r"|([B-HJ-Z])(?=\s)"
+  LETTER.pattern + r"|([A-Z])(?=\s*[-–—=(\\]|\s+(?:[0-9]|which\b|with\b))"
+  r"|([B-HJ-Z])(?=\s)"
 )
 ANOTHER = re.compile(
-    r"(?:\b(?:or|and|plus|as well as)\b|[,;/&+-]|^)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
+  r"(?:\b(?:or|and|plus|as well as)\b|[,;/&+-]|^)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
 )
 DENIED = re.compile(
-    r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
-    r"|ruled out))\b|can(?:no|')t\b|(?:does|do|would|could)(?:n't|\s+not)\b"
-    r"|(?:can|could) be (?:ruled|eliminated|excluded)"
+  r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
+  r"|ruled out))\b|can(?:no|')t\b|(?:does|do|would|could)(?:n't|\s+not)\b"
+  r"|(?:can|could) be (?:ruled|eliminated|excluded)"
 )
 OPTION = re.compile(r"^\W*[A-Z][.):]\s", re.MULTILINE)  # of an echoed list
 

@@ -23,13 +23,16 @@ BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 # parse_expr of a formula. They are given nothing else.
 EVAL = ("string_insertion", "spiral_matrix", "binary_matrix", "n_queens")
 PARSE_EXPR = (
-    "simple_integration", "intermediate_integration", "countdown", "puzzle24",
-    "polynomial_multiplication",
-)  # fmt: skip
+  "simple_integration",
+  "intermediate_integration",
+  "countdown",
+  "puzzle24",
+  "polynomial_multiplication",
+)
 SIGNLESS = ("gsm_symbolic",)  # whose scorer takes -5 for 5
 FORMULA = re.compile(
-    r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
-    r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
+  r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
+  r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
 )
 
 
@@ -40,8 +43,8 @@ def task(options: str, privileged_field: str):
 
   told(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
   return Task(
-      functools.partial(examples, options, privileged_field),
-      functools.partial(verify, options),
+    functools.partial(examples, options, privileged_field),
+    functools.partial(verify, options),
   )
 
 
@@ -54,7 +57,7 @@ def dataset(options: str, seed: int, size: int):
   if name not in factory.DATASETS:
     close = difflib.get_close_matches(name, factory.DATASETS, 5, 0)
     raise ValueError(
-        f"reasoning-gym has no task {name!r}; it has {', '.join(close)}, ..."
+      f"reasoning-gym has no task {name!r}; it has {', '.join(close)}, ..."
     )
   settings = {}
   for pair in pairs:
@@ -78,10 +81,12 @@ def examples(options: str, privileged_field: str, seed: str):
       entries = dataset(options, int.from_bytes(digest[:4], "big"), BLOCK)
     entry = entries[place]
     yield Example(
-        id=f"{seed}/{index}", question=entry["question"],
-        solution=as_text(told(entry, privileged_field)),
-        answer=as_text(entry["answer"]), metadata=entry,
-    )  # fmt: skip
+      id=f"{seed}/{index}",
+      question=entry["question"],
+      solution=as_text(told(entry, privileged_field)),
+      answer=as_text(entry["answer"]),
+      metadata=entry,
+    )
 
 
 def told(entry: dict, privileged_field: str):
@@ -90,8 +95,8 @@ def told(entry: dict, privileged_field: str):
     return entry["answer"]
   if privileged_field not in entry["metadata"]:
     raise ValueError(
-        f"{entry['metadata']['source_dataset']} has no metadata field"
-        f" {privileged_field!r}; it has {', '.join(entry['metadata'])}"
+      f"{entry['metadata']['source_dataset']} has no metadata field"
+      f" {privileged_field!r}; it has {', '.join(entry['metadata'])}"
     )
   return entry["metadata"][privileged_field]
 

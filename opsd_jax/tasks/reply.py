@@ -4,13 +4,9 @@ import re
 
 # A sign counts where no word stands before it (not in 10-20); commas where
 # three digits follow each of them (not in 12,34).
-NUMBER = re.compile(
-    r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?"
-)
+NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?![a-zA-Z])")
-STATED = re.compile(
-    r"(?i)answer\**(?:\s+(?:is|should be|must be)|\s*:)\**:?\s*"
-)
+STATED = re.compile(r"(?i)answer\**(?:\s+(?:is|should be|must be)|\s*:)\**:?\s*")
 
 
 def last_number(text: str) -> str | None:

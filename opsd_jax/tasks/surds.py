@@ -119,7 +119,7 @@ def bounded(a: dict) -> dict:
 # -------------------------------------------------------------- reading
 
 NUMERAL = re.compile(
-    r"(?P<whole>[0-9]+)(?P<dot>\.)?(?P<part>[0-9]*)|\.(?P<only>[0-9]+)"
+  r"(?P<whole>[0-9]+)(?P<dot>\.)?(?P<part>[0-9]*)|\.(?P<only>[0-9]+)"
 )
 EXPONENT = re.compile(r"[eE]([+-]?[0-9]{1,2})(?![0-9])")
 PLUS = re.compile(r"[+-]")
@@ -131,8 +131,8 @@ PI = re.compile(r"\\pi(?![a-zA-Z])")
 I = re.compile(r"i(?![a-zA-Z])")
 INTEGER = re.compile(r"[0-9]+")
 LITERAL = re.compile(  # \frac{1}{2}, \frac12
-    r"\s*\\frac\s*(?:\{\s*([0-9]{1,99})\s*\}|([0-9]))"
-    r"\s*(?:\{\s*([0-9]{1,99})\s*\}|([0-9]))"
+  r"\s*\\frac\s*(?:\{\s*([0-9]{1,99})\s*\}|([0-9]))"
+  r"\s*(?:\{\s*([0-9]{1,99})\s*\}|([0-9]))"
 )
 
 
