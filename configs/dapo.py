@@ -17,10 +17,10 @@ from configs import grpo
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = grpo.get_config(arg)
-  c.reinforce.clip_high = 0.28
-  c.reinforce.updates = 2
-  c.reinforce.rounds = 4
-  c.reinforce.overlong = c.rollout.max_new_tokens // 4
-  c.token_weight.name = "uniform"
-  c.loss.denominator = "active_tokens"
+  term = c.loss.policy_gradient
+  term.surrogate.clip_high = 0.28
+  term.token_weight.name, term.denominator = "uniform", "active_tokens"
+  c.optimizer.updates_per_batch = 2
+  c.rewards.dynamic_sampling_rounds = 4
+  c.rewards.overlong_margin = c.rollout.max_new_tokens // 4
   return c

@@ -17,7 +17,7 @@ from configs import grpo
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = grpo.get_config(arg)
-  c.reinforce.advantage = "centred"
-  c.token_weight.name = "uniform"
-  c.loss.denominator = "budget"
+  c.rewards.advantage = "mean_baseline"
+  term = c.loss.policy_gradient
+  term.token_weight.name, term.denominator = "uniform", "budget"
   return c

@@ -4,7 +4,7 @@ arXiv:2402.03300).
 As many responses a step as configs/opsd.py has, 8 to a prompt; a response's
 advantage is its reward less the mean of its prompt's, over their standard
 deviation. The KL to the base is off, as in most later work; to switch it on:
-`--config.reinforce.kl_weight=0.04 --config.teacher.name=fixed`. The learning
+`--config=configs/grpo.py:kl=0.04`. The learning
 rate is the better of two on other problems (task.seed=1, one seed): 5e-5 ends at
 0.785 greedy and 0.715 sampled accuracy from 0.297 and 0.094, 1e-4 at 0.273 and
 0.254 (no rows are kept; repeat with --config.task.seed=1).
@@ -19,14 +19,20 @@ from configs import base
 
 
 def get_config(arg=None):
-  """`arg`: None or "tiny"."""
-  c = base.get_config(arg)
-  c.loss.distill = 0.0
-  c.divergence.name, c.teacher.name = "nll", "none"
+  """`arg`: None or "tiny"; with each `kl=0.04`, the weight of a KL to the base."""
+  preset, options = base.parse(arg, ("tiny",), ("kl",))
+  c = base.get_config(preset)
   c.context.template, c.context.privileged = "plain", "none"
   c.rollout.prompts, c.rollout.samples = 2, 8
-  c.reinforce.weight = 1.0
-  c.token_weight.name = "sequence_mean"
-  c.loss.denominator = "responses"
+  c.loss.policy_gradient.scale = 1.0
+  term = c.loss.policy_gradient
+  term.token_weight.name, term.denominator = "sequence_mean", "responses"
+  if "kl" in options:
+    c.loss.kl_penalty = base.term(
+      "kl_penalty",
+      scale=float(options["kl"]),
+      token_weight=term.token_weight,
+      denominator=term.denominator,
+    )
   c.optimizer.learning_rate, c.optimizer.decay = 5e-5, "constant"
   return c

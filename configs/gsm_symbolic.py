@@ -14,6 +14,7 @@ from configs import base
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = base.get_config(arg)
+  c.loss.distill.scale = 1.0
   c.task.name = "reasoning_gym:gsm_symbolic"
   c.task.privileged_field = "answer_cot"
   c.task.train_count = 1024

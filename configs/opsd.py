@@ -49,6 +49,7 @@ def get_config(arg=None):
   if control not in ("solution", "none", "other", "answer"):
     raise ValueError(f"control is {control!r}, known: none, other, answer")
   c = base.get_config(preset if preset == "tiny" else None)
+  c.loss.distill.scale = 1.0
   c.context.privileged = control
   if preset not in MODELS:
     return c
@@ -57,8 +58,8 @@ def get_config(arg=None):
     raise ValueError(f"recipe is {recipe!r}, known: upstream")
   if recipe:
     c.lora.rank, c.lora.alpha = 64, 128.0
-    c.divergence.clip = "signed"
-    c.divergence.tau = 0.06 if preset == "qwen3_8b" else 0.05
+    c.loss.distill.divergence.clip = "signed"
+    c.loss.distill.divergence.tau = 0.06 if preset == "qwen3_8b" else 0.05
   return c
 
 

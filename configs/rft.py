@@ -16,7 +16,8 @@ from configs import grpo
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = grpo.get_config(arg)
-  c.reinforce.advantage, c.reinforce.surrogate = "reward", "plain"
-  c.token_weight.name = "uniform"
-  c.loss.denominator = "active_tokens"
+  c.rewards.advantage = "reward"
+  term = c.loss.policy_gradient
+  term.surrogate.name = "reinforce"
+  term.token_weight.name, term.denominator = "uniform", "active_tokens"
   return c

@@ -16,6 +16,5 @@ def get_config(arg=None):
   """`arg`: None or "tiny"."""
   c = base.get_config(arg)
   c.rollout.source = "dataset"
-  c.teacher.name = "none"
-  c.divergence.name = "nll"
+  c.loss.nll.scale = 1.0
   return c

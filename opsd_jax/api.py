@@ -1,12 +1,14 @@
 """Load, generate and score in a notebook; re-exported by `opsd_jax`."""
 
 import collections
+import functools
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import collate, divergence, pertoken, rollout, tokenizer
+from opsd_jax import collate, pertoken, rollout, tokenizer
 from opsd_jax.draw import Knobs
 from opsd_jax.models import sources, transformer
 from opsd_jax.structs import Completion
@@ -114,7 +116,7 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
         f" {len(reply)} exceed the model's {model.config.max_positions}"
         " positions"
       )
-    rows.append(collate.Row(ids, (), reply, None))
+    rows.append(collate.Row((ids,), reply))
   scores = []
   for i in range(0, len(rows), ROWS):
     part = rows[i : i + ROWS]
@@ -122,22 +124,21 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
       part, pad_id=model.tokenizer.pad_id, bucket=BUCKET, response_bucket=BUCKET
     )
     logp_BxT = _logp(model.config, model.params, batch)
-    scores += collate.of_responses(logp_BxT, batch.token, len(part))
+    scores += collate.of_responses(logp_BxT, batch.tokens, len(part))
   return scores
 
 
+@functools.partial(jax.jit, static_argnums=0)
 def _logp(config, params, batch):
-  h_BxTxD = transformer.states(config, params, batch.student)
-  return pertoken.compare(
-    divergence.make("nll"),
-    h_BxTxD,
+  def logp(z_NxV, teachers, tokens):
+    logp_NxV = jax.nn.log_softmax(z_NxV)
+    return jnp.take_along_axis(logp_NxV, tokens.y_BxT[:, None], 1)[:, 0]
+
+  return pertoken.statistics(
+    logp,
+    transformer.states(config, params, batch.views[0]),
     transformer.unembedding(params),
-    (),
-    batch.token.y_BxT,
-    batch.token.mask_BxT,
-    temperature=1.0,
+    {},
+    batch.tokens,
     chunk=64,
-  ).logp_BxT
-
-
-_logp = jax.jit(_logp, static_argnums=0)
+  )

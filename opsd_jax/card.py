@@ -26,8 +26,8 @@ tags: [on-policy-self-distillation, opsd_jax]{base_model}
 
 ## Recipe
 
-Divergence `{divergence}`, teacher `{teacher}`, told `{told}`, responses
-`{rollout}`. Everything that differs from `configs/base.py`:
+Terms of the loss: {terms}. Teacher `{teacher}`, which reads `{privileged}`;
+responses `{rollout}`. Everything that differs from `configs/base.py`:
 
 {differences}
 
@@ -94,7 +94,12 @@ def card(
     for key, value in sorted(config.items())
     if defaults.get(key) != value
   ]
-  told = config["teacher.name"] != "none"
+  terms = {
+    key.split(".")[1]: config[key.replace(".kind", ".scale")]
+    for key in config
+    if key.startswith("loss.") and key.endswith(".kind")
+  }
+  terms = {name: scale for name, scale in terms.items() if scale}
   return CARD.format(
     library="peft" if adapter else "transformers",
     title=f"{base}, {'an adapter' if adapter else 'trained'} with opsd_jax",
@@ -104,13 +109,13 @@ def card(
     steps=config["steps"],
     method=(
       "it answered from the question alone, and the same weights, told\n"
-      "more, judged every token of that answer"
-      if told
-      else "it learned from reference answers"
+      "more, scored every token of that answer"
+      if "distill" in terms
+      else "it learned from its terms below, without a teacher's distribution"
     ),
-    divergence=config["divergence.name"],
+    terms=", ".join(f"`{name}` x {scale:g}" for name, scale in terms.items()),
     teacher=config["teacher.name"],
-    told=config["context.privileged"],
+    privileged=config["context.privileged"],
     rollout=config["rollout.source"],
     differences="\n".join(differ) or "    nothing",
     task=config["task.name"],

@@ -99,12 +99,8 @@ def plain(config) -> dict:
   return json.loads(config.to_json_best_effort())
 
 
-def with_tuples(tree: dict) -> dict:
+def with_tuples(tree):
   """What JSON has made lists of, as a config holds it."""
-
-  def of(x):
-    return tuple(x) if isinstance(x, list) else x
-
-  return {
-    name: with_tuples(x) if isinstance(x, dict) else of(x) for name, x in tree.items()
-  }
+  if isinstance(tree, dict):
+    return {name: with_tuples(value) for name, value in tree.items()}
+  return tuple(map(with_tuples, tree)) if isinstance(tree, list) else tree

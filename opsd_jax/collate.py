@@ -1,4 +1,4 @@
-"""Responses -> one Batch: two aligned views, packed in rows (numpy only).
+"""Responses -> one Batch: aligned views, packed in rows (numpy only).
 
 A batch is made in equal parts, as devices and micro-batches take them: each has
 its own responses and the rows that they stand in. A unit is what stays
@@ -11,21 +11,27 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opsd_jax.structs import Batch, Token, View
+from opsd_jax.structs import Batch, ResponseTokens, View
 
 
 class Row(NamedTuple):
-  """One response and the prompts that each side read before it."""
+  """One response, the prompt that each view reads before it, and what the loss is
+  given of it. The fields after the first two are for all rows of a batch or for
+  none."""
 
-  student_ids: tuple[int, ...]
-  teacher_ids: tuple[int, ...]  # () where there is no teacher
+  prompts: tuple[tuple[int, ...], ...]  # of views 0, 1, ...
   response_ids: tuple[int, ...]  # end-of-turn included; may be empty
-  sampler_logp: tuple[float, ...] | None  # None: not sampled
+  sampler_logp: tuple[float, ...] | None = None  # None: not sampled
   sampled_logp: tuple[float, ...] | None = None  # under what was drawn from
-  advantage: float | None = None  # None: no rewards are learned from
+  advantage: float | None = None
+  weights: dict[str, float] = {}  # {term: how much it counts there}
+  old_logp: tuple[float, ...] | None = None  # (): at the first update
+  group: int | None = None  # which prompt it answers
+  is_copy: bool | None = None  # True: another row holds the same completion
+  gumbel: tuple[float, ...] | None = None  # noise, one a token
 
 
-class Unit(NamedTuple):
+class PromptGroup(NamedTuple):
   """A prompt and responses to it, by their place in the part."""
 
   prompt: tuple[int, ...]
@@ -43,6 +49,7 @@ def collate(
   share: bool = False,
   parts: int = 1,
   agree=list,
+  coarse=(),
 ) -> Batch:
   """`rows` (collate.Row) as a Batch of `parts` equal parts.
 
@@ -54,52 +61,59 @@ def collate(
     share: responses to one prompt, next to each other in `rows`, read it once.
     parts: absent responses, all padding, make `rows` a multiple of it.
     agree: list of sizes -> the sizes that batches of several processes use.
+    coarse: views whose prompts hang on what was sampled; how many rows they have
+      is rounded up coarsely, which bounds the number of compiled shapes.
 
   What is padding is decided by length, never by token id. A response's last
-  token is predicted and not read: it stands in no row. Without a teacher its
-  view is one column of padding.
+  token is predicted and not read: it stands in no row.
   """
-  told = any(r.teacher_ids for r in rows)
-  for b, r in enumerate(rows):
-    if r.response_ids and not (r.student_ids and (r.teacher_ids or not told)):
-      raise ValueError(f"row {b}: a response needs a prompt before it")
-  rows = [*rows, *[Row((pad_id,), (), (), None)] * (-len(rows) % parts)]
+  views = check_rows(rows)
+  absent = Row(((pad_id,),) * views, ())
+  rows = [*rows, *[absent] * (-len(rows) % parts)]
   each = len(rows) // parts
   of_parts = [rows[i : i + each] for i in range(0, len(rows), each)]
-  longest = max(sum(len(r.response_ids) for r in part) for part in of_parts)
-  sides = [
-    [units(part, side, share and row_tokens > 0) for part in of_parts]
-    for side in ("student_ids", "teacher_ids")[: 1 + told]
+  # At least a token a response: groups are numbered below parts x T.
+  longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
+  units = [
+    [prompt_groups(part, view, share and row_tokens > 0) for part in of_parts]
+    for view in range(views)
   ]
+
+  def count(view):
+    rows_V = max(rows_for(part, row_tokens) for part in units[view])
+    return up(rows_V, 1, digits=2) if view in coarse else rows_V
+
   T, *counts = agree(
-    [
-      up(longest, response_bucket, digits=3),
-      *(max(rows_for(part, row_tokens) for part in side) for side in sides),
-    ]
+    [up(longest, response_bucket, digits=3), *map(count, range(views))]
   )
   places = [
-    [pack([u.size for u in part], R) for part in side]
-    for side, R in zip(sides, counts, strict=True)
+    [pack([u.size for u in part], R) for part in parts_of]
+    for parts_of, R in zip(units, counts, strict=True)
   ]
-  lengths = agree([up(max(max(loads) for _, loads in side), bucket) for side in places])
-  token, views = tokens(of_parts, pad_id, T), []
-  for side, where, R, L in zip(sides, places, counts, lengths, strict=True):
-    made = [
-      view(part_units, part, rows_of, pad_id, (R, L, T))
-      for part_units, part, (rows_of, _) in zip(side, of_parts, where, strict=True)
+  lengths = agree(
+    [up(max(max(loads) for _, loads in where), bucket) for where in places]
+  )
+  tokens = response_tokens(of_parts, pad_id, T)
+  made = []
+  for parts_of, where, R, L in zip(units, places, counts, lengths, strict=True):
+    arrays = [
+      view(groups, part, rows_of, pad_id, (R, L, T))
+      for groups, part, (rows_of, _) in zip(parts_of, of_parts, where, strict=True)
     ]
-    ids, at, *where = (np.concatenate(x) for x in zip(*made, strict=True))
-    if not row_tokens:
-      where = ()
-    elif not share:
-      where = where[:2]
-    views.append(View(ids, at, *where))
-    check_aligned(views[-1], token)
-  if not told:
-    views.append(
-      View(np.full((parts, 1), pad_id, np.int32), np.zeros((parts, T), np.int32))
-    )
-  return Batch(*views, token)
+    ids, predictor, *rest = (np.concatenate(x) for x in zip(*arrays, strict=True))
+    segments = rest if row_tokens and share else rest[: 2 * (row_tokens > 0)]
+    made.append(View(ids, predictor, *segments))
+    check_aligned(made[-1], tokens)
+  return Batch(tuple(made), tokens)
+
+
+def check_rows(rows) -> int:
+  """How many views the rows have; ValueError where one lacks a prompt."""
+  views = max(len(r.prompts) for r in rows)
+  for b, r in enumerate(rows):
+    if r.response_ids and not (len(r.prompts) == views and all(r.prompts)):
+      raise ValueError(f"row {b}: a response needs a prompt before it in every view")
+  return views
 
 
 def up(length: int, multiple: int, digits: int = 4) -> int:
@@ -110,12 +124,12 @@ def up(length: int, multiple: int, digits: int = 4) -> int:
   return max(1, -(-length // step)) * step
 
 
-def units(rows, side: str, share: bool) -> list[Unit]:
-  """A part's units on one side; where they share, one for a run of equal
+def prompt_groups(rows, view: int, share: bool) -> list[PromptGroup]:
+  """A part's units in one view; where they share, one for a run of equal
   prompts."""
   runs = []
   for i, row in enumerate(rows):
-    prompt = getattr(row, side)
+    prompt = row.prompts[view]
     if share and runs and runs[-1][0] == prompt:
       runs[-1][1].append(i)
     else:
@@ -124,7 +138,7 @@ def units(rows, side: str, share: bool) -> list[Unit]:
   def read(run):
     return sum(max(len(rows[i].response_ids) - 1, 0) for i in run)
 
-  return [Unit(p, tuple(run), len(p) + read(run)) for p, run in runs]
+  return [PromptGroup(p, tuple(run), len(p) + read(run)) for p, run in runs]
 
 
 def rows_for(units, row_tokens: int) -> int:
@@ -164,7 +178,7 @@ def view(units, rows, where, pad_id: int, shape) -> View:
   R, L, T = shape
   ids, pos, segment, parent = np.zeros((4, R, L), np.int32)
   ids[:] = pad_id
-  at, filled, segments = [()] * len(rows), [0] * R, [0] * R
+  predictors, filled, segments = [()] * len(rows), [0] * R, [0] * R
 
   def put(r, new_ids, first_pos, own, grew_from):
     here = slice(filled[r], filled[r] + len(new_ids))
@@ -182,17 +196,18 @@ def view(units, rows, where, pad_id: int, shape) -> View:
       if len(unit.members) > 1:
         segments[r] += 1
       read = put(r, response[:-1], len(unit.prompt), segments[r], root)
-      at[i] = np.append(prompt[-1:], read)[: len(response)]
-  flat = np.concatenate([np.zeros(0, np.int32), *at])
-  at_1xT = np.pad(flat, (0, T - len(flat))).astype(np.int32)[None]
-  return View(ids, at_1xT, pos, segment, parent)
+      predictors[i] = np.append(prompt[-1:], read)[: len(response)]
+  flat = np.concatenate([np.zeros(0, np.int32), *predictors])
+  predictor_1xT = np.pad(flat, (0, T - len(flat))).astype(np.int32)[None]
+  return View(ids, predictor_1xT, pos, segment, parent)
 
 
-def tokens(parts, pad_id: int, T: int) -> Token:
+def response_tokens(parts, pad_id: int, T: int) -> ResponseTokens:
   """The response tokens of each part, one response after the other."""
   B, each = len(parts), len(parts[0])
   y, index, length, response = np.zeros((4, B, T), np.int32)
-  mask, logp, sampled, advantage = np.zeros((4, B, T), np.float32)
+  mask, logp = np.zeros((2, B, T), np.float32)
+  optional = Optional([row for part in parts for row in part], (B, T))
   y[:] = pad_id
   for b, part in enumerate(parts):
     start = 0
@@ -204,44 +219,73 @@ def tokens(parts, pad_id: int, T: int) -> Token:
       response[b, here] = b * each + i
       if row.sampler_logp is not None:
         logp[b, here] = row.sampler_logp
-      if row.advantage is not None:
-        sampled[b, here], advantage[b, here] = row.sampled_logp, row.advantage
+      optional.put((b, here), row)
       start += size
-  token = Token(y, mask, index, length, response, logp)
-  if all(row.advantage is None for part in parts for row in part):
-    return token
-  return token._replace(advantage_BxT=advantage, sampled_logp_BxT=sampled)
+  return ResponseTokens(y, mask, index, length, response, logp, **optional.arrays)
 
 
-def check_aligned(side: View, token: Token) -> None:
-  """What a state that predicts a later token of a response has just read is the
-  token before it."""
-  B, T = token.y_BxT.shape
-  read = np.take_along_axis(side.ids_RxL.reshape(B, -1), side.at_BxT, 1)
-  later = (token.mask_BxT > 0) & (token.index_BxT > 0)
-  assert (read == np.roll(token.y_BxT, 1, 1))[later].all(), "misaligned"
+class Optional:
+  """The arrays of ResponseTokens that some batches have and others do not."""
+
+  def __init__(self, rows, shape):
+    self.arrays = {"weights": {}}
+    for name in sorted({name for row in rows for name in row.weights}):
+      self.arrays["weights"][name] = np.zeros(shape, np.float32)
+    for field, name, dtype in (
+      ("advantage", "advantage_BxT", np.float32),
+      ("sampled_logp", "sampled_logp_BxT", np.float32),
+      ("old_logp", "old_logp_BxT", np.float32),
+      ("group", "group_BxT", np.int32),
+      ("is_copy", "counted_BxT", np.float32),
+      ("gumbel", "gumbel_BxT", np.float32),
+    ):
+      if any(getattr(row, field) is not None for row in rows):
+        self.arrays[name] = np.zeros(shape, dtype)
+
+  def put(self, at, row) -> None:
+    """Writes one row's values; what it lacks stays 0."""
+    for name, array in self.arrays["weights"].items():
+      array[at] = row.weights.get(name, 1.0)
+    for name, value in (
+      ("advantage_BxT", row.advantage),
+      ("sampled_logp_BxT", row.sampled_logp),
+      ("old_logp_BxT", np.nan if row.old_logp == () else row.old_logp),
+      ("group_BxT", row.group),
+      ("counted_BxT", None if row.is_copy is None else not row.is_copy),
+      ("gumbel_BxT", row.gumbel),
+    ):
+      if name in self.arrays and value is not None:
+        self.arrays[name][at] = value
 
 
-def of_responses(x_BxT, token: Token, count: int) -> list[np.ndarray]:
+def check_aligned(view: View, tokens: ResponseTokens) -> None:
+  """Raises RuntimeError unless what a state that predicts a later token of a
+  response has just read is the token before it."""
+  B, T = tokens.y_BxT.shape
+  read = np.take_along_axis(view.ids_RxL.reshape(B, -1), view.predictor_BxT, 1)
+  later = (tokens.mask_BxT > 0) & (tokens.index_BxT > 0)
+  if (read != np.roll(tokens.y_BxT, 1, 1))[later].any():
+    raise RuntimeError("a view is misaligned with its responses: a bug of collate")
+
+
+def of_responses(x_BxT, tokens: ResponseTokens, count: int) -> list[np.ndarray]:
   """The values of each of `count` responses' tokens, in order."""
-  real = np.asarray(token.mask_BxT) > 0
-  x, owner = np.asarray(x_BxT)[real], np.asarray(token.response_BxT)[real]
+  real = np.asarray(tokens.mask_BxT) > 0
+  x, owner = np.asarray(x_BxT)[real], np.asarray(tokens.response_BxT)[real]
   return [x[owner == i] for i in range(count)]
 
 
 def padding_share(batch: Batch) -> float:
-  """The share of computed row tokens, both views, that are padding."""
+  """The share of computed row tokens, all views, that are padding."""
   used = computed = 0
-  mask = batch.token.mask_BxT > 0
-  for side in (batch.student, batch.teacher):
-    if side.ids_RxL.shape[1] == 1:
-      continue  # there is no teacher
+  mask = batch.tokens.mask_BxT > 0
+  for side in batch.views:
     computed += side.ids_RxL.size
     if side.segment_RxL is not None:
       used += (side.segment_RxL > 0).sum()
       continue
     L, last = side.ids_RxL.shape[1], np.zeros(len(side.ids_RxL), int)
-    flat = side.at_BxT + np.arange(len(mask))[:, None] * (
+    flat = side.predictor_BxT + np.arange(len(mask))[:, None] * (
       side.ids_RxL.size // len(mask)
     )
     np.maximum.at(last, flat[mask] // L, flat[mask] % L + 1)

@@ -111,12 +111,12 @@ def full(logp, logq):
   return logp, logq
 
 
-def on_top_k(logp, logq, *, k, owner, finish):
+def on_top_k(logp, logq, *, k, support_from, finish):
   """Both sides on the k likeliest tokens of one; the choice has no gradient."""
   size = logp.shape[-1]
   if not 1 <= k <= size:
     raise ValueError(f"top-k support: k is {k}, expected 1 to {size} entries")
-  _, ids = jax.lax.top_k(sg(logq if owner == "teacher" else logp), k)
+  _, ids = jax.lax.top_k(sg(logq if support_from == "teacher" else logp), k)
 
   def pick_k(x):
     return finish(jnp.take_along_axis(x, ids, -1))
@@ -199,26 +199,44 @@ def sampled_token(logp_y, logq_y):
   return -sg(logq_y - logp_y) * logp_y
 
 
-def nll(logp_y, logq_y):
-  """-log p(y): supervised fine-tuning; the teacher is not asked."""
-  return -logp_y
+TOKEN = {"sampled_token": sampled_token}
 
 
-TOKEN = {"sampled_token": sampled_token, "nll": nll}
+# ------------------------------- losses of the order of vocabulary entries
 
 
-def make(name, *, support="full", k=0, owner="teacher", clip="none", tau=0.0, **kw):
+def list_mle(logp, logq, *, k):
+  """-log of the Plackett-Luce probability that the student's k likeliest entries
+  come in the teacher's order (Xia et al. 2008; in TSD-KD, arXiv:2603.13260).
+
+  sum over i of logsumexp_{j >= i} s_(j) - s_(i), s_(i) the student's log-prob of
+  the entry that the teacher ranks i-th; the choice has no gradient.
+  """
+  _, ids = jax.lax.top_k(sg(logp), k)
+  student, teacher = (jnp.take_along_axis(x, ids, -1) for x in (logp, logq))
+  best_first = jnp.argsort(-teacher, -1)
+  s = jnp.take_along_axis(student, best_first, -1)
+  rest = jax.lax.cumlogsumexp(s, axis=s.ndim - 1, reverse=True)
+  return (rest - s).sum(-1)
+
+
+RANKINGS = {"list_mle": list_mle}
+
+
+def make(
+  name, *, support="full", k=0, support_from="teacher", clip="none", tau=0.0, **kw
+):
   """f(logp_..xV, logq_..xV, y_..) -> (divergence_.., clipped fraction_..).
 
   Raises ValueError for unknown names or keywords and senseless combinations.
   """
   support_of, clip_of = pick(SUPPORTS, support), pick(CLIPS, clip)
-  if owner not in ("teacher", "student"):
-    raise ValueError(f"owner is {owner!r}, expected teacher or student")
+  if support_from not in ("teacher", "student"):
+    raise ValueError(f"support_from is {support_from!r}, expected teacher or student")
   if support != "full":
     if k < 1:
       raise ValueError(f"support {support} needs k >= 1, got {k}")
-    support_of = functools.partial(support_of, k=k, owner=owner)
+    support_of = functools.partial(support_of, k=k, support_from=support_from)
   if clip != "none" and not tau > 0:
     raise ValueError(f"clip {clip} needs tau > 0, got {tau}")
   if not 0 <= kw.get("beta", 0) <= 1:

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROLES = {"rollout": 0, "evaluate": 1, "generate": 2}
+ROLES = {"rollout": 0, "evaluate": 1, "generate": 2, "guided": 3}
 BLOCK = 256  # entries of the vocabulary that are summed first
 
 

@@ -80,18 +80,19 @@ def _states(config, params, view):
 
 @functools.partial(jax.jit, static_argnames=("config", "chunk"))
 def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
-  h_BxTxD = transformer.states(config, params, batch.student)
-  tok = pertoken.compare(
-    divergence.make("forward_kl"),
-    h_BxTxD,
+  def kl(z_NxV, teachers, tokens):
+    logq, logp = (jax.nn.log_softmax(z) for z in (teachers["base"], z_NxV))
+    return divergence.forward_kl(logp, logq).sum(-1)
+
+  kl_BxT = pertoken.statistics(
+    kl,
+    transformer.states(config, params, batch.views[0]),
     transformer.unembedding(params),
-    ((1.0, base_h_BxTxD, base_W_VxD),),
-    batch.token.y_BxT,
-    batch.token.mask_BxT,
-    temperature=1.0,
+    {"base": (base_h_BxTxD, base_W_VxD)},
+    batch.tokens,
     chunk=chunk,
   )
-  return tok.div_BxT.sum() / batch.token.mask_BxT.sum()
+  return kl_BxT.sum() / batch.tokens.mask_BxT.sum()
 
 
 def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
@@ -105,7 +106,7 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
   batch = collate.collate(
     rows, pad_id=pad_id, bucket=bucket, response_bucket=bucket, parts=parts
   )
-  base_h_BxTxD = _states(config, params, batch.student)
+  base_h_BxTxD = _states(config, params, batch.views[0])
   base_W_VxD = jnp.copy(transformer.unembedding(params))
   return lambda params: float(
     _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
@@ -180,10 +181,7 @@ class Judge:
     self.drift = drift_from(
       run.model_config,
       run.params,
-      [
-        collate.Row(p, (), tuple(reply), None)
-        for p, reply in zip(ids, replies, strict=True)
-      ],
+      [collate.Row((p,), tuple(reply)) for p, reply in zip(ids, replies, strict=True)],
       pad_id=run.tokenizer.pad_id,
       bucket=bucket,
       chunk=chunk,
@@ -220,9 +218,9 @@ class Judge:
 
     if processes.from_first(done):
       return
-    told = [p for p in self.run.eval if p.teacher_ids]
-    teacher = None if told else {}  # None: as the student
-    if any(p.teacher_ids != p.student_ids for p in told):
+    asked = [p for p in self.run.eval if p.teacher_ids]
+    teacher = None if asked else {}  # None: as the student
+    if any(p.teacher_ids != p.student_ids for p in asked):
       teacher, _ = self.accuracy(params, "teacher", self.samples)
     self.judge(
       params,

@@ -21,18 +21,33 @@ def attention_flops(c, L: int) -> float:
 
 
 def useful_flops(config, s) -> float:
-  """Of a step; see the head of this file."""
+  """Of a train step; see the head of this file."""
   (N, head), c = weights(s.model_config), s.model_config
-  R, L = s.batch.student.ids_RxL.shape
+  R, L = s.batch.views[0].ids_RxL.shape
   T, back = config.rollout.max_new_tokens, 4 if config.lora.rank else 6
   student = back * (N * L + head * T) + 3 * attention_flops(c, L)
-  L = s.batch.teacher.ids_RxL.shape[1]
-  teacher = 2 * (N * L + head * T) + attention_flops(c, L)
-  return R * (student + members(s) * teacher)
+  return R * (student + teacher_flops(config, s, True))
 
 
-def members(s) -> int:
-  return len(s.objective.teacher.members((), ()))
+def teacher_flops(config, s, learning: bool) -> float:
+  """Forward passes of every teacher that the step runs, a row."""
+  T, total = config.rollout.max_new_tokens, 0.0
+  for view, who in s.objective.teachers(learning):
+    c = s.external_config if who == "external" else s.model_config
+    (N, head), L = weights(c), s.batch.views[view].ids_RxL.shape[1]
+    total += 2 * head * T
+    if (view, who) != (0, "live"):  # the student's own pass
+      total += 2 * N * L + attention_flops(c, L)
+  return total
+
+
+def score_flops(config, s) -> float:
+  """Of the statistics that weights need which look at other tokens."""
+  (N, head), c = weights(s.model_config), s.model_config
+  R, L = s.batch.views[0].ids_RxL.shape
+  T = config.rollout.max_new_tokens
+  student = 2 * (N * L + head * T) + attention_flops(c, L)
+  return R * (student + teacher_flops(config, s, False))
 
 
 def executed_flops(config, s) -> float:
@@ -44,8 +59,7 @@ def executed_flops(config, s) -> float:
   twice.
   """
   (N, _), c = weights(s.model_config), s.model_config
-  R, L = s.batch.student.ids_RxL.shape
-  told = s.batch.teacher.ids_RxL.shape[1]
+  R, L = s.batch.views[0].ids_RxL.shape
   # In useful forward passes of attention.
   forward, backward = {
     "splash": (1, 3.5),
@@ -56,7 +70,11 @@ def executed_flops(config, s) -> float:
   passes = forward + backward + (forward if c.remat != "none" else 0)
   again = (2 * N * L) * (c.remat == "full")
   again += (passes - 3) * attention_flops(c, L)
-  again += members(s) * (forward - 1) * attention_flops(c, told)
+  for view, who in s.objective.teachers(True):
+    if (view, who) != (0, "live"):
+      other = s.external_config if who == "external" else c
+      length = s.batch.views[view].ids_RxL.shape[1]
+      again += (forward - 1) * attention_flops(other, length)
   return useful_flops(config, s) + R * again
 
 

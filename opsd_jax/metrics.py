@@ -12,61 +12,6 @@ from tqdm import tqdm
 from opsd_jax import files
 
 
-def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
-  """One training step in numbers, self-checks included; nats a token.
-
-  `teacher/nll_gap` is teacher minus student NLL of the responses: a jump means
-  shifted alignment or a wrong template. `sampler/logp_gap` is the largest
-  difference between what sampler and trainer say of a token.
-  """
-  real = batch.token.mask_BxT > 0
-  first = real & (batch.token.index_BxT == 0)
-
-  def mean(x, of=real):
-    return float(x[of].mean()) if of.any() else 0.0
-
-  loss, grad_norm = float(loss), float(grad_norm)
-  row = {
-    "loss": loss,
-    "grad_norm": grad_norm,
-    "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
-    "divergence": mean(tok.div_BxT),
-    "divergence/first_token": mean(tok.div_BxT, first),
-    "divergence/clipped": mean(tok.clipped_BxT),
-    "student/nll": -mean(tok.logp_BxT),
-    "student/entropy": mean(tok.entropy_BxT),
-    "response_tokens": int(real.sum()),
-    "truncated": float(np.mean([r.completion.truncated for r in rollouts])),
-    "empty": sum(not r.completion.ids for r in rollouts),
-  }
-  if batch.teacher.ids_RxL.shape[1] > 1:  # else there is none
-    row |= {
-      "teacher/nll": -mean(tok.teacher_logp_BxT),
-      "teacher/nll_gap": mean(tok.logp_BxT - tok.teacher_logp_BxT),
-      "teacher/entropy": mean(tok.teacher_entropy_BxT),
-    }
-  if all(r.completion.logp is not None for r in rollouts):
-    gap = np.abs(tok.raw_logp_BxT - batch.token.sampler_logp_BxT)
-    row["sampler/logp_gap"] = float((gap * real).max())
-  return row
-
-
-def of_ratio(log_ratio_BxT, token, low: float, high: float) -> dict:
-  """How far several updates on one batch went: the share of tokens whose ratio
-  of new to old probability left [1 - low, 1 + high], and mean |log ratio|."""
-  log_ratio = log_ratio_BxT[token.mask_BxT > 0]
-  ratio = np.exp(log_ratio)
-  outside = (ratio < 1 - low) | (ratio > 1 + high)
-
-  def mean(x):
-    return float(x.mean()) if x.size else 0.0
-
-  return {
-    "reinforce/outside_clip": mean(outside),
-    "reinforce/log_ratio": mean(np.abs(log_ratio)),
-  }
-
-
 class Writer:
   """metrics.jsonl (one object a line, with its step) and TensorBoard.
 
@@ -253,7 +198,8 @@ def plot(rows, summary: dict, path):
     ("accuracy_teacher", "privileged teacher", "--"),
     ("accuracy_base", "base", ":"),
   ):
-    axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
+    if name in summary:
+      axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
   axes[0].set(
     title="Accuracy on unseen problems (95% intervals)",
     ylim=(0, 1.02),

@@ -1,4 +1,4 @@
-"""Hidden states -> per-token statistics and a loss; [B,T,V] never exists.
+"""Hidden states -> a loss and statistics of each token; [B,T,V] never exists.
 
 Tokens are taken in chunks; a chunk's logits are made, compared and dropped, so
 memory is chunk x V however long the rows. Chunks go over tokens, not
@@ -6,7 +6,7 @@ vocabulary, which keeps a divergence a plain function of the last axis.
 
 The gradient is made in the same sweep as the loss, while a chunk's logits are
 there: nothing is computed a second time. That needs a loss that is a sum over
-tokens, each a function of its own statistics.
+tokens, each a function of its own logits.
 """
 
 import functools
@@ -16,104 +16,57 @@ import jax
 import jax.numpy as jnp
 
 from opsd_jax import sharding
-from opsd_jax.structs import PerToken
 
 sg = jax.lax.stop_gradient
 
 
 @jax.named_scope("loss")
-def compare(
-  divergence,
-  h_BxTxD,
-  W_VxD,
-  teachers,
-  y_BxT,
-  mask_BxT,
-  *,
-  temperature: float,
-  chunk: int,
-) -> PerToken:
-  """Statistics of every response token; no gradient, see `loss`.
+def statistics(of_logits, h_BxTxD, W_VxD, teachers, tokens, *, chunk: int):
+  """What `of_logits` makes of every response token; no gradient, see `loss`."""
+
+  def without_loss(*args):
+    return (), of_logits(*args)
+
+  return loss(without_loss, sg(h_BxTxD), sg(W_VxD), teachers, tokens, chunk=chunk)[1]
+
+
+def loss(of_logits, h_BxTxD, W_VxD, teachers: dict, tokens, *, chunk: int):
+  """(sum over response tokens of their losses, their statistics).
+
+  The sum has a gradient to h_BxTxD and W_VxD alone; statistics have none. Outside
+  the mask all outputs are exactly 0 and so are gradients, whatever is there.
 
   Args:
-    divergence: as `divergence.make` returns.
+    of_logits: (the student's logits N x V, {name: a teacher's logits}, tokens) of
+      some tokens -> (a tree of their losses N, one of their statistics N); every
+      token by itself.
     h_BxTxD, W_VxD: the student's states and unembedding.
-    teachers: (weight, states, unembedding) of each; the teacher's logits are
-      the weighted sum of theirs, a log-space mixture. Empty: no teacher, its
-      statistics are 0 (with `nll`).
-    y_BxT, mask_BxT: response tokens; outside the mask all outputs are exactly
-      0 and so are gradients, whatever is there.
-    temperature: divides both sides' logits.
+    teachers: {name: (states, unembedding)}; constants.
+    tokens: structs.ResponseTokens; constants.
     chunk: tokens at one time, of each device that splits the rows.
   """
-
-  def nothing(tok, own):
-    return jnp.zeros_like(tok.div_BxT)
-
-  _, tok = loss(
-    nothing,
-    divergence,
-    sg(h_BxTxD),
-    sg(W_VxD),
-    teachers,
-    y_BxT,
-    mask_BxT,
-    (),
-    temperature=temperature,
-    chunk=chunk,
-  )
-  return tok
-
-
-def loss(
-  token_loss,
-  divergence,
-  h_BxTxD,
-  W_VxD,
-  teachers,
-  y_BxT,
-  mask_BxT,
-  own,
-  *,
-  temperature: float,
-  chunk: int,
-):
-  """(sum over response tokens of token_loss(tok, own), PerToken).
-
-  The sum has a gradient to h_BxTxD and W_VxD alone, through `div` and `logp`
-  of a token's statistics; PerToken has none.
-
-  Args:
-    token_loss: (PerToken, own) of some tokens -> their losses; every token by
-      itself. w * tok.div is a weighted divergence.
-    own: a tree of [B, T] arrays, what token_loss is told of each token beside
-      its statistics, such as its weight; constants.
-    The rest is as in `compare`.
-  """
-  in_order, back = chunks(*y_BxT.shape, chunk)
+  in_order, back = chunks(*tokens.y_BxT.shape, chunk)
 
   def of_chunk(z_NxV, rest, heads):
-    hts, y_N, mask_N, own = rest
-    zt_NxV = (
-      sum(weight * logits(h, W) for (weight, W), h in zip(heads, hts, strict=True))
-      if teachers
-      else None
-    )
-    values = of_logits(divergence, z_NxV, zt_NxV, y_N, temperature)
-    tok = PerToken(*(jnp.where(mask_N > 0, v, 0.0) for v in values))
-    losses_N = jnp.where(mask_N > 0, token_loss(tok, own), 0.0)
-    return losses_N.sum(), sg(tok)
+    hts, tokens = rest
+    zts = {name: sg(logits(hts[name], W)) for name, W in heads.items()}
+    losses, stats = of_logits(z_NxV, zts, tokens)
 
-  def clean(h):
-    return in_order(jnp.where(mask_BxT[..., None] > 0, h, 0))
+    def masked(x_N):
+      return jnp.where(tokens.mask_BxT > 0, x_N, 0.0)
 
-  hts = tuple(clean(h) for _, h, _ in teachers)
-  heads = tuple(
-    (weight, ready(W, h)) for (weight, _, W), h in zip(teachers, hts, strict=True)
-  )
-  rest = hts, *jax.tree.map(in_order, (y_BxT, mask_BxT, own))
-  total, tok = summed(of_chunk, clean(h_BxTxD), W_VxD, rest, heads)
-  return total, jax.tree.map(back, tok)
+    # Apart, so that a term of weight 0 changes no digit of the others' sum.
+    total = sum(masked(x_N).sum() for x_N in jax.tree.leaves(losses))
+    return jnp.float32(total), sg(jax.tree.map(masked, stats))
+
+  def clean(h_BxTxD):
+    return in_order(jnp.where(tokens.mask_BxT[..., None] > 0, h_BxTxD, 0))
+
+  hts = {name: clean(h) for name, (h, _) in teachers.items()}
+  heads = {name: ready(W, hts[name]) for name, (_, W) in teachers.items()}
+  rest = hts, jax.tree.map(in_order, tokens)
+  total, stats = summed(of_chunk, clean(h_BxTxD), W_VxD, rest, heads)
+  return total, jax.tree.map(back, stats)
 
 
 def chunks(B: int, T: int, size: int):
@@ -153,8 +106,8 @@ def summed(of_chunk, h_nxNxD, W_VxD, rest, heads):
   def one(chunk):
     return of_chunk(logits(chunk[0], W), chunk[1], heads)
 
-  losses_n, tok = jax.lax.map(one, (h_nxNxD, rest))
-  return losses_n.sum(), tok
+  losses_n, stats = jax.lax.map(one, (h_nxNxD, rest))
+  return losses_n.sum(), stats
 
 
 def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
@@ -178,7 +131,7 @@ def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
     h_NxD, rest = chunk
     z_NxV, to_h = jax.vjp(lambda h: logits(h, W), h_NxD)
     value = jax.value_and_grad(of_chunk, has_aux=True)
-    (loss, tok), dz_NxV = value(z_NxV, rest, heads)
+    (loss, stats), dz_NxV = value(z_NxV, rest, heads)
     dz_GxNxSxKxM = dz_NxV.reshape(G, -1, S, K, M)
     h_GxNxD = h_NxD.reshape(G, -1, D)
 
@@ -196,11 +149,11 @@ def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
       )
 
     dW = jax.lax.fori_loop(0, K, add, dW_GxSxKxMxD)
-    return dW, (loss, tok, *to_h(dz_NxV))
+    return dW, (loss, stats, *to_h(dz_NxV))
 
   zero = whole(jnp.zeros((G, S, K, M, D), jnp.float32))
-  dW, (losses_n, tok, dh_nxNxD) = jax.lax.scan(one, zero, (h_nxNxD, rest))
-  return (losses_n.sum(), tok), (dh_nxNxD, sharding.sum_of_shards(dW), W_VxD)
+  dW, (losses_n, stats, dh_nxNxD) = jax.lax.scan(one, zero, (h_nxNxD, rest))
+  return (losses_n.sum(), stats), (dh_nxNxD, sharding.sum_of_shards(dW), W_VxD)
 
 
 def summed_backward(of_chunk, gradient, cotangents):
@@ -226,31 +179,3 @@ def logits(h_NxD, W_VxD):
     precision=precision(h_NxD),
   )
   return sharding.constrain(z_NxV, "logits")
-
-
-def of_logits(divergence, z_NxV, zt_NxV, y_N, temperature) -> PerToken:
-  """The dense statistics of some tokens; zt None where there is no teacher."""
-
-  def at(logp):
-    return jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0]
-
-  logp = jax.nn.log_softmax(z_NxV / temperature)
-  logq = logp if zt_NxV is None else jax.nn.log_softmax(sg(zt_NxV) / temperature)
-  logq = sg(logq)
-  div, clipped = divergence(logp, logq, y_N)
-  raw = logp if temperature == 1 else jax.nn.log_softmax(z_NxV)
-  told = 0.0 if zt_NxV is None else 1.0
-  return PerToken(
-    div,
-    at(logp),
-    sg(at(raw)),
-    told * at(logq),
-    sg(entropy(logp)),
-    told * entropy(logq),
-    sg(clipped),
-  )
-
-
-def entropy(logp):
-  """-sum p log p, nats."""
-  return -(jnp.exp(logp) * jnp.where(logp > -jnp.inf, logp, 0.0)).sum(-1)

@@ -20,18 +20,41 @@ import pathlib
 import re
 import tempfile
 import time
+import types
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
-from opsd_jax import flops, hlo, optimizer, prepare, sample, sharding, train
+from opsd_jax import (
+  collate,
+  context,
+  experience,
+  flops,
+  hlo,
+  optimizer,
+  prepare,
+  sample,
+  schedules,
+  sharding,
+  train,
+)
 from opsd_jax import objective as objectives
 from opsd_jax import slots as boards
 from opsd_jax.decode import Slots, decode, prefill
 from opsd_jax.draw import Knobs
 from opsd_jax.models import attention, families, kv_cache, lora, sources, transformer
-from opsd_jax.structs import Batch, Token, View
+from opsd_jax.structs import (
+  Batch,
+  Completion,
+  Example,
+  Prompts,
+  ResponseTokens,
+  Rollout,
+  Verdict,
+  View,
+)
 
 
 class Chip(NamedTuple):
@@ -99,9 +122,9 @@ class Setup(NamedTuple):
   model_config: families.ModelConfig
   objective: objectives.Objective
   state: object
-  base: object  # the weights that do not train, {} where all do
+  frozen: train.Frozen  # the weights that do not train
+  external_config: families.ModelConfig | None
   batch: Batch
-  train_step: object
 
 
 def set_up(config, devices) -> Setup:
@@ -111,7 +134,10 @@ def set_up(config, devices) -> Setup:
   mesh = sharding.make_mesh(**config.mesh, devices=devices)
   rows = prepare.rows_per_step(config)
   sharding.check_rows(mesh, rows, config.batch.micro_batches)
-  c = prepare.fit_to(sizes(config), mesh, config.batch.row_tokens > 0)
+  packed = config.batch.row_tokens > 0
+  c = prepare.fit_to(
+    sizes(config.model.source, prepare.how_to_run(config)), mesh, packed
+  )
   objective, tx = objectives.from_config(config), optimizer.from_config(config)
 
   def laid_out(tree):
@@ -121,30 +147,37 @@ def set_up(config, devices) -> Setup:
       sharding.tree_shardings(tree, mesh),
     )
 
-  params = jax.eval_shape(lambda: transformer.init_params(c, jax.random.key(0)))
-  trained = prepare.trained(config)
+  def weights(model_config):
+    return jax.eval_shape(
+      lambda: transformer.init_params(model_config, jax.random.key(0))
+    )
+
+  external = external_config = None
+  if config.external.source:
+    fields = prepare.external_fields(config)
+    external_config = prepare.fit_to(
+      sizes(config.external.source, fields), mesh, packed
+    )
+    external = weights(external_config)
+  params, trained = weights(c), prepare.trained(config)
   state = jax.eval_shape(lambda p: train.init_state(trained(p), objective, tx), params)
-  step = train.make_train_step(
-    c, objective, tx, micro_batches=config.batch.micro_batches
-  )
+  base = params if config.lora.rank else {}
   return Setup(
     mesh,
     c,
     objective,
     laid_out(state),
-    laid_out(params) if config.lora.rank else {},
+    train.Frozen(laid_out(base), laid_out(external or {})),
+    external_config,
     batch_of(config, c, mesh, rows, objective),
-    step,
   )
 
 
-def sizes(config) -> families.ModelConfig:
-  """The model's sizes: published ones, or those of its files."""
-  how = prepare.how_to_run(config)
-  if config.model.source in families.KNOWN:
-    return families.from_hf(families.KNOWN[config.model.source], **how)
-  path = sources.resolve(config.model.source, only_config=True)
-  return sources.read_config(path, **how)
+def sizes(source: str, how: dict) -> families.ModelConfig:
+  """A model's sizes: published ones, or those of its files."""
+  if source in families.KNOWN:
+    return families.from_hf(families.KNOWN[source], **how)
+  return sources.read_config(sources.resolve(source, only_config=True), **how)
 
 
 def batch_of(config, c, mesh, rows: int, objective) -> Batch:
@@ -164,24 +197,44 @@ def batch_of(config, c, mesh, rows: int, objective) -> Batch:
   def floats(*s):
     return jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
 
-  told = bool(objective.teacher.members((), ()))
-  packed = config.batch.row_tokens > 0
-  rewarded = config.reinforce.weight > 0
-  of_rewards = rewarded * (2 + (config.reinforce.updates > 1))
+  where = (config.batch.row_tokens > 0) * (2 + attention.shares(c.attention))
 
-  where = packed * (2 + attention.shares(c.attention))
+  def view():
+    return View(ints(rows, L), ints(parts, T), *[ints(rows, L)] * where)
 
-  def view(R, L, where):
-    return View(ints(R, L), ints(parts, T), *[ints(R, L)] * where)
-
-  token = Token(
+  present = collate.Optional([collated_row(config, objective)], (1, 1)).arrays
+  weights = dict.fromkeys(present.pop("weights"), floats(parts, T))
+  optional = {
+    name: ints(parts, T) if x.dtype == jnp.int32 else floats(parts, T)
+    for name, x in present.items()
+  }
+  tokens = ResponseTokens(
     ints(parts, T),
     floats(parts, T),
     *[ints(parts, T)] * 3,
-    *[floats(parts, T)] * (1 + of_rewards),
+    floats(parts, T),
+    weights,
+    **optional,
   )
-  teacher = view(rows, L, where) if told else view(parts, 1, 0)
-  return Batch(view(rows, L, where), teacher, token)
+  return Batch(tuple(view() for _ in range(objective.views)), tokens)
+
+
+def collated_row(config, objective) -> collate.Row:
+  """A row such as every batch of this config has: the tree comes of it."""
+  run = types.SimpleNamespace(objective=objective, host_memory=None)
+  views = ((0,),) * (1 + len(context.names(config.context)))
+  example = Example("planned", "", None, None)
+  role = {"dataset": "dataset", "teacher_view": "guided"}
+  rollout = Rollout(
+    Prompts(example, views),
+    Completion("", (0,), (0.0,), False, (0.0,)),
+    views,
+    role.get(config.rollout.source, "student"),
+    Verdict(0.0),
+    0.0,
+  )
+  ((rollout,),) = experience.with_routing(config, run, [[rollout]])
+  return experience.row_of(config, run, rollout, 0, (0, 0))
 
 
 class Compiled(NamedTuple):
@@ -211,12 +264,39 @@ class DoesNotFit(ValueError):
   """The compiler's words on what it could not place."""
 
 
-def train_program(s: Setup):
+def train_programs(config, s: Setup):
+  """(scoring or None, the train step), lowered as training compiles them."""
   layout = jax.tree.map(lambda x: x.sharding, s.state)
+  run = types.SimpleNamespace(
+    mesh=s.mesh,
+    model_config=s.model_config,
+    external_config=s.external_config,
+    objective=s.objective,
+    tx=optimizer.from_config(config),
+  )
   with jax.set_mesh(s.mesh):
-    return jax.jit(
-      s.train_step, donate_argnums=0, out_shardings=(layout, None, None, None)
-    ).lower(s.state, s.batch, s.base)
+    programs = train.compile_steps(config, run, layout)
+    values = schedules.at(config.schedule, 0)
+    values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
+    if not programs.score:
+      return None, programs.train.lower(s.state, s.batch, s.frozen, values)
+    B, T = s.batch.tokens.y_BxT.shape
+    each = config.rollout.max_new_tokens
+    kept = s.objective.kept(np.full(T // each, each))
+    columns = None if kept is None else min(collate.up(kept.sum(), 32, digits=3), T)
+    given = s.state, s.batch, s.frozen, values
+    score = programs.score.lower(*given, kept_columns=columns)
+    batch, *_ = jax.eval_shape(
+      lambda *given: programs.score(*given, kept_columns=columns), *given
+    )
+    rows = sharding.rows_sharding(s.mesh)
+    batch = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(
+        x.shape, x.dtype, sharding=rows if x.ndim else sharding.replicated(s.mesh)
+      ),
+      batch,
+    )
+    return score, programs.train.lower(s.state, batch, s.frozen, values)
 
 
 class Sampling(NamedTuple):
@@ -274,7 +354,7 @@ def sampler_programs(config, s: Setup):
     of((R, 2), jnp.uint32),
     knobs,
   )
-  params = lora.join(s.base, s.state.params)
+  params = lora.join(s.frozen.base, s.state.params)
   cache = jax.eval_shape(lambda: kv_cache.init(s.model_config, R, size.positions))
   cache = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(
@@ -319,9 +399,9 @@ def make(config, topology: str) -> dict:
   devices = devices_of(topology)
   s, chip = set_up(config, devices), CHIPS.get(kind)
   resident = {
-    "parameters": bytes_a_chip((s.base, s.state.params)),
+    "parameters": bytes_a_chip((s.frozen.base, s.state.params)),
     "optimizer": bytes_a_chip(s.state.opt),
-    "teacher": bytes_a_chip(s.state.teacher),
+    "teachers": bytes_a_chip((s.state.memories, s.frozen.external)),
   }
   account = {
     "model": config.model.source,
@@ -331,7 +411,7 @@ def make(config, topology: str) -> dict:
     "attention": s.model_config.attention,
     "remat": s.model_config.remat,
     "lora_rank": config.lora.rank,
-    "rows": len(s.batch.student.ids_RxL),
+    "rows": len(s.batch.views[0].ids_RxL),
     "row_tokens": config.batch.max_row,
     "new_tokens": config.rollout.max_new_tokens,
     "hbm": chip and chip.hbm,
@@ -339,23 +419,48 @@ def make(config, topology: str) -> dict:
   }
   if chip and sum(resident.values()) > chip.hbm:
     return account | {"fits": False, "advice": advice(config, s, account, "train")}
-  phases = {"train": lambda: of_train(config, s, chip)}
-  if config.rollout.source == "on_policy":
-    phases["decode"] = lambda: of_decode(config, s, chip, resident)
-  for name, account_of in phases.items():
+  phases = {"train": lambda: of_step(config, s, chip)}
+  if config.rollout.source != "dataset":
+    phases["decode"] = lambda: {"decode": of_decode(config, s, chip, resident)}
+  for name, accounts_of in phases.items():
     try:
-      account[name] = account_of()
+      account |= accounts_of()
     except DoesNotFit as e:
       account["compiler"] = str(e).splitlines()[0]
-    if name not in account or (chip and account[name]["bytes"] > chip.hbm):
+    most = max(
+      (account[n]["bytes"] for n in ("score", name) if n in account), default=0
+    )
+    if name not in account or (chip and most > chip.hbm):
       return account | {"fits": False, "advice": advice(config, s, account, name)}
   return account | {"fits": True, "advice": ""}
 
 
-def of_train(config, s: Setup, chip) -> dict:
-  program = compiled(train_program(s))
-  m = program.memory
-  width = s.model_config.width
+def of_step(config, s: Setup, chip) -> dict[str, dict]:
+  """{"score": ..., "train": ...}: the programs of one step, the first only where a
+  weight looks at other tokens."""
+  score, step = train_programs(config, s)
+  found = {}
+  if score is not None:
+    found["score"] = of_program(
+      compiled(score),
+      s,
+      chip,
+      flops.score_flops(config, s),
+      flops.score_flops(config, s),
+    )
+  found["train"] = of_program(
+    compiled(step),
+    s,
+    chip,
+    flops.useful_flops(config, s),
+    flops.executed_flops(config, s),
+  )
+  return found
+
+
+def of_program(program: Compiled, s: Setup, chip, useful, executed) -> dict:
+  """The account of one program that a step runs."""
+  m, width = program.memory, s.model_config.width
   account = {
     "compile_seconds": program.seconds,
     "batch": bytes_a_chip(s.batch),
@@ -368,10 +473,7 @@ def of_train(config, s: Setup, chip) -> dict:
       program.text, vocabulary_a_chip(s), {width, width // s.mesh.shape["fsdp"]}
     ),
   }
-  useful = flops.useful_flops(config, s) / s.mesh.size
-  return account | roofline(
-    program, useful, flops.executed_flops(config, s) / s.mesh.size, chip
-  )
+  return account | roofline(program, useful / s.mesh.size, executed / s.mesh.size, chip)
 
 
 def vocabulary_a_chip(s: Setup) -> int:
@@ -420,7 +522,7 @@ def of_decode(config, s: Setup, chip, resident: dict) -> dict:
     "prefill_prompts": size.prompts,
     "cache": cache,
     "temporaries": max(m.temp_size_in_bytes for m in (first.memory, then.memory)),
-    "bytes": largest + resident["optimizer"] + resident["teacher"],
+    "bytes": largest + resident["optimizer"] + resident["teachers"],
   } | plus(*parts)
   if chip:
     tokens = size.slots * config.rollout.max_new_tokens
@@ -483,7 +585,7 @@ def advice(config, s: Setup, account: dict, phase: str) -> str:
     return "keep less for the backward pass: model.remat=full"
   more = [
     n
-    for n in sharding.divisors(len(s.batch.student.ids_RxL) // shards)
+    for n in sharding.divisors(len(s.batch.views[0].ids_RxL) // shards)
     if n > config.batch.micro_batches
   ]
   if more:

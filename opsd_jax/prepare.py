@@ -13,9 +13,11 @@ from opsd_jax import (
   context,
   data,
   evaluate,
+  host_memory,
   optimizer,
   processes,
   rollout,
+  rules,
   sharding,
   stream,
   tasks,
@@ -25,44 +27,13 @@ from opsd_jax import (
 from opsd_jax import objective as objectives
 from opsd_jax.draw import Knobs, check
 from opsd_jax.models import attention, lora, sources, transformer
-from opsd_jax.pick import pick
-from opsd_jax.structs import UNJUDGED, Problem
+from opsd_jax.structs import UNJUDGED, Prompts
 
 REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
 AUDITED = 5000  # solutions that `misleading` looks at
 DTYPES = ("float32", "bfloat16", "float16")
 
 REASONS = (context.Missing, tokenizer.ControlToken)  # not to ask a problem
-
-COUNTS = (  # fields that must be at least 1
-  "steps",
-  "rollout.prompts",
-  "rollout.samples",
-  "rollout.max_new_tokens",
-  "rollout.slots",
-  "rollout.decode_steps",
-  "batch.micro_batches",
-  "batch.bucket",
-  "batch.response_bucket",
-  "batch.prompt_bucket",
-  "loss.chunk",
-  "eval.every",
-  "eval.slots",
-  "eval.decode_steps",
-  "eval.max_new_tokens",
-  "eval.drift_prompts",
-  "eval.drift_tokens",
-  "checkpoint.every",
-  "checkpoint.keep",
-  "log.samples_every",
-  "task.eval_count",
-  "task.train_count",
-  "optimizer.max_bad_steps",
-  "verify.workers",
-  "verify.memory_mb",
-  "reinforce.updates",
-  "reinforce.rounds",
-)
 
 
 class Run(NamedTuple):
@@ -73,8 +44,8 @@ class Run(NamedTuple):
   params: Any  # the base: all weights as they are at the start
   trained: Any  # the base -> what trains of it: itself, or a new adapter
   tokenizer: Any
-  train: tuple[Problem, ...]
-  eval: tuple[Problem, ...]
+  train: tuple[Prompts, ...]
+  eval: tuple[Prompts, ...]
   verify: Any  # (examples, texts) -> Verdicts
   removed_as_overlap: int
   dropped: dict[str, int]  # what cannot be asked, by reason
@@ -82,82 +53,51 @@ class Run(NamedTuple):
   digest: str  # of what `train` and `eval` hold
   objective: Any
   tx: Any
+  teacher_prompt: Any  # messages -> ids, as every teacher's chat is rendered
+  longest_row: int  # tokens of a prompt and its response at most
+  external: Any  # another model's weights, {} without one
+  external_config: Any
+  host_memory: Any  # what contexts remember; None where none does
 
 
 def validate(config, problems: bool = True) -> None:
   """Raises ValueError for everything that can be known to be wrong before a
   model is loaded. `problems`: the sources of problems must be there."""
-  objectives.from_config(config)
+  rules.check(config)
   optimizer.from_config(config)
   sources.check(config.model.source)
+  if config.external.source:
+    sources.check(config.external.source)
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   if problems:
     d = config.data
     data.check_both(d.train, d.eval, config.task.name, task)
-  context.check(config.context.template, config.context.privileged)
-  pick(rollout.ALL, config.rollout.source)
+  context.check(config.context.template, *context.names(config.context))
   check(knobs(config.rollout))
   check(Knobs(temperature=config.eval.temperature))
   rollout.check_stop("rollout.stop", config.rollout.stop)
   rollout.check_stop("eval.stop", config.eval.stop)
   evaluate.unrelated_prompts(config.eval.drift_prompts)
   for name, known in (
-    ("remat", transformer.REMAT),
-    ("dtype", DTYPES),
-    ("param_dtype", DTYPES),
-    ("attention", ("auto", *attention.ALL)),
+    ("model.remat", transformer.REMAT),
+    ("model.dtype", DTYPES),
+    ("model.param_dtype", DTYPES),
+    ("external.dtype", DTYPES),
+    ("model.attention", ("auto", *attention.ALL)),
   ):
-    if config.model[name] not in known:
-      raise ValueError(
-        f"model.{name} is {config.model[name]!r}, known: {', '.join(known)}"
-      )
+    if (value := rules.field(config, name)) not in known:
+      raise ValueError(f"{name} is {value!r}, known: {', '.join(known)}")
   lora.check(config.lora.targets)
-  if not config.lora.alpha > 0:
-    raise ValueError(f"lora.alpha is {config.lora.alpha}, expected above 0")
-  if 0 < config.batch.max_row <= config.rollout.max_new_tokens:
-    raise ValueError(
-      f"batch.max_row is {config.batch.max_row}, which leaves no prompt beside"
-      f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
-    )
-  if config.rollout.source == "dataset" and config.rollout.samples != 1:
-    raise ValueError(
-      "rollout.source=dataset has one response a problem: set"
-      f" rollout.samples=1, it is {config.rollout.samples}"
-    )
-  for name in (
-    *COUNTS,
-    "seed",
-    "eval.samples",
-    "lora.rank",
-    "batch.max_row",
-    "batch.row_tokens",
-    "profile.start",
-    "profile.steps",
-    "reinforce.overlong",
-    "data.skip_bad",
-    "data.train_limit",
-    "data.eval_limit",
-  ):
-    value = functools.reduce(getattr, name.split("."), config)
-    least = 1 if name in COUNTS else 0
-    if value < least:
-      raise ValueError(f"{name} is {value}, expected at least {least}")
-  for name in ("steps", "eval.every", "checkpoint.every"):
-    value = functools.reduce(getattr, name.split("."), config)
-    if value % config.reinforce.updates:
-      raise ValueError(
-        f"{name} is {value}, expected a multiple of reinforce.updates ="
-        f" {config.reinforce.updates}"
-      )
-  if (rows := rows_per_step(config)) % config.batch.micro_batches:
-    raise ValueError(
-      f"{rows} rows a step do not split into batch.micro_batches ="
-      f" {config.batch.micro_batches}"
-    )
 
 
 def rows_per_step(config) -> int:
-  return config.rollout.prompts * config.rollout.samples
+  """Rows of a batch at most: a source may learn a completion twice, or sample as
+  many again."""
+  responses = config.rollout.prompts * config.rollout.samples
+  twice = config.rollout.source == "rescue" or (
+    config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
+  )
+  return (1 + twice) * responses
 
 
 def knobs(c) -> Knobs:
@@ -187,11 +127,7 @@ def prepare(config) -> Run:
     **how | {"attention": model_config.attention},
   )
   jax.eval_shape(trained(config), params)  # do its targets exist?
-  d = config.divergence
-  if d.support != "full" and d.k > model_config.vocab_size:
-    raise ValueError(
-      f"divergence.k is {d.k}, the vocabulary has {model_config.vocab_size}"
-    )
+  check_vocabulary(config, model_config)
   positions, dropped = longest_row(config, model_config), problems.dropped
   train = ask(
     config.context,
@@ -223,6 +159,7 @@ def prepare(config) -> Run:
       "the processes read different problems: give each the same content of"
       f" data.train={config.data.train} and data.eval={config.data.eval}"
     )
+  external, external_config = load_external(config, mesh, model_config, tok)
   return Run(
     mesh,
     model_config,
@@ -238,20 +175,83 @@ def prepare(config) -> Run:
     digest,
     objectives.from_config(config),
     optimizer.from_config(config),
+    teacher_prompt(config, tok),
+    positions,
+    external,
+    external_config,
+    host_memory.HostMemory() if remembers(config) else None,
   )
+
+
+def remembers(config) -> bool:
+  return any(n in context.READ_MEMORY for n in context.names(config.context))
+
+
+def check_vocabulary(config, model_config) -> None:
+  """Raises ValueError where a top-k support asks for more than there is."""
+  for name, node in objectives.active_terms(config).items():
+    if node.kind != "distill" or node.divergence.support == "full":
+      continue
+    if node.divergence.k > model_config.vocab_size:
+      raise ValueError(
+        f"loss.{name}.divergence.k is {node.divergence.k}, the vocabulary has"
+        f" {model_config.vocab_size}"
+      )
+
+
+def teacher_prompt(config, tok):
+  """messages -> ids, with the teachers' chat-template arguments."""
+  args = {k: v for k, v in config.context.teacher_args.items() if v is not None}
+  return lambda messages: tuple(tok.chat_ids(messages, **args))
+
+
+def external_fields(config) -> dict:
+  """The fields of the external model's ModelConfig that are not its own."""
+  dtype = config.external.dtype
+  fields = how_to_run(config)
+  return fields | {"dtype": dtype, "param_dtype": dtype, "remat": "none"}
+
+
+def load_external(config, mesh, model_config, tok):
+  """(weights, sizes) of the other model that targets read, frozen and laid out by
+  the same rules; ({}, None) where there is none.
+
+  Raises ValueError where its tokens are not the student's.
+  """
+  if not config.external.source:
+    return {}, None
+  path, fields = sources.resolve(config.external.source), external_fields(config)
+  other = tokenizer.load(path)
+  if other.inner.get_vocab() != tok.inner.get_vocab():
+    raise ValueError(
+      f"external.source={config.external.source} has another tokenizer than"
+      f" model.source={config.model.source}: their tokens cannot be compared"
+    )
+  sizes = fit_to(sources.read_config(path, **fields), mesh, config.batch.row_tokens > 0)
+  if sizes.vocab_size < model_config.vocab_size:
+    raise ValueError(
+      f"external.source has {sizes.vocab_size} vocabulary entries, fewer than the"
+      f" student's {model_config.vocab_size}"
+    )
+  _, params = sources.load_model_weights(
+    path,
+    functools.partial(sharding.tree_shardings, mesh=mesh),
+    **fields | {"attention": sizes.attention},
+  )
+  return params, sizes
 
 
 def problems_of(config) -> data.Problems:
   """What a run of this config trains and evaluates on."""
   c, d = config.task, config.data
-  return data.both(
+  problems = data.both(
     d.train,
     d.eval,
     data.Columns(d.problem, d.solution, d.answer, d.id),
     skip_bad=d.skip_bad,
     train_limit=d.train_limit,
     eval_limit=d.eval_limit,
-    rewarded=config.reinforce.weight > 0,
+    rewarded=objectives.learns_from_rewards(config),
     task={
       "name": c.name,
       "train_count": c.train_count,
@@ -260,6 +260,9 @@ def problems_of(config) -> data.Problems:
       "privileged_field": c.privileged_field,
     },
   )
+  if not d.test_time:
+    return problems
+  return problems._replace(train=problems.eval[: c.train_count])
 
 
 def read_problems(config):
@@ -276,7 +279,7 @@ def read_problems(config):
   if d.eval != data.TASK:
     wrong = unverified(verify, problems.eval, c.name, d.eval)
     counts["evaluation answers not verified"] = wrong
-  if d.train != data.TASK and config.reinforce.weight:
+  if d.train != data.TASK and objectives.learns_from_rewards(config):
     wrong = unverified(verify, problems.train, c.name, d.train)
     counts["training answers not verified"] = wrong
   if d.train != data.TASK and c.name != "exact":  # which reads whole replies
@@ -370,7 +373,7 @@ def longest_row(config, model_config) -> int:
 
 def ask(
   c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
-) -> tuple[Problem, ...]:
+) -> tuple[Prompts, ...]:
   """Both sides' prompts of every example; what cannot be asked is dropped and
   counted by use and reason. In evaluation that is what the student cannot be
   asked; what only the teacher cannot has no teacher's prompt.
@@ -388,25 +391,28 @@ def ask(
       raise context.Missing(f"a prompt is longer than {room} tokens")
     return ids
 
-  def of_teacher(example):
-    told = context.teacher_messages(c.template, c.privileged, example, examples)
-    return prompt(told, c.teacher_args)
-
-  def problem(example):
-    asked = context.student_messages(c.template, example)
-    student, teacher = prompt(asked, c.student_args), ()
+  def teacher_view(example, kind):
+    if kind in context.AFTER:
+      return ()  # made once the responses are verified
     try:
-      teacher = of_teacher(example)
+      messages = context.teacher_messages(c.template, kind, example, examples)
+      return prompt(messages, c.teacher_args)
     except REASONS as e:
       if use == "training":
         raise
       count(e, ", of the teacher alone")
+      return ()
+
+  def problem(example):
+    question = context.student_messages(c.template, example)
+    student = prompt(question, c.student_args)
+    teachers = [teacher_view(example, kind) for kind in context.names(c)]
     if references:
       text = context.present(example.solution, "solution")
       size = len(rollout.reference(tok, text).ids)
       if len(student) + size > references:
         raise context.Missing(f"a row is longer than {references} tokens")
-    return Problem(example, student, teacher)
+    return Prompts(example, (student, *teachers))
 
   def count(e, of=""):
     is_missing = isinstance(e, context.Missing)

@@ -3,7 +3,7 @@
 import json
 import textwrap
 
-from opsd_jax import collate, metrics
+from opsd_jax import collate, metrics, processes
 from opsd_jax.models import transformer
 
 
@@ -22,7 +22,7 @@ def describe(config, run) -> str:
     "--- the student reads",
     text(run, run.train[0].student_ids),
     "--- the teacher reads",
-    text(run, run.train[0].teacher_ids),
+    text(run, run.train[0].teacher_ids) or "(what it reads hangs on the rollouts)",
     "---",
   ]
   return "\n".join(lines)
@@ -33,23 +33,30 @@ def text(run, ids) -> str:
   return run.tokenizer.decode(ids, False)
 
 
-def show_samples(run, directory, step: int, rollouts, token, div_BxT) -> None:
+def show_samples(config, run, directory, step: int, groups, batch, learned) -> None:
   """A batch's first rollouts with their per-token divergence, to a file and the
-  terminal."""
-  rows, divs = [], collate.of_responses(div_BxT, token, len(rollouts))
-  for (problem, completion), div in zip(rollouts, divs, strict=True):
-    rows.append(
-      {
-        "step": step,
-        "prompt": text(run, problem.student_ids),
-        "teacher_prompt": text(run, problem.teacher_ids),
-        "completion": completion.text,
-        "tokens": [text(run, [i]) for i in completion.ids],
-        "kl": div.tolist(),
-      }
-    )
+  terminal, by the first process."""
+  name, values_BxT = next(iter(learned.stats.values.items()))
+  own_BxT = processes.own_rows(values_BxT, run.mesh)
+  if not processes.is_first():
+    return
+  rollouts = [r for group in groups for r in group]
+  values = collate.of_responses(own_BxT, batch.tokens, len(rollouts))
+  rows = [
+    {
+      "step": step,
+      "prompt": text(run, r.views[0]),
+      "teacher_prompt": text(run, r.views[1]) if len(r.views) > 1 else "",
+      "completion": r.completion.text,
+      "role": r.role,
+      "score": r.verdict and r.verdict.score,
+      "tokens": [text(run, [i]) for i in r.completion.ids],
+      "kl": value.tolist(),
+    }
+    for r, value in zip(rollouts[: config.log.samples], values, strict=False)
+  ]
   shown = [metrics.coloured(row["tokens"], row["kl"]) for row in rows]
-  heading = f"rollouts of step {step}; the divergence of each token, in nats"
+  heading = f"rollouts of step {step}; {name} of each token, in nats"
   if shown:
     print(heading, *shown, sep="\n", flush=True)
   directory.mkdir(parents=True, exist_ok=True)
@@ -65,6 +72,7 @@ def finish(config, run, writer, workdir, seconds: float) -> dict:
     "eval_problems": len(run.eval),
     "examples_removed_as_overlap": run.removed_as_overlap,
     "dropped": run.dropped,
+    "test_time": config.data.test_time,  # True: learned on these problems
   }
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   metrics.plot(writer.rows(), summary, workdir / "summary.png")
@@ -134,9 +142,10 @@ def closing_words(summary: dict, workdir) -> str:
     ("teacher, sampled", "sampled_accuracy_teacher"),
     ("final, sampled", "sampled_accuracy_final"),
   )
-  lines = [
-    f"held-out accuracy on {summary['eval_problems']} unseen problems, 95% intervals"
-  ]
+  what = f"held-out accuracy on {summary['eval_problems']} unseen problems"
+  if summary["test_time"]:
+    what = f"accuracy on {summary['eval_problems']} problems, learned on too"
+  lines = [f"{what}, 95% intervals"]
   lines += [f"  {n:20}{interval(k)}" for n, k in labels if k in summary]
   lines += [
     f"drift {summary['drift']:.3f} nats a token from the base on unrelated prompts",
@@ -167,6 +176,7 @@ def plan(account: dict) -> str:
     return account.get(phase, {}).get(key)
 
   for phase, key, name in (
+    ("score", "bytes", "score: in all"),
     ("train", "activations", "train: activations, temporaries"),
     ("train", "bytes", "train: in all"),
     ("decode", "cache", "sample: cache"),
@@ -177,7 +187,11 @@ def plan(account: dict) -> str:
       lines.append(gigabytes(name, of(phase, key)))
   if account["hbm"]:
     lines.append(gigabytes("published HBM", account["hbm"]))
-  for phase, name in (("train", "a train step"), ("decode", "a rollout")):
+  for phase, name in (
+    ("score", "scoring"),
+    ("train", "a train step"),
+    ("decode", "a rollout"),
+  ):
     if phase in account:
       lines += plan_of(account[phase], name)
   verdict = "fits" if account["fits"] else f"does not fit: {account['advice']}"

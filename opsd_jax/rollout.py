@@ -1,8 +1,14 @@
-"""Where responses come from: a host loop around sample.py, or the dataset."""
+"""Where responses come from: the model samples, or the dataset has them.
 
+`complete` samples for everybody; a source says who answers what in a step.
+"""
+
+import functools
+
+from opsd_jax import processes
 from opsd_jax.draw import Knobs, row_keys
 from opsd_jax.sample import sample
-from opsd_jax.structs import Completion, Rollout
+from opsd_jax.structs import Completion, Prompts, Rollout
 
 
 def complete(
@@ -102,49 +108,6 @@ def stopper(tokenizer, strings):
   return stopped
 
 
-def on_policy(model_config, tokenizer, **how):
-  """The student answers: (params, problems, step, before) -> rollouts, `n` a
-  problem; `before`: how often each was asked in this step already.
-
-  `how` is what `complete` takes: seed, knobs, n, max_new_tokens, ...
-  """
-
-  def source(params, problems, step, before):
-    names = [
-      f"{p.example.id}/{times}" if times else p.example.id
-      for p, times in zip(problems, before, strict=True)
-    ]
-    completions = complete(
-      model_config,
-      params,
-      tokenizer,
-      [p.student_ids for p in problems],
-      names,
-      step=step,
-      role="rollout",
-      **how,
-    )
-    return [
-      Rollout(problem, completion)
-      for problem, group in zip(problems, completions, strict=True)
-      for completion in group
-    ]
-
-  return source
-
-
-def dataset(model_config, tokenizer, **how):
-  """The reference solutions, each ended by end-of-turn; parameters unused."""
-
-  def source(params, problems, step, before):
-    return [
-      Rollout(problem, reference(tokenizer, problem.example.solution))
-      for problem in problems
-    ]
-
-  return source
-
-
 def reference(tokenizer, text: str) -> Completion:
   """A given text as a response; ValueError where it holds a control token."""
   tokenizer.refuse_control(text)
@@ -152,4 +115,136 @@ def reference(tokenizer, text: str) -> Completion:
   return Completion(text, ids, None, False)
 
 
-ALL = {"on_policy": on_policy, "dataset": dataset}
+# ------------------------------------------------------------------- sources
+# (problems, before, answer, verify, n) -> groups of Rollouts, one a problem.
+#
+#   problems  structs.Prompts of this process
+#   before    how often each was asked in this step already
+#   answer    (prompts, names, n, role) -> n Completions of each prompt; every
+#             process calls it equally often, with lists that may differ or be empty
+#   verify    groups -> the same groups with verdicts
+#
+# Further keywords are fields of config.rollout and config.routing. A source that
+# reads verdicts is named in VERIFY, one that samples with privileged prompts in
+# PRIVILEGED.
+
+
+def names_of(problems, before) -> list[str]:
+  """What the draws of each problem are called: one that is asked again in a step
+  is answered with others."""
+  return [
+    f"{p.example.id}/{times}" if times else p.example.id
+    for p, times in zip(problems, before, strict=True)
+  ]
+
+
+def student(problems, before, answer, verify, n):
+  """The student answers from the question alone."""
+  prompts = [p.student_ids for p in problems]
+  groups = answer(prompts, names_of(problems, before), n, "rollout")
+  return [
+    [Rollout(p, completion, p.views) for completion in group]
+    for p, group in zip(problems, groups, strict=True)
+  ]
+
+
+def dataset(problems, before, answer, verify, n):
+  """The reference solutions, each ended by end-of-turn."""
+  return [
+    [Rollout(p, answer.given(p.example.solution), p.views, "dataset")] for p in problems
+  ]
+
+
+def teacher_view(problems, before, answer, verify, n, *, alpha: float):
+  """The student that reads the privileged prompt answers. Each response is
+  learned twice: under that prompt (role teacher; its teacher reads the question)
+  and from the question alone (role guided; its teacher reads the privileged
+  prompt), unless alpha, the share of the first, leaves one of them no weight
+  (pi-Distill, arXiv:2602.04942)."""
+  prompts = [p.teacher_ids for p in problems]
+  groups = answer(prompts, names_of(problems, before), n, "guided")
+
+  def rows(p, completion):
+    swapped = (p.teacher_ids, p.student_ids)
+    if alpha > 0:
+      yield Rollout(p, completion, swapped, "teacher")
+    if alpha < 1:
+      yield guided(answer, p, completion)._replace(is_copy=alpha > 0)
+
+  return [
+    [row for completion in group for row in rows(p, completion)]
+    for p, group in zip(problems, groups, strict=True)
+  ]
+
+
+def guided(answer, prompts: Prompts, completion: Completion) -> Rollout:
+  """A response of the privileged prompt, to be learned from the question alone;
+  its ratio is to the policy that drew it."""
+  old_logp = answer.old_logp(completion)
+  return Rollout(prompts, completion, prompts.views, "guided", old_logp=old_logp)
+
+
+def rescue(problems, before, answer, verify, n):
+  """The student answers; where none of its responses is right, the student that
+  reads the privileged prompt answers too (HDPO, arXiv:2603.23871)."""
+  groups = verify(student(problems, before, answer, verify, n))
+  lost = [i for i, g in enumerate(groups) if all(not r.verdict.is_correct for r in g)]
+  names = names_of([problems[i] for i in lost], [before[i] for i in lost])
+  more = answer([problems[i].teacher_ids for i in lost], names, n, "guided")
+  for i, completions in zip(lost, more, strict=True):
+    groups[i] = groups[i] + [guided(answer, problems[i], c) for c in completions]
+  return verify(groups)
+
+
+ALL = {
+  "student": student,
+  "teacher_view": teacher_view,
+  "rescue": rescue,
+  "dataset": dataset,
+}
+VERIFY = ("rescue",)
+PRIVILEGED = ("teacher_view", "rescue")
+
+
+class Answer:
+  """How a source samples in one step; see above."""
+
+  def __init__(self, config, run, params, step: int):
+    self.run, self.temperature = run, config.loss.temperature
+    r = config.rollout
+    self.max_new_tokens = r.max_new_tokens
+    self.complete = functools.partial(
+      complete,
+      run.model_config,
+      params,
+      run.tokenizer,
+      seed=config.seed,
+      step=step,
+      knobs=Knobs(r.temperature, r.top_k, r.top_p, r.min_p),
+      slots=r.slots,
+      decode_steps=r.decode_steps,
+      prompt_bucket=config.batch.prompt_bucket,
+      stop=r.stop,
+    )
+
+  def __call__(self, prompts, names, n: int, role: str):
+    most = processes.maximum([len(prompts)])[0]
+    if not most:
+      return []
+    absent = most - len(prompts)  # one token answers each, and is thrown away
+    prompts = [*prompts, *[(self.run.tokenizer.pad_id,)] * absent]
+    names = [*names, *[f"absent {i}" for i in range(absent)]]
+    budgets = [self.max_new_tokens] * n * (most - absent) + [1] * n * absent
+    groups = self.complete(
+      prompts=prompts, ids=names, role=role, n=n, max_new_tokens=budgets
+    )
+    return groups[: most - absent]
+
+  def old_logp(self, completion: Completion) -> tuple[float, ...]:
+    """Its tokens' log-probs under the policy that drew them, at the temperature
+    of the loss; rules.check sees to it that one of the two is."""
+    at_one = self.temperature == 1
+    return completion.logp if at_one else completion.sampled_logp
+
+  def given(self, text: str) -> Completion:
+    return reference(self.run.tokenizer, text)

@@ -192,6 +192,11 @@ def rows_sharding(mesh) -> NamedSharding:
   return NamedSharding(mesh, P(ROWS))
 
 
+def replicated(mesh) -> NamedSharding:
+  """Whole on every device."""
+  return NamedSharding(mesh, P())
+
+
 def constrain(x: jax.Array, what: str) -> jax.Array:
   """Asks the compiler for ACTIVATIONS[what], inside a jit under `set_mesh`.
 

@@ -24,9 +24,11 @@ def draw(stream, count: int) -> list:
   return list(itertools.islice(stream, count))
 
 
-def save(stream, problems: str) -> dict:
-  """The stream's place as JSON; `problems` is the digest of what it is in."""
-  return {"stream": stream.get_state(), "problems": problems}
+def save(stream, problems: str, host_memory=None) -> dict:
+  """The stream's place as JSON; `problems` is the digest of what it is in. Beside
+  it stands what contexts remember."""
+  place = {"stream": stream.get_state(), "problems": problems}
+  return place | ({} if host_memory is None else {"memory": host_memory.state})
 
 
 def restore(stream, problems: str, saved: dict) -> None:

@@ -6,7 +6,7 @@
      at a time; in a model, rows              H  query heads
   T  response tokens of a part                K  key/value heads
   N  layers                                   C  channels of a head
-  S  slots of the KV cache
+  S  slots of the KV cache                    W  teacher views
 
 An array is named with its axes, `logp_BxTxV`; scalars and trees carry no
 suffix. What crosses into a compiled function is a NamedTuple and therefore a
@@ -45,6 +45,10 @@ class Verdict:
   feedback: str = ""
 
   @property
+  def is_correct(self) -> bool:
+    return self.score >= 1
+
+  @property
   def is_judged(self) -> bool:
     return not self.feedback.startswith(UNJUDGED)
 
@@ -59,42 +63,63 @@ class Completion(NamedTuple):
   sampled_logp: tuple[float, ...] | None = None  # nats, what was sampled from
 
 
-class Problem(NamedTuple):
-  """An example as both sides are asked it, in token ids."""
+class Prompts(NamedTuple):
+  """One example as each view reads it, in token ids."""
 
   example: Example
-  student_ids: tuple[int, ...]
-  teacher_ids: tuple[int, ...]
+  # The student's prompt first, then a prompt for each teacher view; () where
+  # the view has none, or has one only once the responses are verified.
+  views: tuple[tuple[int, ...], ...]
+
+  @property
+  def student_ids(self) -> tuple[int, ...]:
+    return self.views[0]
+
+  @property
+  def teacher_ids(self) -> tuple[int, ...]:
+    """The first teacher view's; () where there is none."""
+    return self.views[1] if len(self.views) > 1 else ()
 
 
 class Rollout(NamedTuple):
-  """One response to one problem."""
+  """One response, and what each stage of a step adds to it."""
 
-  problem: Problem
+  prompts: Prompts
   completion: Completion
+  # What the learner and the teachers read before it; (): no such view.
+  views: tuple[tuple[int, ...], ...]
+  role: str = "student"  # who answered: student, teacher, dataset
+  verdict: Verdict | None = None
+  advantage: float = float("nan")  # NaN: not compared with others
+  weights: dict[str, float] = {}  # term: how much it counts there; else 1
+  # nats a token under the policy that drew it, at the loss's temperature; None:
+  # that is the learner itself, as it is at the first update
+  old_logp: tuple[float, ...] | None = None
+  # A second row of one completion: denominators count the first alone.
+  is_copy: bool = False
 
 
 class View(NamedTuple):
-  """The responses of a batch as one side reads them, in rows of token ids.
+  """The responses of a batch after one view's prompts, in rows of token ids.
 
   A row holds one or more sequences, a prompt and what answers it. A token sees
   the tokens before it in its row that are of its own segment or of the segment
   its own grew from, `parent` (a prompt that several responses share). Without
   segments a row is one sequence.
 
-  `at_BxT` is where the state that predicts each response token stands among the
-  tokens of its part's rows, so two views of one response are aligned whatever
-  their prompts and wherever they stand.
+  `predictor_BxT` is where the state that predicts each response token stands
+  among the tokens of its part's rows, so all views of one response are aligned
+  whatever their prompts and wherever they stand.
   """
 
   ids_RxL: Any  # int32
-  at_BxT: Any  # int32, 0 where there is no token
+  predictor_BxT: Any  # int32, 0 where there is no token
   pos_RxL: Any = None  # int32, place in the sequence; None: place in the row
   segment_RxL: Any = None  # int32, from 1; 0 is padding
   parent_RxL: Any = None  # int32; its own where nothing is shared
 
 
-class Token(NamedTuple):
+class ResponseTokens(NamedTuple):
   """The response tokens of each part, one response after the other."""
 
   y_BxT: Any  # int32, end-of-turn included
@@ -103,31 +128,60 @@ class Token(NamedTuple):
   length_BxT: Any  # int32, tokens of its response; 0 on padding
   response_BxT: Any  # int32, which of the process's responses
   sampler_logp_BxT: Any  # float32, nats at temperature 1; 0 where unknown
-  # where rewards are learned from, else None:
+  # {term: float32}, how much a token counts there; absent: 1
+  weights: dict = {}
+  # {term: float32}, the token's advantage where scoring has made it
+  credits: dict = {}
+  # The rest is None where no term reads it:
   advantage_BxT: Any = None  # float32, its response's
   sampled_logp_BxT: Any = None  # float32, nats under what it was drawn from
   # float32, logp_BxT at the first update on this batch; NaN: this is the first
   old_logp_BxT: Any = None
+  group_BxT: Any = None  # int32, which prompt it answers, of all processes
+  counted_BxT: Any = None  # float32, 0 on the second row of one completion
+  gumbel_BxT: Any = None  # float32, standard Gumbel noise, by (seed, step, row)
 
 
 class Batch(NamedTuple):
-  """What one training step learns from."""
+  """What one training step learns from: view 0 is read by the learner, views 1,
+  2, ... by teachers."""
 
-  student: View
-  teacher: View
-  token: Token
+  views: tuple[View, ...]
+  tokens: ResponseTokens
+  # {term: what its sum is divided by}, where scoring has counted it
+  denominators: dict = {}
 
 
-class PerToken(NamedTuple):
-  """Statistics of each response token; float32, nats, 0 where masked."""
+class TokenStats(NamedTuple):
+  """What a step knows of each response token; float32, nats, 0 where masked."""
 
-  div_BxT: Any  # the configured divergence
   logp_BxT: Any  # student log-prob of y at the loss temperature
   raw_logp_BxT: Any  # the same at temperature 1
-  teacher_logp_BxT: Any  # teacher log-prob of y at the loss temperature
   entropy_BxT: Any  # student
+  values: dict  # {term: its number, such as the divergence}
+  teacher_logp: dict  # {target: its log-prob of y at the loss temperature}
+  teacher_entropy: dict  # {target: its entropy}
+  clipped: dict  # {term: fraction of the vocabulary that its clip changed}
+
+  def of(self, term: str, target: str | None) -> "TermStats":
+    """The statistics that one term's functions read."""
+    return TermStats(
+      self.values.get(term),
+      self.logp_BxT,
+      self.entropy_BxT,
+      self.teacher_logp.get(target),
+      self.teacher_entropy.get(target),
+    )
+
+
+class TermStats(NamedTuple):
+  """TokenStats as one term's token weight, credit and surrogate read them."""
+
+  value_BxT: Any  # the term's own number; None before it is made
+  logp_BxT: Any
+  entropy_BxT: Any
+  teacher_logp_BxT: Any  # of the term's target; None without one
   teacher_entropy_BxT: Any
-  clipped_BxT: Any  # fraction of the token's vocabulary entries a clip changed
 
 
 class State(NamedTuple):
@@ -137,4 +191,4 @@ class State(NamedTuple):
   step: Any  # int32 scalar, optimiser steps taken
   params: Any
   opt: Any
-  teacher: Any  # the teacher's own memory, () for a live one
+  memories: dict  # {role: what that teacher keeps}

@@ -117,8 +117,8 @@ class Tokenizer:
 
 def load(path) -> Tokenizer:
   """The tokenizer of a resolved model source: a directory in Hugging Face
-  format, a .gguf file, or `tiny`."""
-  if str(path) == "tiny":
+  format, a .gguf file, or `tiny` and `tiny_wide`."""
+  if str(path) in ("tiny", "tiny_wide"):
     return byte_tokenizer()
   path = epath.Path(path)
   return from_directory(path) if path.is_dir() else from_gguf(path)

@@ -1,10 +1,12 @@
-"""Sample with the student, tell the teacher, collate two views, step.
+"""Rollouts, verdicts, contexts, routing, batch, step: the loop and its step.
 
 `make_train_step` is the one function that learns; `train_and_evaluate` is the
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
+import functools
 import time
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,104 +26,156 @@ from opsd_jax import (
   processes,
   report,
   rollout,
+  schedules,
   sharding,
+  step_metrics,
   stream,
   watch,
 )
+from opsd_jax import objective as objectives
 from opsd_jax.models import lora, transformer
-from opsd_jax.pick import pick
-from opsd_jax.structs import State
+from opsd_jax.structs import Batch, State
 
 sg = jax.lax.stop_gradient
 
 
+class Frozen(NamedTuple):
+  """Weights that do not train."""
+
+  base: dict = {}  # beside an adapter
+  external: dict = {}  # another model's
+
+
+class Models(NamedTuple):
+  """The sizes of those whose forward passes a step runs."""
+
+  live: Any
+  external: Any = None
+
+  def of(self, weights: str):
+    return self.external if weights == "external" else self.live
+
+
 def init_state(params, objective, tx) -> State:
-  teacher = objective.teacher.init(params)
-  return State(jnp.zeros((), jnp.int32), params, tx.init(params), teacher)
+  memories = {role: t.init(params) for role, t in objective.memories.items()}
+  return State(jnp.zeros((), jnp.int32), params, tx.init(params), memories)
 
 
-def make_train_step(model_config, objective, tx, *, micro_batches=1):
-  """(state, batch, base) -> (state, loss, gradient norm, PerToken).
+def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1):
+  """(state, batch, frozen, values) -> (state, loss, gradient norm, TokenStats).
 
-  `base` holds the weights that do not train, beside the state's adapter; where
-  all train there is none. A step whose loss, gradient or update is not finite
-  changes nothing but the count, and says so by a gradient norm that is NaN.
+  `values` are those of scheduled fields, traced; objective_at(values) is the
+  objective. A step whose loss, gradient or update is not finite changes nothing
+  but the count, and says so by a gradient norm that is NaN.
   """
 
-  def loss_fn(params, base, members, batch, denominator):
-    student = lora.join(base, params)
-    with jax.named_scope("student"):
-      h_BxTxD = transformer.states(model_config, student, batch.student)
-    with jax.named_scope("teacher"):
-      teachers = tuple(  # the same weights, told more
-        (
-          weight,
-          sg(transformer.states(model_config, sg(told), batch.teacher)),
-          transformer.unembedding(told),
-        )
-        for weight, told in members
+  def loss_fn(params, objective, frozen, memories, denominators, part):
+    weights = all_weights(params, frozen, memories)
+    h_BxTxD, teachers = states(models, objective.teachers(True), weights, part)
+    of_logits = functools.partial(objectives.of_logits, objective, denominators)
+    W_VxD = transformer.unembedding(weights["live"])
+    with jax.named_scope("loss"):  # the only reduction: a sum over tokens
+      return pertoken.loss(
+        of_logits, h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk
       )
 
-    def token_loss(tok, token):
-      w = objective.token_weight(sg(tok), token)
-      return w * objective.token_loss(tok, token) / denominator
-
-    with jax.named_scope("loss"):
-      return pertoken.loss(  # the only reduction: a sum over tokens
-        token_loss,
-        objective.divergence,
-        h_BxTxD,
-        transformer.unembedding(student),
-        teachers,
-        batch.token.y_BxT,
-        batch.token.mask_BxT,
-        batch.token,
-        temperature=objective.temperature,
-        chunk=objective.chunk,
-      )
-
-  def train_step(state, batch, base=None):
-    base = base or {}
-    denominator = objective.denominator(batch.token)  # before micro-batches are split
-    members = tuple(
-      (weight, lora.join(base, told))
-      for weight, told in objective.teacher.members(state.teacher, state.params)
-    )
-    (loss, tok), grads = accumulate(
-      lambda part: jax.value_and_grad(loss_fn, has_aux=True)(
-        state.params, base, members, part, denominator
-      ),
-      batch,
-      micro_batches,
-    )
+  def train_step(state, batch, frozen=Frozen(), values={}):  # noqa: B006, B008
+    objective = objective_at(values)
+    memories = kept(objective, state)
+    denominators = objectives.denominators(objective, batch)  # of the whole batch
+    given = objective, frozen, memories, denominators
+    grad = jax.value_and_grad(loss_fn, has_aux=True)
+    (loss, stats), grads = accumulate(grad, state.params, given, batch, micro_batches)
     with jax.named_scope("optimizer"):
       grads = jax.tree.map(lambda g: g.astype(jnp.float32), grads)
       grad_norm = optax.tree.norm(grads)
       updates, opt = tx.update(grads, state.opt, state.params)
       params = optax.apply_updates(state.params, updates)
       step = state.step + 1
-      teacher = objective.teacher.update(state.teacher, params, step)
+      memories = {
+        role: t.update(state.memories[role], params, step)
+        for role, t in objective.memories.items()
+      }
       norms = jnp.stack([loss, grad_norm, optax.tree.norm(updates)])
       finite = jnp.isfinite(norms).all()
       state = jax.tree.map(
         lambda new, old: jnp.where(finite, new, old),
-        State(step, params, opt, teacher),
+        State(step, params, opt, memories),
         state._replace(step=step),
       )
-    return state, loss, jnp.where(finite, grad_norm, jnp.nan), tok
+    return state, loss, jnp.where(finite, grad_norm, jnp.nan), stats
 
   return train_step
 
 
-def accumulate(grad_fn, batch, micro_batches: int):
-  """Sums ((loss, tok), grads) over slices of the batch's parts, one at a time.
+def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
+  """(state, batch, frozen, values, kept_columns) -> (the batch as objective.weigh
+  weighs it, TokenStats, overflow): statistics of all tokens, without gradient,
+  once a batch."""
+
+  def scores(params, objective, frozen, memories, part):
+    weights = all_weights(params, frozen, memories)
+    h_BxTxD, teachers = states(models, objective.teachers(False), weights, part)
+    W_VxD = transformer.unembedding(weights["live"])
+    stats = pertoken.statistics(
+      lambda *seen: objectives.of_logits(objective, {}, *seen)[1],
+      h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk,
+    )  # fmt: skip
+    return (0.0, stats), ()
+
+  def score_step(state, batch, frozen, values, kept_columns):
+    objective = objective_at(values)
+    given = objective, frozen, kept(objective, state)
+    (_, stats), _ = accumulate(scores, state.params, given, batch, micro_batches)
+    batch, overflow = objectives.weigh(objective, stats, batch, kept_columns)
+    return batch, stats, overflow
+
+  return score_step
+
+
+def kept(objective, state: State) -> dict:
+  """{role: the weights that this memory stands for}."""
+  return {
+    role: t.kept(state.memories[role], state.params)
+    for role, t in objective.memories.items()
+  }
+
+
+def all_weights(params, frozen: Frozen, memories: dict) -> dict:
+  """Everybody's weights by name, adapters beside their base."""
+  joined = {role: lora.join(frozen.base, sg(m)) for role, m in memories.items()}
+  return {
+    "live": lora.join(frozen.base, params), "external": frozen.external, **joined
+  }  # fmt: skip
+
+
+def states(models: Models, pairs, weights: dict, part):
+  """The learner's states, and {(view, weights): (states, unembedding)} of each
+  teacher: the same weights or others, on what that view reads."""
+  with jax.named_scope("student"):
+    h_BxTxD = transformer.states(models.live, weights["live"], part.views[0])
+  teachers, vocab_size = {}, len(transformer.unembedding(weights["live"]))
+  for view, who in pairs:
+    with jax.named_scope(f"teacher_{view}_{who}"):
+      h = h_BxTxD
+      if (view, who) != (0, "live"):
+        h = transformer.states(models.of(who), sg(weights[who]), part.views[view])
+      W_VxD = transformer.unembedding(weights[who])
+      is_padded = len(W_VxD) > vocab_size  # another model's vocabulary
+      teachers[view, who] = sg(h), W_VxD[:vocab_size] if is_padded else W_VxD
+  return h_BxTxD, teachers
+
+
+def accumulate(grad_fn, params, given, batch: Batch, micro_batches: int):
+  """Sums ((loss, stats), grads) over slices of the batch's parts, one at a time.
 
   The loss is a sum over a denominator of the whole batch, so slices add up;
   they are summed in float32.
   """
+  batch = batch._replace(denominators={})
   if micro_batches == 1:
-    return grad_fn(batch)
-  shards = len(batch.token.y_BxT) // micro_batches
+    return grad_fn(params, *given, batch)
+  shards = len(batch.tokens.y_BxT) // micro_batches
 
   def split(x):  # its parts are those of every device's first slice, ...
     x = x.reshape(shards, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
@@ -131,15 +185,15 @@ def accumulate(grad_fn, batch, micro_batches: int):
     return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
 
   def body(sums, micro):
-    (loss, tok), grads = grad_fn(micro)
-    return jax.tree.map(jnp.add, sums, (loss, grads)), tok
+    (loss, stats), grads = grad_fn(params, *given, micro)
+    return jax.tree.map(jnp.add, sums, (loss, grads)), stats
 
   slices = jax.tree.map(split, batch)
   first = jax.tree.map(lambda x: x[0], slices)
-  (loss, _), grads = jax.eval_shape(grad_fn, first)
+  (loss, _), grads = jax.eval_shape(lambda part: grad_fn(params, *given, part), first)
   zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, grads))
-  (loss, grads), tok = jax.lax.scan(body, zeros, slices)
-  return (loss, jax.tree.map(join, tok)), grads
+  (loss, grads), stats = jax.lax.scan(body, zeros, slices)
+  return (loss, jax.tree.map(join, stats)), grads
 
 
 def start_or_resume(run, manager) -> tuple[State, State]:
@@ -207,6 +261,8 @@ def train_and_evaluate(config, workdir) -> dict:
         if step := int(state.step):
           place = checkpoint.restore_place(manager, step)
           stream.restore(order, run.digest, place)
+          if run.host_memory is not None:
+            run.host_memory.state = place["memory"]
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= processes.from_first(lambda: writer.seconds())
@@ -223,42 +279,62 @@ def train_and_evaluate(config, workdir) -> dict:
   )
 
 
+class Programs(NamedTuple):
+  """What is compiled of a step."""
+
+  train: Any
+  score: Any  # None where no weight looks at other tokens
+
+
+def compile_steps(config, run, layout) -> Programs:
+  models = Models(run.model_config, run.external_config)
+  objective_at = functools.partial(objectives.from_config, config)
+  micro_batches = config.batch.micro_batches
+  step = make_train_step(models, objective_at, run.tx, micro_batches=micro_batches)
+  train = jax.jit(step, donate_argnums=0, out_shardings=(layout, None, None, None))
+  if not run.objective.is_scored:
+    return Programs(train, None)
+  score = make_score_step(models, objective_at, micro_batches=micro_batches)
+  rows = sharding.rows_sharding(run.mesh)
+  batch = Batch(rows, rows, sharding.replicated(run.mesh))
+  score = jax.jit(
+    score, static_argnames="kept_columns", out_shardings=(batch, rows, None)
+  )
+  return Programs(train, score)
+
+
 def learn(config, run, state, layout, order, writer, judge, manager, profiler) -> None:
   """The loop: a step, then what is looked at and saved.
 
   `state` is donated: the caller must not keep it. `order` is a stream of the
   training problems.
   """
-  respond = pick(
-    rollout.ALL,
-    config.rollout.source,
-    model_config=run.model_config,
-    tokenizer=run.tokenizer,
-    seed=config.seed,
-    knobs=prepare.knobs(config.rollout),
-    n=config.rollout.samples,
-    max_new_tokens=config.rollout.max_new_tokens,
-    slots=config.rollout.slots,
-    decode_steps=config.rollout.decode_steps,
-    stop=config.rollout.stop,
-    prompt_bucket=config.batch.prompt_bucket,
-  )()
-  train_step = jax.jit(
-    make_train_step(
-      run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
-    ),
-    donate_argnums=0,
-    out_shardings=(layout, None, None, None),
+  programs, updates = (
+    compile_steps(config, run, layout),
+    config.optimizer.updates_per_batch,
   )
-  start, bad_steps, updates = int(state.step), 0, config.reinforce.updates
+  start, bad_steps = int(state.step), 0
   bar = metrics.Bar(config.steps, start, "train")
+
+  def draw():
+    return stream.draw(order, config.rollout.prompts)
+
   for step in range(start, config.steps, updates):
     profiler.at(step)
-
-    def draw():
-      return stream.draw(order, config.rollout.prompts)
-
-    state, row, seen = step_of(config, run, state, step, draw, respond, train_step)
+    clock, compiled = [time.time()], watch.compiles().count
+    values = schedules.at(config.schedule, step)
+    now = schedules.with_values(config, values)
+    answer = rollout.Answer(now, run, lora.join(run.params, state.params), step)
+    groups, row = experience.collect(now, run, answer, draw)
+    clock.append(time.time())
+    batch = experience.collated(now, run, groups, step)
+    state, learned = update(run, programs, state, batch, values, updates)
+    row |= step_metrics.of_update(config, run, learned, groups) | {
+      **{f"schedule/{name}": value for name, value in values.items()},
+      "compiles": watch.compiles().count - compiled,
+      "time/rollout": clock[1] - clock[0],
+      "time/step": time.time() - clock[1],
+    }
     step += updates
     writer.write(step, row)
     bar.update(row)
@@ -270,74 +346,75 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
         f" look at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      rollouts, token, div_BxT = seen
-      own_div_BxT = processes.own_rows(div_BxT, run.mesh)
-      if processes.is_first():
-        report.show_samples(
-          run,
-          judge.samples_dir,
-          step,
-          rollouts[: config.log.samples],
-          token,
-          own_div_BxT,
-        )
+      report.show_samples(config, run, judge.samples_dir, step, groups, batch, learned)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state, stream.save(order, run.digest))
+      checkpoint.save(manager, state, stream.save(order, run.digest, run.host_memory))
   bar.close()
 
 
-def step_of(config, run, state, step: int, draw, respond, train_step):
-  """Sample with the student, collate two views, learn -> (state, metrics, what
-  there is to see: rollouts, their tokens, divergences)."""
-  clock, compiled = [time.time()], watch.compiles().count
+class Learned(NamedTuple):
+  """What a batch has taught, for the log."""
 
-  def answer(problems, before):
-    return respond(lora.join(run.params, state.params), problems, step, before)
-
-  found = experience.collect(config, run, answer, draw)
-  rollouts, advantages, of_rewards = found
-  clock.append(time.time())
-  own_batch = experience.collated(config, run, rollouts, advantages)
-  on_device = processes.put_rows(own_batch, run.mesh)
-  state, loss, grad_norm, tok, last = learn_from(
-    on_device, train_step, state, run, config.reinforce.updates
-  )
-  # A process has sampled and collated its own rows; here it sees all of them.
-  all_tok, batch = processes.all_rows((tok, on_device), run.mesh)
-  row = metrics.of_step(loss, grad_norm, all_tok, batch, rollouts)
-  if config.reinforce.updates > 1:
-    logp_BxT = processes.all_rows(last.logp_BxT, run.mesh)
-    of_rewards |= metrics.of_ratio(
-      logp_BxT - all_tok.logp_BxT,
-      batch.token,
-      config.reinforce.clip_low,
-      config.reinforce.clip_high,
-    )
-  row |= of_rewards | {
-    "truncated": processes.mean(row["truncated"]),
-    "padding": collate.padding_share(batch),
-    "compiles": watch.compiles().count - compiled,
-    "time/rollout": clock[1] - clock[0],
-    "time/step": time.time() - clock[1],
-  }
-  return state, row, (rollouts, own_batch.token, tok.div_BxT)
+  loss: Any  # of the first update
+  grad_norm: Any  # the largest
+  stats: Any  # TokenStats of all response tokens, before the first update
+  last_logp_BxT: Any  # at the last update; None where there was one
+  overflow: Any  # tokens that scoring dropped and a term counts: must be 0
+  batch: Batch  # on the devices, as it was before scoring
 
 
-def learn_from(batch, train_step, state, run, updates: int):
-  """`updates` optimiser steps on one batch -> (state, the first one's loss, the
-  largest gradient norm, statistics at the first and at the last).
+def update(run, programs: Programs, state, own_batch, values: dict, updates: int):
+  """`updates` optimiser steps on one batch -> (state, Learned).
 
-  From the second on, a token's ratio is to its log-prob at the first.
+  Where a weight looks at other tokens, the batch is scored once, before. From the
+  second step on a token's ratio is to its log-prob at the first, unless its row
+  says under which policy it was drawn.
   """
-  state, loss, grad_norm, first = train_step(state, batch, run.params)
-  last = first
-  for _ in range(updates - 1):
-    layout = sharding.rows_sharding(run.mesh)
-    old_logp_BxT = processes.relaid(layout)(first.logp_BxT)
-    token = batch.token._replace(old_logp_BxT=old_logp_BxT)
-    state, _, norm, last = train_step(state, batch._replace(token=token), run.params)
-    grad_norm = jnp.maximum(grad_norm, norm)
-  return state, loss, grad_norm, first, last
+  frozen, overflow = Frozen(run.params, run.external), 0
+  whole = batch = processes.put_rows(own_batch, run.mesh)
+  values = {name: jnp.float32(value) for name, value in values.items()}
+  stats = last = None
+  if programs.score:
+    columns = kept_columns(run.objective, own_batch.tokens)
+    batch, stats, overflow = programs.score(
+      state, batch, frozen, values, kept_columns=columns
+    )
+  for i in range(updates):
+    state, loss, norm, seen = programs.train(state, batch, frozen, values)
+    if i == 0:
+      first_loss, grad_norm = loss, norm
+      stats = seen if stats is None else stats
+      if updates > 1:
+        old_logp_BxT = note(sharding.rows_sharding(run.mesh))(
+          batch.tokens.old_logp_BxT, seen.logp_BxT
+        )
+        tokens = batch.tokens._replace(old_logp_BxT=old_logp_BxT)
+        batch = batch._replace(tokens=tokens)
+    else:
+      last, grad_norm = seen.logp_BxT, jnp.maximum(grad_norm, norm)
+  return state, Learned(first_loss, grad_norm, stats, last, overflow, whole)
+
+
+@functools.cache
+def note(layout):
+  """(old log-probs, those of the first update) -> what is old from now on."""
+  return jax.jit(
+    lambda old, now: jnp.where(jnp.isnan(old), now, old), out_shardings=layout
+  )
+
+
+def kept_columns(objective, tokens) -> int | None:
+  """How many tokens of each part some term counts, at most, rounded up so that few
+  shapes are compiled; the same on all processes. `tokens` are the host's."""
+  first_BxT = (tokens.index_BxT == 0) * (tokens.mask_BxT > 0)
+  counts = [
+    objective.kept(tokens.length_BxT[b, first_BxT[b] > 0])
+    for b in range(len(first_BxT))
+  ]
+  if counts[0] is None:
+    return None
+  (most,) = processes.maximum([max(c.sum() for c in counts)])
+  return min(collate.up(most, 32, digits=3), first_BxT.shape[1])

@@ -171,9 +171,9 @@ def test_slopes():
 
 def test_batches_that_grow_have_their_sizes():
   batch = scaling.batch_of(rows=3, length=32, vocabulary=7)
-  assert batch.student.ids_RxL.shape == batch.teacher.ids_RxL.shape == (3, 32)
-  assert batch.token.mask_BxT.sum() == 3 * 16
-  assert batch.student.ids_RxL.max() == 6
+  assert batch.views[0].ids_RxL.shape == batch.views[1].ids_RxL.shape == (3, 32)
+  assert batch.tokens.mask_BxT.sum() == 3 * 16
+  assert batch.views[0].ids_RxL.max() == 6
 
 
 def test_rollouts_that_grow_have_the_log_probs_of_a_forward_pass(monkeypatch, capsys):

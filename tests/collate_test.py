@@ -1,5 +1,6 @@
 """Two views of one response: aligned, padded by length, hand-checkable."""
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -22,7 +23,7 @@ def ids(low, high):
 
 
 rows = st.lists(
-  st.builds(Row, ids(1, 9), ids(1, 20), ids(0, 7), *[st.none()] * 3),
+  st.tuples(st.tuples(ids(1, 9), ids(1, 20)), ids(0, 7)).map(lambda x: Row(*x)),
   min_size=1,
   max_size=8,
 )
@@ -61,18 +62,18 @@ def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
   rows = [row for row in rows for _ in range(repeat)]
   batch = batch_of(rows, bucket, row_tokens=row_tokens, share=share, parts=parts)
   found = {i: 0 for i, row in enumerate(rows) if row.response_ids}
-  for part, t in zip(*np.nonzero(batch.token.mask_BxT), strict=True):
-    i = batch.token.response_BxT[part, t]
-    index = batch.token.index_BxT[part, t]
+  for part, t in zip(*np.nonzero(batch.tokens.mask_BxT), strict=True):
+    i = batch.tokens.response_BxT[part, t]
+    index = batch.tokens.index_BxT[part, t]
     assert index == found[i]
     found[i] += 1
-    assert batch.token.y_BxT[part, t] == rows[i].response_ids[index]
-    assert batch.token.length_BxT[part, t] == len(rows[i].response_ids)
+    assert batch.tokens.y_BxT[part, t] == rows[i].response_ids[index]
+    assert batch.tokens.length_BxT[part, t] == len(rows[i].response_ids)
     for side, prompt in (
-      (batch.student, rows[i].student_ids),
-      (batch.teacher, rows[i].teacher_ids),
+      (batch.views[0], rows[i].prompts[0]),
+      (batch.views[1], rows[i].prompts[1]),
     ):
-      read, pos = seen(side, part, parts, side.at_BxT[part, t])
+      read, pos = seen(side, part, parts, side.predictor_BxT[part, t])
       assert tuple(read) == (*prompt, *rows[i].response_ids[:index])
       assert pos.tolist() == list(range(len(read)))
   assert found == {
@@ -81,11 +82,11 @@ def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
 
 
 def test_responses_to_one_prompt_read_it_once():
-  made = [Row((1, 2), (3, 4, 5), (6, 7, 8), None)] * 4
+  made = [Row(((1, 2), (3, 4, 5)), (6, 7, 8))] * 4
 
   def sizes(**kw):
     return [
-      (side.segment_RxL > 0).sum() for side in batch_of(made, row_tokens=64, **kw)[:2]
+      (side.segment_RxL > 0).sum() for side in batch_of(made, row_tokens=64, **kw).views
     ]
 
   assert sizes(share=False) == [4 * (2 + 2), 4 * (3 + 2)]
@@ -94,7 +95,7 @@ def test_responses_to_one_prompt_read_it_once():
 
 def test_rows_of_a_part_by_hand():
   def unit(size):
-    return collate.Unit((), (), size)
+    return collate.PromptGroup((), (), size)
 
   def of(sizes, row_tokens):
     return collate.rows_for([unit(s) for s in sizes], row_tokens)
@@ -134,7 +135,7 @@ def test_few_shapes_are_compiled():
 @given(rows=rows)
 def test_the_mask_is_the_length_whatever_the_tokens(rows):
   # Tokens of 0 to 10 hold PAD as an end-of-turn and inside responses.
-  token = batch_of(rows).token
+  token = batch_of(rows).tokens
   total = sum(len(r.response_ids) for r in rows)
   expected = np.arange(token.y_BxT.shape[1]) < total
   np.testing.assert_array_equal(token.mask_BxT[0], expected)
@@ -143,8 +144,8 @@ def test_the_mask_is_the_length_whatever_the_tokens(rows):
 
 def test_processes_agree_on_their_shapes():
   """The larger of two processes' sizes, in each of two rounds."""
-  short = [Row((1,), (1, 2), (4, 5), None)] * 4
-  long = [Row((1,) * 9, (1,) * 30, (4,) * 9, None)] * 4
+  short = [Row(((1,), (1, 2)), (4, 5))] * 4
+  long = [Row(((1,) * 9, (1,) * 30), (4,) * 9)] * 4
   asked = {"short": [], "long": []}
 
   def noting(name):
@@ -158,69 +159,90 @@ def test_processes_agree_on_their_shapes():
     return [max(x) for x in zip(*next(rounds), strict=True)]
 
   batch = batch_of(short, row_tokens=20, parts=2, agree=both)
-  assert batch.student.ids_RxL.shape[0] == 2 * asked["long"][0][1]
-  assert batch.token.y_BxT.shape == (2, asked["long"][0][0])
-  assert batch.teacher.ids_RxL.shape[1] == asked["long"][1][1]
+  assert batch.views[0].ids_RxL.shape[0] == 2 * asked["long"][0][1]
+  assert batch.tokens.y_BxT.shape == (2, asked["long"][0][0])
+  assert batch.views[1].ids_RxL.shape[1] == asked["long"][1][1]
 
 
 def test_an_end_of_turn_that_is_also_the_pad_is_learned():
-  batch = batch_of([Row((1,), (1,), (5, PAD), None)])
-  assert batch.token.mask_BxT.tolist() == [[1, 1, 0, 0]]
-  assert batch.token.y_BxT[0].tolist() == [5, PAD, PAD, PAD]
+  batch = batch_of([Row(((1,), (1,)), (5, PAD))])
+  assert batch.tokens.mask_BxT.tolist() == [[1, 1, 0, 0]]
+  assert batch.tokens.y_BxT[0].tolist() == [5, PAD, PAD, PAD]
 
 
 def test_dtypes_and_the_samplers_logp():
-  batch = batch_of([Row((1,), (2,), (3, 4), (-0.5, -1.5)), Row((1,), (2,), (3,), None)])
-  np.testing.assert_array_equal(batch.token.sampler_logp_BxT, [[-0.5, -1.5, 0, 0]])
-  floats = (batch.token.mask_BxT, batch.token.sampler_logp_BxT)
+  batch = batch_of([Row(((1,), (2,)), (3, 4), (-0.5, -1.5)), Row(((1,), (2,)), (3,))])
+  np.testing.assert_array_equal(batch.tokens.sampler_logp_BxT, [[-0.5, -1.5, 0, 0]])
+  floats = (batch.tokens.mask_BxT, batch.tokens.sampler_logp_BxT)
   assert {x.dtype for x in floats} == {np.dtype("float32")}
-  token = batch.token._replace(mask_BxT=None, sampler_logp_BxT=None)
-  whole = [x for x in (*batch.student, *batch.teacher, *token) if x is not None]
+  tokens = batch.tokens._replace(mask_BxT=None, sampler_logp_BxT=None)
+  whole = jax.tree.leaves((batch.views, tokens))
   assert {x.dtype for x in whole} == {np.dtype("int32")}
 
 
 def test_an_advantage_is_every_tokens_of_its_response():
   made = [
-    Row((1,), (), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
-    Row((1,), (), (5,), (-3.0,), (-2.5,), -0.25),
+    Row(((1,),), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
+    Row(((1,),), (5,), (-3.0,), (-2.5,), -0.25),
   ]
-  token = batch_of(made, parts=4, row_tokens=9).token
+  token = batch_of(made, parts=4, row_tokens=9).tokens
   real = token.mask_BxT > 0
   assert token.advantage_BxT[real].tolist() == [0.75, 0.75, -0.25]
   assert token.sampled_logp_BxT[real].tolist() == [-0.5, -1.5, -2.5]
   assert not token.advantage_BxT[~real].any() and token.old_logp_BxT is None
-  assert batch_of([made[0]._replace(advantage=None)]).token.advantage_BxT is None
+  assert batch_of([made[0]._replace(advantage=None)]).tokens.advantage_BxT is None
 
 
 def test_absent_responses_fill_the_batch_and_count_nothing():
-  row = Row((1, 2), (3,), (4, 5), None)
+  row = Row(((1, 2), (3,)), (4, 5))
   batch = batch_of([row] * 3, parts=4)
-  assert batch.token.mask_BxT.sum(1).tolist() == [2, 2, 2, 0]
-  assert (batch.student.ids_RxL[3] == PAD).all()
-  assert (batch.student.at_BxT[3] == 0).all()
-  assert len(batch_of([row] * 4, parts=4).token.y_BxT) == 4
+  assert batch.tokens.mask_BxT.sum(1).tolist() == [2, 2, 2, 0]
+  assert (batch.views[0].ids_RxL[3] == PAD).all()
+  assert (batch.views[0].predictor_BxT[3] == 0).all()
+  assert len(batch_of([row] * 4, parts=4).tokens.y_BxT) == 4
 
 
-def test_without_a_teacher_its_view_is_a_column_of_padding():
-  batch = batch_of([Row((1, 2), (), (4, 5), None)] * 2)
-  assert batch.teacher.ids_RxL.tolist() == [[PAD]]
-  assert (batch.teacher.at_BxT == 0).all()
-  assert batch.teacher.at_BxT.shape == batch.student.at_BxT.shape
+def test_a_batch_has_as_many_views_as_its_rows():
+  row = Row(((1, 2), (3,), (4, 5, 6)), (4, 5))
+  assert [v.ids_RxL[0, 0] for v in batch_of([row] * 2).views] == [1, 3, 4]
+  assert len(batch_of([row._replace(prompts=((1,),))]).views) == 1
+
+
+def test_weights_and_what_else_a_row_brings_are_all_its_tokens():
+  row = Row(((1,),), (3, 4))
+  made = [
+    row._replace(weights={"distill": 0.5}, group=3, is_copy=False, old_logp=()),
+    row._replace(
+      weights={"distill": 0.0}, group=7, is_copy=True, old_logp=(-1.0, -2.0)
+    ),
+  ]
+  tokens = batch_of(made).tokens
+  assert tokens.weights["distill"].tolist() == [[0.5, 0.5, 0, 0]]
+  assert tokens.group_BxT.tolist() == [[3, 3, 7, 7]]
+  assert tokens.counted_BxT.tolist() == [[1, 1, 0, 0]]
+  assert np.isnan(tokens.old_logp_BxT[0, :2]).all()
+  assert tokens.old_logp_BxT[0, 2:].tolist() == [-1, -2]
+  assert (
+    batch_of([row]).tokens.weights == {} and batch_of([row]).tokens.group_BxT is None
+  )
+
+
+def test_there_are_at_least_as_many_tokens_as_groups():
+  """Groups are numbered below parts x T, also where responses are empty."""
+  rows = [Row(((1,),), ())] * 64
+  assert batch_of(rows).tokens.y_BxT.size >= 64
 
 
 def test_values_come_back_to_their_responses():
-  made = [Row((1,), (1,), (5,) * n, None) for n in (3, 0, 2, 1)]
-  token = batch_of(made, parts=2, row_tokens=9).token
+  made = [Row(((1,), (1,)), (5,) * n) for n in (3, 0, 2, 1)]
+  token = batch_of(made, parts=2, row_tokens=9).tokens
   of = collate.of_responses(token.index_BxT, token, 4)
   assert [x.tolist() for x in of] == [[0, 1, 2], [], [0, 1], [0]]
 
 
 @pytest.mark.parametrize(
   "rows",
-  [
-    [Row((), (1,), (4,), None)],
-    [Row((1,), (1,), (4,), None), Row((1,), (), (4,), None)],
-  ],
+  [[Row(((), (1,)), (4,))], [Row(((1,), (1,)), (4,)), Row(((1,), ()), (4,))]],
   ids=["student", "one teacher of two"],
 )
 def test_a_response_without_a_prompt_is_refused(rows):
@@ -228,15 +250,15 @@ def test_a_response_without_a_prompt_is_refused(rows):
     batch_of(rows)
 
 
-@pytest.mark.parametrize("side", ["student", "teacher"])
+@pytest.mark.parametrize("side", [0, 1])
 def test_a_shifted_view_is_refused(side):
-  batch = batch_of([Row((1, 2), (1, 2, 3), (4, 5, 6), None)])
-  view = getattr(batch, side)
-  collate.check_aligned(view, batch.token)
+  batch = batch_of([Row(((1, 2), (1, 2, 3)), (4, 5, 6))])
+  view = batch.views[side]
+  collate.check_aligned(view, batch.tokens)
   for shift in (-1, 1):
-    shifted = view._replace(at_BxT=view.at_BxT + shift)
-    with pytest.raises(AssertionError, match="misaligned"):
-      collate.check_aligned(shifted, batch.token)
+    shifted = view._replace(predictor_BxT=view.predictor_BxT + shift)
+    with pytest.raises(RuntimeError, match="misaligned"):
+      collate.check_aligned(shifted, batch.tokens)
 
 
 @pytest.mark.parametrize("bad", [0, 1], ids=["student", "teacher"])
@@ -246,25 +268,25 @@ def test_collate_checks_both_views(bad, monkeypatch):
   def view(*args):
     views.append(made(*args))
     shift = len(views) - 1 == bad
-    return views[-1]._replace(at_BxT=views[-1].at_BxT + shift)
+    return views[-1]._replace(predictor_BxT=views[-1].predictor_BxT + shift)
 
   monkeypatch.setattr(collate, "view", view)
-  with pytest.raises(AssertionError, match="misaligned"):
-    batch_of([Row((1, 2), (1, 2, 3), (4, 5, 6), None)])
+  with pytest.raises(RuntimeError, match="misaligned"):
+    batch_of([Row(((1, 2), (1, 2, 3)), (4, 5, 6))])
 
 
 def test_padding_share_by_hand():
   # The last token of a row predicts nothing: 2 + 3 - 1 of 8, 5 + 3 - 1 of 8;
   # an empty response needs 0 of 8 and 0 of 8 in a row of its own.
-  full = Row((1, 2), (1, 2, 3, 4, 5), (6, 7, 8), None)
-  empty = Row((1, 2), (1, 2, 3, 4, 5), (), None)
+  full = Row(((1, 2), (1, 2, 3, 4, 5)), (6, 7, 8))
+  empty = Row(((1, 2), (1, 2, 3, 4, 5)), ())
   assert collate.padding_share(batch_of([full])) == 1 - 11 / 16
   assert collate.padding_share(batch_of([full, empty])) == 1 - 11 / 32
-  alone = full._replace(teacher_ids=())
+  alone = full._replace(prompts=full.prompts[:1])
   assert collate.padding_share(batch_of([alone])) == 1 - 4 / 8
   packed = batch_of([full, full], row_tokens=16)
-  assert packed.student.ids_RxL.shape == (1, 8)
-  assert packed.teacher.ids_RxL.shape == (1, 16)
+  assert packed.views[0].ids_RxL.shape == (1, 8)
+  assert packed.views[1].ids_RxL.shape == (1, 16)
   assert collate.padding_share(packed) == 1 - 22 / 24
 
 
@@ -283,9 +305,9 @@ def test_little_is_padding(row_tokens, rows, mean, longest, bound):
     for _ in range(rows):
       student = (len(made), 1) * int(30 + rng.integers(10) * mean / 20)
       size = int(min(longest, rng.geometric(1 / mean)))
-      made.append(Row(student, student + (2,) * mean, (3,) * size, None))
+      made.append(Row((student, student + (2,) * mean), (3,) * size))
     batch = batch_of(made, 32, 32, row_tokens=row_tokens, share=True)
     shares.append(collate.padding_share(batch))
-    shapes.add(tuple(x.shape for x in (batch.student.ids_RxL, batch.teacher.ids_RxL)))
+    shapes.add(tuple(x.shape for x in (batch.views[0].ids_RxL, batch.views[1].ids_RxL)))
   assert np.mean(shares) < bound
   assert len(shapes) <= 10

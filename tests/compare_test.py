@@ -8,7 +8,7 @@ from experiments.largest_number import compare
 from opsd_jax import sweep
 
 
-def write_run(directory, *, source="on_policy", right=(1, 1, 0, 1)):
+def write_run(directory, *, source="student", right=(1, 1, 0, 1)):
   """A finished run of two steps, as train_and_evaluate leaves it."""
   (directory / "samples").mkdir(parents=True)
   scores = dict(drift=0.1, tokens=9.0, truncated=0.0, sampled_accuracy=0.5)

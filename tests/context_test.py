@@ -18,7 +18,7 @@ OTHERS = tuple(example(i, f"the solution of {i}", f"answer {i}") for i in range(
 POOL = (example(), *OTHERS)
 COMBINATIONS = [
   (template, kind)
-  for template, kind in itertools.product(context.TEMPLATES, context.PRIVILEGED)
+  for template, kind in itertools.product(context.TEMPLATES, context.BEFORE)
   if template != "plain" or kind == "none"
 ]
 
@@ -134,5 +134,5 @@ def test_plain_shows_no_privileged_text_and_says_so(kind):
 def test_unknown_names_are_refused_with_the_known_ones():
   with pytest.raises(ValueError, match="upstream"):
     told("long", "solution")
-  with pytest.raises(ValueError, match="solution, answer, none, other"):
+  with pytest.raises(ValueError, match="solution, answer, none, other, sibling"):
     told("short", "hint")

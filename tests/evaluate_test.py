@@ -116,7 +116,7 @@ def replies():
   def draw(n):
     return tuple(rng.integers(5, 250, n).tolist())
 
-  return [Row(draw(p), (), draw(r), None) for p, r in ((5, 3), (1, 7), (7, 1))]
+  return [Row((draw(p),), draw(r)) for p, r in ((5, 3), (1, 7), (7, 1))]
 
 
 def drift_from(params, rows=None, **kw):
@@ -139,8 +139,8 @@ def by_hand(base, params, rows):
   """Mean over reply tokens of KL(base || model), row after row, in float64."""
   total = count = 0
   for row in rows:
-    ids = jnp.array([[*row.student_ids, *row.response_ids]])
-    at = slice(len(row.student_ids) - 1, ids.shape[1] - 1)
+    ids = jnp.array([[*row.prompts[0], *row.response_ids]])
+    at = slice(len(row.prompts[0]) - 1, ids.shape[1] - 1)
     logp = []
     for tree in (base, params):
       h, _ = jax.jit(transformer.apply, static_argnums=0)(MODEL, tree, ids)

@@ -7,21 +7,23 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from configs import dapo, dr_grpo, grpo, rft, sft
+from configs import dapo, dr_grpo, grpo, opsd, pi_distill, rft, sdpo, sft, srpo
+from opsd_jax import collate as collating
 from opsd_jax import (
-  collate,
   experience,
+  host_memory,
   objective,
   optimizer,
+  policy_gradient,
   prepare,
   processes,
-  reinforce,
   sharding,
   train,
 )
 from opsd_jax.models import transformer
-from opsd_jax.structs import Completion, Example, Problem, Rollout, Verdict
-from tests.train_test import MODEL, assert_same, batch_of, gradients, params
+from opsd_jax.structs import Completion, Example, Prompts, Verdict
+from opsd_jax.tokenizer import ControlToken
+from tests.train_test import MODEL, assert_same, batch_of, gradients, params, step_of
 
 
 def config_of(module=grpo, **overrides):
@@ -39,161 +41,163 @@ def problems(count):
   while True:
     names = [str(i) for i in range(made, made + count)]
     made += count
-    yield [Problem(Example(n, n, n, n), (7,), ()) for n in names]
+    yield [Prompts(Example(n, n, n, n), ((7,), (8, 9))) for n in names]
 
 
-def collected(config, rights, count=2):
-  """What is collected when problem i's responses are right as rights[i] says;
-  a response is `i` tokens long for problem i, and reads "1" when it is right."""
-  asked = problems(count)
+class Answers:
+  """Problem i's responses are right as rights[i] says, and i tokens long, or as
+  length(i, place) says; each reads "1" when it is right."""
 
-  def right(p):
-    return rights[int(p.example.id)]
+  def __init__(self, rights, length=lambda i, place: 1 + i):
+    self.rights, self.length, self.asked = rights, length, []
 
-  def respond(problems, before):
-    assert before == [0] * len(problems)
+  def __call__(self, prompts, names, n, role):
+    self.asked.append((prompts, names, n, role))
     return [
-      Rollout(p, Completion(str(r), (5,) * (1 + int(p.example.id)), None, False))
-      for p in problems
-      for r in right(p)
+      [
+        Completion(str(r), (5,) * self.length(int(i), place), None, False)
+        for place, r in enumerate(self.rights[int(i)])
+      ]
+      for i in (name.split("/")[0] for name in names)
     ]
 
+  def old_logp(self, completion):
+    return (-1.0,) * len(completion.ids)
+
+  def given(self, text):
+    return Completion(text, (5,), None, False)
+
+
+def run_of(config, **fields):
   def verify(examples, texts):
-    return [Verdict(float(t)) for t in texts]
+    return [Verdict(float(t), feedback="" if t == "1" else "no") for t in texts]
 
-  run = types.SimpleNamespace(verify=verify)
-  return experience.collect(config, run, respond, lambda: next(asked))
+  def teacher_prompt(messages):
+    text = messages[0]["content"]
+    if "forged" in text:
+      raise ControlToken("forged")
+    return tuple(text.encode())
+
+  return types.SimpleNamespace(
+    **{
+      "verify": verify,
+      "objective": objective.from_config(config),
+      "host_memory": None,
+      "teacher_prompt": teacher_prompt,
+      "longest_row": 1000,
+    }
+    | fields
+  )
 
 
-def ids(found):
-  return [r.problem.example.id for r in found.rollouts]
+def collected(config, rights, count=2, run=None, **kw):
+  asked = problems(count)
+  groups, metrics = experience.collect(
+    config, run or run_of(config), Answers(rights, **kw), lambda: next(asked)
+  )
+  return groups, metrics
+
+
+def ids(groups):
+  return [r.prompts.example.id for g in groups for r in g]
+
+
+def advantages_of(groups):
+  return [r.advantage for g in groups for r in g]
 
 
 def test_distillation_looks_at_no_reward():
-  config = config_of(**{"reinforce.weight": 0.0, "loss.distill": 1.0})
-  run = types.SimpleNamespace(verify=None)
-  asked = next(problems(2))
-  found = experience.collect(config, run, lambda p, _: p, lambda: asked)
-  assert found == (asked, None, {})
+  config = config_of(opsd)
+  groups, metrics = collected(config, [[1], [0]], run=run_of(config, verify=None))
+  assert ids(groups) == ["0", "1"] and metrics == {}
+  assert all(r.verdict is None and r.weights == {} for g in groups for r in g)
 
 
 def test_advantages_of_a_step():
   config = config_of(**{"rollout.samples": 4})
-  found = collected(config, [[1, 1, 0, 0], [0, 0, 0, 0]])
-  assert ids(found) == ["0"] * 4 + ["1"] * 4
+  groups, metrics = collected(config, [[1, 1, 0, 0], [0, 0, 0, 0]])
+  assert ids(groups) == ["0"] * 4 + ["1"] * 4
   np.testing.assert_allclose(
-    found.advantages, [0.86588, 0.86588, -0.86588, -0.86588, 0, 0, 0, 0], atol=1e-5
+    advantages_of(groups), [0.86588, 0.86588, -0.86588, -0.86588, 0, 0, 0, 0], atol=1e-5
   )
-  assert found.metrics == {
+  assert metrics == {
     "score": 0.25,
     "reward": 0.25,
-    "reinforce/no_signal": 0.5,
-    "reinforce/rounds": 1,
+    "rewards/no_signal": 0.5,
+    "rewards/rounds": 1,
     "unjudged": 0,
   }
 
 
 def test_prompts_without_signal_are_replaced():
-  config = config_of(**{"rollout.samples": 2, "reinforce.rounds": 4})
-  found = collected(config, [[0, 0], [1, 0], [1, 1], [0, 1], [9, 9]])
-  assert ids(found) == ["1", "1", "3", "3"]
-  assert found.metrics["reinforce/rounds"] == 2
-  assert found.metrics["reinforce/no_signal"] == 0.5
-  assert found.metrics["score"] == 0.5  # of all that was sampled
+  config = config_of(**{"rollout.samples": 2, ROUNDS: 4})
+  groups, metrics = collected(config, [[0, 0], [1, 0], [1, 1], [0, 1], [9, 9]])
+  assert ids(groups) == ["1", "1", "3", "3"]
+  assert metrics["rewards/rounds"] == 2
+  assert metrics["rewards/no_signal"] == 0.5
+  assert metrics["score"] == 0.5  # of all that was sampled
+
+
+ROUNDS = "rewards.dynamic_sampling_rounds"
+
+
+def active(groups):
+  return [a != 0 for a in advantages_of(groups)]
 
 
 def test_what_is_missing_after_the_last_round_has_no_advantage():
-  config = config_of(**{"rollout.samples": 2, "reinforce.rounds": 2})
-  found = collected(config, [[0, 0], [1, 1], [0, 0], [0, 1]])
-  assert ids(found) == ["0", "0", "3", "3"]
-  assert (found.advantages != 0).tolist() == [False, False, True, True]
+  config = config_of(**{"rollout.samples": 2, ROUNDS: 2})
+  groups, _ = collected(config, [[0, 0], [1, 1], [0, 0], [0, 1]])
+  assert ids(groups) == ["0", "0", "3", "3"]
+  assert active(groups) == [False, False, True, True]
+
+
+def long_and_short(i, place):
+  """Every second response is of three tokens, the others of one."""
+  return 1 + 2 * place
 
 
 def test_nor_has_it_one_for_its_length():
-  config = config_of(
-    dapo,
-    **{
-      "rollout.samples": 2,
-      "rollout.prompts": 2,
-      "reinforce.rounds": 2,
-      "rollout.max_new_tokens": 4,
-      "reinforce.overlong": 4,
-    },
-  )
-  found = long_and_short(config, [[0, 1], [1, 1], [1, 1], [0, 0]])
-  assert (found.advantages != 0).tolist() == [True, True, False, False]
-  config.reinforce.rounds = 1  # nothing is filled up: it pays as any other
-  found = long_and_short(config, [[0, 1], [1, 1]])
-  assert (found.advantages != 0).all()
-
-
-def long_and_short(config, rights):
-  """Every second response is of three tokens, the others of one."""
-  asked = problems(2)
-
-  def respond(problems, before):
-    return [
-      Rollout(p, Completion(str(r), (5,) * (1 + 2 * i), None, False))
-      for p in problems
-      for i, r in enumerate(rights[int(p.example.id)])
-    ]
-
-  def verify(examples, texts):
-    return [Verdict(float(t)) for t in texts]
-
-  run = types.SimpleNamespace(verify=verify)
-  return experience.collect(config, run, respond, lambda: next(asked))
+  fields = {"rollout.samples": 2, "rollout.prompts": 2, "rollout.max_new_tokens": 4}
+  config = config_of(dapo, **fields, **{ROUNDS: 2, "rewards.overlong_margin": 4})
+  rights = [[0, 1], [1, 1], [1, 1], [0, 0]]
+  groups, _ = collected(config, rights, length=long_and_short)
+  assert active(groups) == [True, True, False, False]
+  config.rewards.dynamic_sampling_rounds = 1  # nothing is filled up: it pays too
+  groups, _ = collected(config, rights[:2], length=long_and_short)
+  assert all(active(groups))
 
 
 def test_a_part_of_the_score_is_no_success_unless_asked_for():
   config = config_of(**{"rollout.samples": 2})
-  found = collected(config, [[0.01, 0], [1, 0.5]])
-  assert (found.advantages != 0).tolist() == [False, False, True, True]
-  assert found.metrics["reinforce/no_signal"] == 0.5
-  assert found.metrics["score"] == pytest.approx(1.51 / 4)
-  assert found.metrics["reward"] == 0.25
-  config.reinforce.reward = "score"
-  found = collected(config, [[0.01, 0], [1, 0.5]])
-  assert (found.advantages != 0).all()
-  assert found.metrics["reward"] == pytest.approx(1.51 / 4)
+  rights = [[0.01, 0], [1, 0.5]]
+  groups, metrics = collected(config, rights)
+  assert active(groups) == [False, False, True, True]
+  assert metrics["rewards/no_signal"] == 0.5
+  assert metrics["score"] == pytest.approx(1.51 / 4)
+  assert metrics["reward"] == 0.25
+  config.rewards.reward = "score"
+  groups, metrics = collected(config, rights)
+  assert all(active(groups))
+  assert metrics["reward"] == pytest.approx(1.51 / 4)
 
 
-def test_a_problem_that_comes_again_is_told_so():
-  config = config_of(**{"rollout.samples": 2, "reinforce.rounds": 3})
+def test_a_problem_that_comes_again_is_asked_under_another_name():
+  config = config_of(**{"rollout.samples": 2, ROUNDS: 3})
   a, b = next(problems(2))
-  told = []
-
-  def respond(problems, before):
-    told.append(before)
-    return [
-      Rollout(p, Completion("0", (5,), None, False)) for p in problems for _ in range(2)
-    ]
-
-  def verify(examples, texts):
-    return [Verdict(0.0) for _ in texts]
-
-  run = types.SimpleNamespace(verify=verify)
-  asked = iter([[a, b], [b, b], [a, b]])
-  experience.collect(config, run, respond, lambda: next(asked))
-  assert told == [[0, 0], [1, 2], [1, 3]]
+  answers, asked = Answers([[0, 0], [0, 0]]), iter([[a, b], [b, b], [a, b]])
+  experience.collect(config, run_of(config), answers, lambda: next(asked))
+  names = [names for _, names, _, _ in answers.asked]
+  assert names == [["0", "1"], ["1/1", "1/2"], ["0/1", "1/3"]]
 
 
 def test_a_response_near_its_budget_pays():
-  config = config_of(
-    dapo,
-    **{
-      "rollout.samples": 2,
-      "rollout.prompts": 2,
-      "reinforce.rounds": 1,
-      "rollout.max_new_tokens": 4,
-      "reinforce.overlong": 4,
-      "reinforce.advantage": "reward",
-    },
-  )
-  found = collected(config, [[1, 0], [0, 0]])
-  assert found.advantages.tolist() == [0.75, -0.25, -0.5, -0.5]
+  fields = {"rollout.samples": 2, "rollout.prompts": 2, "rollout.max_new_tokens": 4}
+  fields |= {ROUNDS: 1, "rewards.overlong_margin": 4, "rewards.advantage": "reward"}
+  groups, metrics = collected(config_of(dapo, **fields), [[1, 0], [0, 0]])
+  assert advantages_of(groups) == [0.75, -0.25, -0.5, -0.5]
   # the penalty is no signal: dynamic sampling looks at the score alone
-  assert found.metrics["reinforce/no_signal"] == 0.5
+  assert metrics["rewards/no_signal"] == 0.5
 
 
 def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
@@ -207,6 +211,145 @@ def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
   )
 
 
+# ---------------------------------------------------- contexts and routing
+
+
+@pytest.mark.parametrize(
+  "rights,include_self,mask",
+  [
+    ([0, 0, 0, 0], False, [0, 0, 0, 0]),
+    ([0, 0, 1, 0], False, [1, 1, 0, 1]),
+    ([0, 1, 1, 0], False, [1, 1, 1, 1]),
+    ([0, 0, 1, 0], True, [1, 1, 1, 1]),
+    ([0, 0, 0, 0], True, [0, 0, 0, 0]),
+  ],
+)
+def test_who_has_a_right_sibling(rights, include_self, mask):
+  """The table of arXiv:2601.20802's released code, for four responses."""
+  config = config_of(
+    sdpo, **{"rollout.samples": 4, "context.include_self": include_self}
+  )
+  groups, metrics = collected(config, [rights], count=1)
+  assert [r.weights["distill"] for r in groups[0]] == mask
+  assert [bool(r.views[1]) for r in groups[0]] == [bool(m) for m in mask]
+  assert metrics["context/none"] == 1 - np.mean(mask)
+
+
+@pytest.mark.parametrize(
+  "name,told",
+  [
+    ("sibling", ["S", "", "S"]),
+    ("feedback", ["F", "", "F"]),
+    ("sibling_or_feedback", ["S", "", "S"]),
+    ("sibling_and_feedback", ["SF", "", "SF"]),
+  ],
+)
+def test_what_each_response_is_shown(name, told):
+  config = config_of(sdpo, **{"rollout.samples": 3, "context.privileged": name})
+  groups, _ = collected(config, [[0, 1, 0]], count=1)
+  texts = [bytes(r.views[1]).decode() for r in groups[0]]
+  marks = ("A correct solution:\n1", "S"), ("Feedback on an earlier attempt:\nno", "F")
+  got = ["".join(mark for text, mark in marks if text in t) for t in texts]
+  assert got == told
+  assert all(t.startswith("0\n\n") for t in texts if t)  # the question comes first
+
+
+def test_without_a_right_sibling_the_feedback_is_shown():
+  fields = {"rollout.samples": 2, "context.privileged": "sibling_or_feedback"}
+  groups, _ = collected(config_of(sdpo, **fields), [[0, 0]], count=1)
+  assert all("Feedback" in bytes(r.views[1]).decode() for r in groups[0])
+
+
+def test_what_is_too_long_or_holds_a_control_token_is_left_out_and_counted():
+  config = config_of(sdpo, **{"rollout.samples": 2})
+  groups, metrics = collected(
+    config, [[1, 1]], count=1, run=run_of(config, longest_row=9)
+  )
+  assert metrics["context/too_long"] == 1 and not groups[0][0].views[1]
+
+  def refused(messages):
+    raise ControlToken("a message holds one")
+
+  run = run_of(config, teacher_prompt=refused)
+  _, metrics = collected(config, [[1, 1]], count=1, run=run)
+  assert metrics["context/control_token"] == 1 and metrics["context/none"] == 0
+
+
+def test_a_right_answer_of_an_earlier_step_is_remembered():
+  config = config_of(sdpo, **{"rollout.samples": 2, "context.privileged": "remembered"})
+  run = run_of(config, host_memory=host_memory.HostMemory())
+  (problem,) = next(problems(1))
+
+  def step(rights):
+    answer = Answers([rights])
+    groups, _ = experience.collect(config, run, answer, lambda: [problem])
+    return [bool(r.views[1]) for r in groups[0]]
+
+  assert step([0, 0]) == [False, False]
+  assert step([0, 1]) == [True, False]
+  assert step([0, 0]) == [True, True]
+  again = host_memory.HostMemory(run.host_memory.state)
+  assert again.best("0") == "1" and again.best("9") is None
+
+
+def test_wrong_responses_with_a_teacher_are_distilled_the_rest_reinforced():
+  config = config_of(srpo, **{"rollout.samples": 3})
+  groups, _ = collected(config, [[0, 1, 0], [0, 0, 0]])
+  weights = [
+    (r.weights["distill"], r.weights["policy_gradient"]) for g in groups for r in g
+  ]
+  assert weights == [(1, 0), (0, 1), (1, 0), (0, 1), (0, 1), (0, 1)]
+
+
+@pytest.mark.parametrize("alpha,roles", [(0, "g"), (0.5, "tg"), (1, "t")])
+def test_a_privileged_response_is_learned_with_and_without_its_prompt(alpha, roles):
+  config = config_of(
+    pi_distill, **{"rollout.samples": 2, "routing.alpha": float(alpha)}
+  )
+  answer = Answers([[1, 0]])
+  (group,), _ = experience.collect(
+    config, run_of(config), answer, lambda: [next(problems(1))[0]]
+  )
+  assert answer.asked[0][0] == [(8, 9)] and answer.asked[0][3] == "guided"
+  assert "".join(r.role[0] for r in group) == 2 * roles
+  for r in group:
+    is_teacher = r.role == "teacher"
+    assert r.views == (((8, 9), (7,)) if is_teacher else ((7,), (8, 9)))
+    assert r.weights["policy_gradient"] == (alpha if is_teacher else 1 - alpha)
+    assert r.weights["distill"] == (0 if is_teacher else 1 - alpha)
+    assert r.weights["credit"] == is_teacher
+    assert r.is_copy == (len(roles) == 2 and not is_teacher)
+    assert (r.old_logp is None) == is_teacher
+  assert [r.advantage for r in group] == [*[0.5] * len(roles), *[-0.5] * len(roles)]
+
+
+def test_a_rescue_samples_again_where_all_failed_and_is_not_compared():
+  config = config_of(
+    grpo,
+    **{
+      "rollout.source": "rescue",
+      "rollout.samples": 2,
+      "routing.name": "rescued",
+      "context.template": "short",
+      "context.privileged": "solution",
+      "loss.distill.scale": 1.0,
+    },
+  )
+  answer = Answers([[0, 0], [1, 0]])
+  groups, _ = experience.collect(
+    config, run_of(config), answer, lambda: next(problems(2))
+  )
+  assert [a[1] for a in answer.asked] == [["0", "1"], ["0"]]
+  assert [[r.role for r in g] for g in groups] == [
+    ["student"] * 2 + ["guided"] * 2,
+    ["student"] * 2,
+  ]
+  assert np.isnan([r.advantage for r in groups[0][2:]]).all()
+  answer = Answers([[1, 0], [1, 0]])
+  experience.collect(config, run_of(config), answer, lambda: next(problems(2)))
+  assert [a[1] for a in answer.asked] == [["0", "1"], []]  # all call equally often
+
+
 # ------------------------------------------------------ what its gradient is
 
 PROMPTS = ((5, 6, 7), (8, 9, 10, 11))
@@ -218,7 +361,7 @@ def rewarded(advantages=A, **kw):
   """Two prompts with two responses each, sampled with log-prob -4 a token."""
   return batch_of(
     [
-      collate.Row(PROMPTS[i // 2], (), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
+      collating.Row((PROMPTS[i // 2],), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
       for i, (y, a) in enumerate(zip(RESPONSES, advantages, strict=True))
     ],
     **kw,
@@ -264,15 +407,15 @@ def test_dr_grpo_divides_by_the_budget():
 def test_rejection_sampling_is_sft_on_what_is_right():
   right = [i for i, a in enumerate((1, 0, 0, 1)) if a]
   got = gradients(rewarded((1.0, 0.0, 0.0, 1.0)), config_of(rft))
-  kept = batch_of([collate.Row(PROMPTS[i // 2], (), RESPONSES[i], None) for i in right])
+  kept = batch_of([collating.Row((PROMPTS[i // 2],), RESPONSES[i]) for i in right])
   assert_same(got, gradients(kept, config_of(sft)))
 
 
 def test_a_second_update_is_clipped_by_the_ratio_to_the_first():
   """Log-probs of the first update are noted; ratios are to them."""
-  old = jnp.full_like(rewarded().token.mask_BxT, -5.0)
+  old = jnp.full_like(rewarded().tokens.mask_BxT, -5.0)
   batch = rewarded()
-  batch = batch._replace(token=batch.token._replace(old_logp_BxT=old))
+  batch = batch._replace(tokens=batch.tokens._replace(old_logp_BxT=old))
 
   def loss(logps):
     total = 0.0
@@ -285,22 +428,23 @@ def test_a_second_update_is_clipped_by_the_ratio_to_the_first():
 
 
 def test_two_updates_on_one_batch_are_two_steps_with_the_old_noted():
-  config = config_of(**{"reinforce.updates": 2, "steps": 4})
-  told, tx = objective.from_config(config), optimizer.from_config(config)
-  step = jax.jit(train.make_train_step(MODEL, told, tx))
+  config = config_of(**{"optimizer.updates_per_batch": 2, "steps": 4})
+  built, tx = objective.from_config(config), optimizer.from_config(config)
   mesh = sharding.make_mesh(1, 1, devices=jax.devices()[:1])
-  run = types.SimpleNamespace(params={}, mesh=mesh)
+  run = types.SimpleNamespace(params={}, external={}, mesh=mesh, objective=built)
+  step = jax.jit(step_of(config, tx))
   batch = rewarded()
-  unknown = np.full_like(batch.token.mask_BxT, np.nan)
-  batch = batch._replace(token=batch.token._replace(old_logp_BxT=unknown))
-  state = train.init_state(params(), told, tx)
+  unknown = np.full_like(batch.tokens.mask_BxT, np.nan)
+  batch = batch._replace(tokens=batch.tokens._replace(old_logp_BxT=unknown))
   with jax.set_mesh(mesh):
-    state, loss, _, first, last = train.learn_from(batch, step, state, run, 2)
-    one, first_loss, _, tok = step(train.init_state(params(), told, tx), batch, {})
-    noted = batch.token._replace(old_logp_BxT=tok.logp_BxT)
-    two, *_ = step(one, batch._replace(token=noted), {})
-  assert loss == first_loss
-  assert np.abs(last.logp_BxT - first.logp_BxT).max() > 1e-3
+    start = train.init_state(params(), built, tx)
+    programs = train.Programs(step, None)
+    state, learned = train.update(run, programs, start, batch, {}, 2)
+    one, first_loss, _, stats = step(start, batch)
+    noted = batch.tokens._replace(old_logp_BxT=stats.logp_BxT)
+    two, *_ = step(one, batch._replace(tokens=noted))
+  assert learned.loss == first_loss
+  assert np.abs(learned.last_logp_BxT - learned.stats.logp_BxT).max() > 1e-3
   for a, b in zip(
     jax.tree.leaves(state.params), jax.tree.leaves(two.params), strict=True
   ):
@@ -309,7 +453,7 @@ def test_two_updates_on_one_batch_are_two_steps_with_the_old_noted():
 
 def test_importance_weighs_a_token_by_how_it_was_drawn():
   """pi / exp(-4), at most 2, on every term."""
-  config = config_of(**{"reinforce.importance_cap": 2.0})
+  config = config_of(**{"loss.policy_gradient.importance_cap": 2.0})
 
   def loss(logps):
     def weight(x):
@@ -328,7 +472,7 @@ def test_importance_weighs_a_token_by_how_it_was_drawn():
 
 @pytest.mark.parametrize("module", [grpo, dapo, rft])
 def test_micro_batches_and_packing_are_invisible_to_rewards(module):
-  config = config_of(module, **{"reinforce.importance_cap": 1.5})
+  config = config_of(module, **{"loss.policy_gradient.importance_cap": 1.5})
   plain = gradients(rewarded(), config)
   assert_same(gradients(rewarded(parts=2), config, micro_batches=2), plain)
   assert_same(gradients(rewarded(row_tokens=32, share=True), config), plain)
@@ -337,7 +481,9 @@ def test_micro_batches_and_packing_are_invisible_to_rewards(module):
 def test_rewards_and_distillation_add_up():
   told = batch_of(
     [
-      collate.Row(PROMPTS[i // 2], (1, 2, 3), y, (-4.0,) * len(y), (-4.0,) * len(y), a)
+      collating.Row(
+        (PROMPTS[i // 2], (1, 2, 3)), y, (-4.0,) * len(y), (-4.0,) * len(y), a
+      )
       for i, (y, a) in enumerate(zip(RESPONSES, A, strict=True))
     ]
   )
@@ -346,12 +492,7 @@ def test_rewards_and_distillation_add_up():
     return gradients(
       told,
       config_of(
-        **{
-          "teacher.name": "fixed",
-          "divergence.name": "forward_kl",
-          "loss.distill": distill,
-          "reinforce.weight": weight,
-        }
+        **{"loss.distill.scale": distill, "loss.policy_gradient.scale": weight}
       ),
     )
 
@@ -359,30 +500,24 @@ def test_rewards_and_distillation_add_up():
   assert_same(both, (a + b, jax.tree.map(np.add, da, db)))
 
 
-def test_the_kl_is_from_the_teacher():
-  """With a plain prompt the teacher is the base: k3 of its log-probs."""
-  kw = {"teacher.name": "fixed", "reinforce.kl_weight": 0.1}
-  batch = batch_of(
-    [
-      collate.Row(
-        PROMPTS[i // 2], PROMPTS[i // 2], y, (-4.0,) * len(y), (-4.0,) * len(y), a
-      )
-      for i, (y, a) in enumerate(zip(RESPONSES, A, strict=True))
-    ]
-  )
+def test_the_kl_is_from_the_base_on_the_question():
+  """k3 of the log-probs that the weights of the start have, view 0."""
+  config = grpo.get_config("tiny,kl=0.1")
   base = list(logps(params(seed=1)))
 
   def loss(logps):
     total = 0.0
     for a, x, ref in zip(A, logps, base, strict=True):
       pg = -a * jnp.exp(x - jax.lax.stop_gradient(x))
-      total += (pg + 0.1 * reinforce.k3(x, ref, None)).mean()
+      total += (pg + 0.1 * policy_gradient.k3(x, ref, None)).mean()
     return total / 4
 
-  assert_same(gradients(batch, config_of(**kw)), dense(loss, params()))
+  assert_same(gradients(rewarded(), config), dense(loss, params()))
 
 
 # ------------------------------------------------------------- bad configs
+
+PG = "loss.policy_gradient."
 
 
 @pytest.mark.parametrize(
@@ -393,48 +528,37 @@ def test_the_kl_is_from_the_teacher():
       {
         "rollout.source": "dataset",
         "rollout.samples": 1,
-        "reinforce.advantage": "reward",
+        "rewards.advantage": "reward",
       },
-      "on_policy",
+      "student",
     ),
-    ({"reinforce.kl_weight": 0.1}, "needs a reference"),
-    ({"reinforce.weight": 0.0}, "nothing to learn from"),
-    ({"reinforce.weight": -1.0}, "at least 0"),
-    ({"reinforce.surrogate": "trpo"}, "cispo"),
-    ({"reinforce.advantage": "gae"}, "leave_one_out"),
-    ({"reinforce.kl": "k4"}, "ratio_k3"),
-    ({"reinforce.reward": "half"}, "right"),
-    (
-      {
-        "loss.denominator": "active_tokens",
-        "reinforce.kl_weight": 0.1,
-        "teacher.name": "fixed",
-      },
-      "active_tokens",
-    ),
+    ({"loss.policy_gradient.scale": 0.0}, "nothing to learn from"),
+    ({PG + "surrogate.clip_low": -1.0}, "at least 0"),
+    ({PG + "surrogate.name": "trpo"}, "cispo"),
+    ({PG + "credit.name": "all"}, "less_kl"),
+    ({"rewards.advantage": "gae"}, "leave_one_out"),
+    ({"loss.kl_penalty.scale": 1.0, "loss.kl_penalty.estimator": "k4"}, "ratio_k3"),
+    ({"rewards.reward": "half"}, "correct"),
+    ({"rollout.source": "rescue"}, "context.privileged"),
+    ({"rollout.source": "teacher_view"}, "context.privileged"),
+    ({"context.privileged": "sibling", "context.template": "short"}, "reprompt"),
     ({"rollout.temperature": 0.0}, "all the same"),
     ({"rollout.temperature": 0.5}, "importance_cap"),
     ({"rollout.top_p": 0.5}, "importance_cap"),
     ({"rollout.top_k": 5}, "importance_cap"),
-    ({"reinforce.overlong": 65}, "at most rollout.max_new_tokens"),
-    (
-      {"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.kl_weight": 0.5},
-      "would do nothing",
-    ),
-    (
-      {"reinforce.weight": 0.0, "loss.distill": 1.0, "reinforce.rounds": 4},
-      "would do nothing",
-    ),
-    ({"reinforce.updates": 3}, "multiple of reinforce.updates"),
-    ({"reinforce.rounds": 0}, "reinforce.rounds"),
+    ({"rewards.overlong_margin": 65}, "at most rollout.max_new_tokens"),
     (
       {
-        "reinforce.weight": 0.0,
-        "loss.distill": 1.0,
-        "loss.denominator": "active_tokens",
+        "loss.policy_gradient.scale": 0.0,
+        "loss.policy_gradient.token_weight.name": "uniform",
+        "loss.policy_gradient.denominator": "tokens",
+        "loss.distill.scale": 1.0,
+        "rewards.dynamic_sampling_rounds": 4,
       },
-      "reinforce.weight",
+      "dynamic_sampling_rounds is 4, and nothing reads it",
     ),
+    ({"optimizer.updates_per_batch": 3}, "multiple of optimizer.updates_per_batch"),
+    ({"rewards.dynamic_sampling_rounds": 0}, "rewards.dynamic_sampling_rounds"),
   ],
 )
 def test_bad_configs_are_refused(overrides, words):

@@ -8,57 +8,58 @@ import pytest
 from etils.epath import backend, gpath
 
 from configs import opsd
-from opsd_jax import claims, files, metrics, report
-from opsd_jax.structs import Batch, Completion, PerToken, Rollout, Token, View
+from opsd_jax import claims, files, metrics, report, step_metrics
+from opsd_jax.structs import Batch, Completion, ResponseTokens, Rollout, TokenStats
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
 # a mask had been forgotten.
 MASK = np.array([[1.0, 1, 1], [1, 0, 0]], np.float32)
 
 
-def per_token(**fields):
-  rows = {
-    "div_BxT": [[0.1, 0.2, 0.3], [0.6, 9, 9]],
-    "logp_BxT": [[-1, -2, -3], [-2, 9, 9]],
-    "raw_logp_BxT": [[-1, -2, -3], [-2.5, 9, 9]],
-    "teacher_logp_BxT": [[-1, -1, -1], [-1, 9, 9]],
-    "entropy_BxT": [[1, 1, 1], [2, 9, 9]],
-    "teacher_entropy_BxT": [[0, 0, 0], [1, 9, 9]],
-    "clipped_BxT": [[0, 0.5, 0], [0.5, 9, 9]],
-  } | fields
-  return PerToken(**{k: np.array(v, np.float32) for k, v in rows.items()})
+def stats_of(targets=("teacher",)):
+  def rows(*two):
+    return np.array(two, np.float32)
+
+  return TokenStats(
+    rows([-1, -2, -3], [-2, 9, 9]),
+    rows([-1, -2, -3], [-2.5, 9, 9]),
+    rows([1, 1, 1], [2, 9, 9]),
+    {"distill": rows([0.1, 0.2, 0.3], [0.6, 9, 9])},
+    {name: rows([-1, -1, -1], [-1, 9, 9]) for name in targets},
+    {name: rows([0, 0, 0], [1, 9, 9]) for name in targets},
+    {"distill": rows([0, 0.5, 0], [0.5, 9, 9])},
+  )
 
 
 def batch_of(mask=MASK, sampler=((-1, -2, -3), (-2, 0, 0))):
-  told = View(np.zeros((2, 5), np.int32), None)
   index = np.broadcast_to(np.arange(3), (2, 3))
-  token = Token(None, mask, index, None, None, np.array(sampler, np.float32))
-  return Batch(None, told, token)
+  sampler = np.array(sampler, np.float32)
+  weights = {"distill": np.array([[1, 0, 1], [0, 9, 9]], np.float32)}
+  return Batch((), ResponseTokens(None, mask, index, None, None, sampler, weights))
 
 
 def rollout(logp=(), truncated=False, ids=(1,)):
-  return Rollout(None, Completion("", ids, logp, truncated, logp))
+  return Rollout(None, Completion("", ids, logp, truncated, logp), ())
 
 
 def test_without_a_teacher_nothing_is_said_of_it():
-  alone = View(np.zeros((2, 1), np.int32), None)
-  batch = batch_of()._replace(teacher=alone)
-  row = metrics.of_step(0.3, 2.0, per_token(), batch, [rollout()] * 2)
+  row = step_metrics.of_step(0.3, 2.0, stats_of(()), batch_of(), [rollout()] * 2)
   assert not [k for k in row if k.startswith("teacher")]
 
 
 def test_a_step_in_numbers():
-  row = metrics.of_step(
-    0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(truncated=True)]
+  row = step_metrics.of_step(
+    0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(truncated=True)]
   )
   assert row == pytest.approx(
     {
       "loss": 0.3,
       "grad_norm": 2.0,
       "non_finite": 0,
-      "divergence": 0.3,  # (0.1 + 0.2 + 0.3 + 0.6) / 4
-      "divergence/first_token": 0.35,  # (0.1 + 0.6) / 2
-      "divergence/clipped": 0.25,
+      "distill/value": 0.3,  # (0.1 + 0.2 + 0.3 + 0.6) / 4
+      "distill/first_token": 0.35,  # (0.1 + 0.6) / 2
+      "distill/clipped": 0.25,
+      "distill/weight": 0.5,
       "student/nll": 2.0,
       "student/entropy": 1.25,
       "teacher/nll": 1.0,
@@ -74,32 +75,32 @@ def test_a_step_in_numbers():
 
 
 def test_the_gap_needs_a_sampler():
-  row = metrics.of_step(
-    0.3, 2.0, per_token(), batch_of(), [rollout(), rollout(logp=None)]
+  row = step_metrics.of_step(
+    0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(logp=None)]
   )
   assert "sampler/logp_gap" not in row
 
 
 @pytest.mark.parametrize("loss,norm", [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
 def test_what_is_not_finite_is_counted(loss, norm):
-  row = metrics.of_step(loss, norm, per_token(), batch_of(), [rollout()] * 2)
+  row = step_metrics.of_step(loss, norm, stats_of(), batch_of(), [rollout()] * 2)
   assert row["non_finite"] == 1
 
 
 def test_empty_responses_are_counted_and_divide_nothing():
-  row = metrics.of_step(
+  row = step_metrics.of_step(
     0.3,
     2.0,
-    per_token(),
+    stats_of(),
     batch_of(np.float32([[0, 0, 0], [1, 0, 0]])),
     [rollout(ids=()), rollout()],
   )
   assert row["empty"] == 1 and row["response_tokens"] == 1
-  assert row["divergence/first_token"] == pytest.approx(0.6)
-  row = metrics.of_step(
-    0.0, 0.0, per_token(), batch_of(np.zeros((2, 3))), [rollout(ids=())] * 2
+  assert row["distill/first_token"] == pytest.approx(0.6)
+  row = step_metrics.of_step(
+    0.0, 0.0, stats_of(), batch_of(np.zeros((2, 3))), [rollout(ids=())] * 2
   )
-  assert row["empty"] == 2 and row["divergence"] == 0
+  assert row["empty"] == 2 and row["distill/value"] == 0
   assert np.isfinite(list(row.values())).all()
 
 

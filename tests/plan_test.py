@@ -9,8 +9,9 @@ import pytest
 
 from configs import opsd
 from experiments import plan as command
-from opsd_jax import flops, plan, prepare, report
+from opsd_jax import flops, objective, plan, prepare, report
 from opsd_jax.models import families
+from tests import configs_test
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
   "model_type": "qwen3",
@@ -72,7 +73,8 @@ def test_executed_flops_are_what_xla_counts(config, remat):
   config.loss.chunk = 10**9
   config.mesh.fsdp = 1
   setup = plan.set_up(config, jax.devices()[:1])
-  counted = plan.train_program(setup).compile().cost_analysis()["flops"]
+  _, step = plan.train_programs(config, setup)
+  counted = step.compile().cost_analysis()["flops"]
   # The unembedding's gradient is a loop over 16 blocks, counted once.
   hidden = 15 / 16 * 2 * flops.weights(setup.model_config)[1] * 8 * 128
   assert counted + hidden == pytest.approx(flops.executed_flops(config, setup), rel=0.1)
@@ -88,11 +90,33 @@ def test_a_plan_for_simulated_devices(config):
   assert train["collective_bytes"]["all-gather"] > 0
   # float32 weights and moments beside bfloat16 parameters and teacher.
   resident = account["resident"]
-  assert resident["teacher"] == resident["parameters"]
+  assert resident["teachers"] == resident["parameters"]
   assert resident["optimizer"] == pytest.approx(6 * resident["parameters"], rel=0.01)
   assert train["bytes"] >= sum(resident.values()) + train["activations"]
   json.dumps(account)
   assert "all-gather" in report.plan(account)
+
+
+@pytest.mark.parametrize("name", [*configs_test.CONFIGS])
+def test_every_configs_real_step_is_planned(name):
+  """Views, teachers, another model and the scoring program included: what is
+  compiled takes the batch that training makes."""
+  config = configs_test.get_config(name, "tiny")
+  config.batch.max_row, config.mesh.fsdp = 256, 1
+  account = plan.make(config, "cpu:1")
+  assert account["fits"] and account["train"]["bytes"] > 0
+  assert ("score" in account) == objective.from_config(config).is_scored
+  assert ("decode" in account) == (config.rollout.source != "dataset")
+  assert "train" in report.plan(account)
+
+
+def test_another_models_weights_are_counted():
+  config = configs_test.get_config("rlad", "tiny")
+  config.batch.max_row, config.mesh.fsdp = 256, 1
+  setup = plan.set_up(config, jax.devices()[:1])
+  assert plan.bytes_a_chip(setup.frozen.external) > plan.bytes_a_chip(
+    setup.state.params
+  )
 
 
 def test_what_cannot_fit_is_refused_with_the_knob():
@@ -119,17 +143,17 @@ def test_advice(config):
   assert "model.remat=full" in words("train", **{"model.remat": "none"})
 
 
-@pytest.mark.parametrize("phase", ["of_train", "of_decode"])
+@pytest.mark.parametrize("phase", ["of_step", "of_decode"])
 def test_a_program_that_does_not_compile_is_named(config, phase, monkeypatch):
   def fails(*_):
     raise plan.DoesNotFit("RESOURCE_EXHAUSTED: 20G of 16G")
 
   monkeypatch.setattr(plan, "devices_of", lambda _: jax.devices()[:4])
-  monkeypatch.setattr(plan, "of_train", lambda *_: {"bytes": 1})
+  monkeypatch.setattr(plan, "of_step", lambda *_: {"train": {"bytes": 1}})
   monkeypatch.setattr(plan, phase, fails)
   account = plan.make(config, "v5e:2x2")
   assert not account["fits"] and "RESOURCE" in account["compiler"]
-  knob = {"of_train": "micro_batches", "of_decode": "rollout.slots"}[phase]
+  knob = {"of_step": "micro_batches", "of_decode": "rollout.slots"}[phase]
   assert knob in account["advice"]
 
 

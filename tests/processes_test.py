@@ -182,7 +182,7 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
       "--config.rollout.max_new_tokens=24",
       "--config.rollout.prompts=16",
       "--config.eval.every=2",
-      "--config.reinforce.advantage=whitened",
+      "--config.rewards.advantage=whitened",
       config="grpo",
       steps=2,
     )
@@ -195,7 +195,7 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
     for n in ("one", "two")
   )
   for row, other in zip(two, one, strict=True):
-    for key in ("score", "reward", "reinforce/no_signal", "unjudged"):
+    for key in ("score", "reward", "rewards/no_signal", "unjudged"):
       assert row[key] == pytest.approx(other[key], abs=1e-9), key
     assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
   assert max(row["score"] for row in two if row["grad_norm"] > 1e-2) > 0

@@ -1,13 +1,16 @@
 """Stop strings against a search token by token; completions with them."""
 
+import types
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd_jax import api, rollout, tokenizer
+from configs import base
+from opsd_jax import api, processes, rollout, tokenizer
 from opsd_jax.draw import Knobs
 from opsd_jax.models import sources
-from opsd_jax.structs import Example, Problem
+from opsd_jax.structs import Completion, Example, Prompts
 
 TOK = tokenizer.load(sources.resolve("tiny"))
 TEXT = st.text(st.sampled_from("abc\n é€"), max_size=30)
@@ -104,24 +107,39 @@ def test_stop_strings_that_are_none_are_refused(bad):
     rollout.check_stop("rollout.stop", bad)
 
 
-def test_a_problem_asked_again_in_a_step_is_answered_with_other_draws():
+def answer_of(step=3):
   model = api.load_model("tiny")
-  source = rollout.on_policy(
-    model.config,
-    model.tokenizer,
-    seed=0,
-    knobs=Knobs(),
-    n=2,
-    max_new_tokens=8,
-    slots=4,
-    decode_steps=8,
-    prompt_bucket=64,
-  )
-  problem = Problem(Example("7", "q", "s", "a"), (5, 6, 7), ())
-  first, again = (
-    [r.completion.ids for r in source(model.params, [problem], 3, [times])]
-    for times in (0, 1)
-  )
-  both = source(model.params, [problem] * 2, 3, [0, 1])
-  assert [r.completion.ids for r in both] == first + again
+  config = base.get_config("tiny")
+  config.rollout.slots, config.batch.prompt_bucket = 4, 64
+  run = types.SimpleNamespace(model_config=model.config, tokenizer=model.tokenizer)
+  return rollout.Answer(config, run, model.params, step)
+
+
+def test_a_problem_asked_again_in_a_step_is_answered_with_other_draws():
+  answer = answer_of()
+  problem = Prompts(Example("7", "q", "s", "a"), ((5, 6, 7),))
+
+  def ids(problems, before):
+    groups = rollout.student(problems, before, answer, None, 2)
+    return [r.completion.ids for group in groups for r in group]
+
+  first, again = (ids([problem], [times]) for times in (0, 1))
+  assert ids([problem] * 2, [0, 1]) == first + again
   assert not set(first) & set(again)
+
+
+def test_a_list_that_is_shorter_than_another_process_brings_is_filled_up(monkeypatch):
+  """What fills it up is thrown away and changes no draw."""
+  answer = answer_of()
+  alone = answer([(5, 6, 7)], ["7"], 2, "rollout")
+  monkeypatch.setattr(processes, "maximum", lambda sizes: [3])
+  assert answer([(5, 6, 7)], ["7"], 2, "rollout") == alone
+  assert answer([], [], 2, "guided") == []
+
+
+def test_the_old_log_prob_is_at_the_temperature_of_the_loss():
+  answer = answer_of()
+  completion = Completion("", (5,), (-1.0,), False, (-2.0,))
+  assert answer.old_logp(completion) == (-1.0,)
+  answer.temperature = 0.7
+  assert answer.old_logp(completion) == (-2.0,)

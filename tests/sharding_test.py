@@ -41,7 +41,7 @@ def batch():
   def draw(low, high):
     return tuple(rng.integers(5, 250, rng.integers(low, high)))
 
-  rows = [collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(8)]
+  rows = [collate.Row((draw(3, 9), draw(9, 20)), draw(1, 8)) for _ in range(8)]
   return collate.collate(rows, pad_id=0, bucket=8, response_bucket=8, parts=8)
 
 
@@ -58,16 +58,16 @@ def steps(model, mesh=None):
   base = transformer.init_params(model, jax.random.key(0))
   adapter = moved(lora.init(base, jax.random.key(1), targets=".*_proj", rank=4), 2)
   told_more = moved(base, 3)
-  step = train.make_train_step(model, told, tx)
+  step = train.make_train_step(train.Models(model), lambda values: told, tx)
 
   def both(base, adapter, told_more, batch):
     """Both kinds, so that a mesh costs one compilation."""
 
     def of(params, teacher):
-      return train.init_state(params, told, tx)._replace(teacher=teacher)
+      return train.init_state(params, told, tx)._replace(memories={"teacher": teacher})
 
     full, loss, _, _ = step(of(base, told_more), batch)
-    tuned, lora_loss, _, _ = step(of(adapter, {}), batch, base)
+    tuned, lora_loss, _, _ = step(of(adapter, {}), batch, train.Frozen(base))
     return (loss, lora_loss), (full.params, tuned.params)
 
   args = base, adapter, told_more

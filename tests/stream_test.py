@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsd_jax import checkpoint, experience, prepare, stream, train
-from opsd_jax.structs import Completion, Example, Problem, Rollout, State
+from opsd_jax.structs import Completion, Example, Prompts, Rollout, State
 from tests import data_test, processes_test
 from tests.data_test import tiny, write
 
@@ -45,11 +45,8 @@ def test_a_place_is_gone_on_from_whatever_was_drawn(count, draws):
 
 def test_the_digest_sees_every_text():
   def asked(**kw):
-    return Problem(
-      Example(**{"id": "1", "question": "q", "solution": "s", "answer": "a"} | kw),
-      (),
-      (),
-    )
+    fields = {"id": "1", "question": "q", "solution": "s", "answer": "a"}
+    return Prompts(Example(**fields | kw), ((),))
 
   made = [[asked()], [asked()] * 2]
   made += [[asked(**{n: "x"})] for n in ("id", "question", "solution", "answer")]
@@ -81,10 +78,10 @@ def session(scratch, name: str, stop: int = 0) -> None:
     problems, _ = plain(order, count), plain(order, 3)
     return problems
 
-  def collated(config, run, rollouts, advantages):
+  def collated(config, run, groups, step):
     with path.open("a") as f:
-      f.write(json.dumps([r.problem.example.id for r in rollouts]) + "\n")
-    return as_it_was(config, run, rollouts, advantages)
+      f.write(json.dumps([r.prompts.example.id for g in groups for r in g]) + "\n")
+    return as_it_was(config, run, groups, step)
 
   as_it_was = experience.collated
   blind = types.SimpleNamespace(
@@ -195,12 +192,12 @@ def test_student_rows_never_hold_the_solution(tmp_path):
   run = prepare.prepare(config := tiny(tmp_path))
   assert len(run.train) == 11
   reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
-  rollouts = [Rollout(p, reply) for p in run.train]
-  batch = experience.collated(config, run, rollouts)
+  groups = [[Rollout(p, reply, p.views)] for p in run.train]
+  batch = experience.collated(config, run, groups)
 
   def text(view):
     return run.tokenizer.decode(view.ids_RxL.reshape(-1), False)
 
-  assert text(batch.student).count("Which is larger") == 11
-  assert "canary" not in text(batch.student)
-  assert text(batch.teacher).count("canary") == 11
+  assert text(batch.views[0]).count("Which is larger") == 11
+  assert "canary" not in text(batch.views[0])
+  assert text(batch.views[1]).count("canary") == 11

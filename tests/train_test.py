@@ -1,5 +1,7 @@
 """The step's invariances, its fixed point, its layouts; resuming a run."""
 
+import contextlib
+import functools
 import hashlib
 import json
 import pathlib
@@ -29,7 +31,7 @@ def rows(count=8, seed=0):
   def draw(low, high):
     return tuple(rng.integers(5, 250, rng.integers(low, high)))
 
-  return [collate.Row(draw(3, 9), draw(9, 20), draw(1, 8), None) for _ in range(count)]
+  return [collate.Row((draw(3, 9), draw(9, 20)), draw(1, 8)) for _ in range(count)]
 
 
 def batch_of(rows, pad_id=0, bucket=8, response_bucket=8, **kw):
@@ -59,21 +61,59 @@ def keeping():
   )
 
 
-def gradients(batch, config=None, micro_batches=1, mesh=None, model=MODEL):
+def step_of(config, tx, micro_batches=1, model=MODEL, external=None):
+  """The train step of a config."""
+  return train.make_train_step(
+    train.Models(model, external),
+    functools.partial(objective.from_config, config),
+    tx,
+    micro_batches=micro_batches,
+  )
+
+
+def scored(config, state, batch, frozen, micro_batches, model, external):
+  """The batch as training learns from it: scored where a weight needs it."""
+  built = objective.from_config(config)
+  if not built.is_scored:
+    return batch
+  at = functools.partial(objective.from_config, config)
+  models = train.Models(model, external)
+  score = train.make_score_step(models, at, micro_batches=micro_batches)
+  score = jax.jit(score, static_argnames="kept_columns")
+  kept = train.kept_columns(built, jax.device_get(batch.tokens))
+  batch, _, overflow = score(state, batch, frozen, {}, kept_columns=kept)
+  assert overflow == 0
+  return batch
+
+
+def gradients(
+  batch,
+  config=None,
+  micro_batches=1,
+  mesh=None,
+  model=MODEL,
+  frozen=train.Frozen(),  # noqa: B008
+  external=None,
+):
   """(loss, gradient tree) of one step."""
   config = config or opsd.get_config("tiny")
-  told = objective.from_config(config)
-  state = train.init_state(params(model=model), told, keeping())
+  state = train.init_state(
+    params(model=model), objective.from_config(config), keeping()
+  )
   # A teacher that differs from the student, as after some training.
-  state = state._replace(teacher=params(seed=1, model=model))
-  step = train.make_train_step(model, told, keeping(), micro_batches=micro_batches)
-  if mesh is None:
-    new, loss, _, tok = jax.jit(step)(state, batch)
-  else:
-    with jax.set_mesh(mesh):
+  memories = {
+    role: () if m == () else params(seed=1, model=model)
+    for role, m in state.memories.items()
+  }
+  state = state._replace(memories=memories)
+  step = step_of(config, keeping(), micro_batches, model, external)
+  with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
+    if mesh is not None:
       state = jax.device_put(state, sharding.tree_shardings(state, mesh))
+      frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
       batch = jax.device_put(batch, sharding.rows_sharding(mesh))
-      new, loss, _, tok = jax.jit(step)(state, batch)
+    batch = scored(config, state, batch, frozen, micro_batches, model, external)
+    new, loss, _, _ = jax.jit(step)(state, batch, frozen)
   return float(loss), jax.device_get(new.opt)
 
 
@@ -118,7 +158,7 @@ def test_micro_batches_are_invisible(micro_batches):
 @pytest.mark.parametrize("name", ["uniform", "sequence_mean"])
 def test_micro_batches_are_invisible_to_token_weights(name):
   config = opsd.get_config("tiny")
-  config.token_weight.name = name
+  config.loss.distill.token_weight.name = name
   assert_same(
     gradients(batch_of(rows(), parts=4), config, 4), gradients(batch_of(rows()), config)
   )
@@ -134,7 +174,7 @@ def groups(samples, seed=0):
   made = []
   for _ in range(8 // samples):
     student, teacher = draw(3, 9), draw(9, 20)
-    made += [collate.Row(student, teacher, draw(1, 8), None) for _ in range(samples)]
+    made += [collate.Row((student, teacher), draw(1, 8)) for _ in range(samples)]
   made[1] = made[1]._replace(response_ids=())
   return made
 
@@ -147,7 +187,7 @@ def test_packing_and_shared_prompts_are_invisible(samples, row_tokens, share):
   packed = batch_of(groups(samples), row_tokens=row_tokens, share=share)
 
   def rows(batch):
-    return len(batch.teacher.ids_RxL)
+    return len(batch.views[1].ids_RxL)
 
   assert rows(packed) < rows(plain) == 8
   assert_same(gradients(packed), gradients(plain))
@@ -180,20 +220,21 @@ def test_padding_order_and_pad_id_are_invisible():
 
 def test_what_follows_the_response_is_invisible():
   batch = batch_of(rows(), bucket=64)
-  ids = batch.student.ids_RxL.reshape(-1).copy()
+  ids = batch.views[0].ids_RxL.reshape(-1).copy()
   read = np.zeros(ids.shape, bool)
   for r, row in enumerate(rows()):
-    size = len(row.student_ids) + len(row.response_ids) - 1
+    size = len(row.prompts[0]) + len(row.response_ids) - 1
     read[r * 64 : r * 64 + size] = True
   ids[~read] = 77
-  ids = ids.reshape(batch.student.ids_RxL.shape)
-  assert (ids != batch.student.ids_RxL).any()
-  noisy = batch._replace(student=batch.student._replace(ids_RxL=ids))
+  ids = ids.reshape(batch.views[0].ids_RxL.shape)
+  assert (ids != batch.views[0].ids_RxL).any()
+  views = batch.views[0]._replace(ids_RxL=ids), *batch.views[1:]
+  noisy = batch._replace(views=views)
   assert_same(gradients(noisy), gradients(batch))
 
 
 def test_an_empty_response_adds_nothing():
-  empty = collate.Row((5, 6), (5, 6, 7), (), None)
+  empty = collate.Row(((5, 6), (5, 6, 7)), ())
   with_empty = batch_of([*rows(7), empty])
   assert_same(gradients(with_empty), gradients(batch_of(rows(8)[:7])))
 
@@ -218,12 +259,12 @@ def test_fsdp_really_splits_the_weights():
 
 
 def test_a_step_that_is_not_finite_changes_nothing():
-  told = objective.from_config(opsd.get_config("tiny"))
-  state = train.init_state(params(), told, plain_sgd())
+  config = opsd.get_config("tiny")
+  state = train.init_state(params(), objective.from_config(config), plain_sgd())
   poisoned = params()
   poisoned["final_norm"]["scale"] = poisoned["final_norm"]["scale"] * jnp.nan
-  state = state._replace(teacher=poisoned)
-  step = jax.jit(train.make_train_step(MODEL, told, plain_sgd()))
+  state = state._replace(memories={"teacher": poisoned})
+  step = jax.jit(step_of(config, plain_sgd()))
   new, loss, _, _ = step(state, batch_of(rows()))
   assert not np.isfinite(loss)
   assert int(new.step) == 1
@@ -232,11 +273,11 @@ def test_a_step_that_is_not_finite_changes_nothing():
 
 
 def test_an_update_that_is_not_finite_changes_nothing():
-  told = objective.from_config(opsd.get_config("tiny"))
+  config = opsd.get_config("tiny")
   broken = optax.sgd(jnp.nan)
-  state = train.init_state(params(), told, broken)
-  state = state._replace(teacher=params(seed=1))
-  step = jax.jit(train.make_train_step(MODEL, told, broken))
+  state = train.init_state(params(), objective.from_config(config), broken)
+  state = state._replace(memories={"teacher": params(seed=1)})
+  step = jax.jit(step_of(config, broken))
   new, loss, grad_norm, _ = step(state, batch_of(rows()))
   assert np.isfinite(loss) and np.isnan(grad_norm)
   for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True):
@@ -379,7 +420,12 @@ def test_two_runs_at_once_in_a_workdir_are_refused(tmp_path):
 
 
 def test_a_run_that_could_not_start_does_not_claim_its_workdir(tmp_path):
-  config = tiny(**{"divergence.support": "top_k_tail", "divergence.k": 10_000})
+  config = tiny(
+    **{
+      "loss.distill.divergence.support": "top_k_tail",
+      "loss.distill.divergence.k": 10_000,
+    }
+  )
   with pytest.raises(ValueError, match="vocabulary"):
     train.train_and_evaluate(config, tmp_path)
   assert not (tmp_path / "config.json").exists()
@@ -421,12 +467,12 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
 @pytest.mark.parametrize(
   "overrides,words",
   [
-    ({"divergence.name": "kl"}, "forward_kl"),
+    ({"loss.distill.divergence.name": "kl"}, "forward_kl"),
     ({"teacher.name": "frozen"}, "fixed"),
     ({"model.source": "/no/such/model"}, "no/such/model"),
     ({"task.name": "chess"}, "largest_number"),
     ({"context.template": "long"}, "upstream"),
-    ({"rollout.source": "replay"}, "on_policy"),
+    ({"rollout.source": "replay"}, "student"),
     ({"rollout.top_p": 0.0}, "top_p"),
     ({"batch.micro_batches": 3}, "micro_batches"),
     ({"steps": 0}, "steps"),

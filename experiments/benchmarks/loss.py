@@ -25,22 +25,19 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
   """The mean divergence as training computes it."""
   import jax.numpy as jnp
 
-  from opsd_jax import pertoken
+  from configs import base
+  from opsd_jax import objective, pertoken
+  from opsd_jax.structs import ResponseTokens
 
-  one = jnp.ones((1, len(y_N)))
-  total, _ = pertoken.loss(
-    lambda tok, w: w * tok.div_BxT,
-    divergence_of(name),
-    h_NxD[None],
-    W_VxD,
-    ((1.0, ht_NxD[None], Wt_VxD),),
-    y_N[None],
-    one,
-    one / len(y_N),
-    temperature=1.0,
-    chunk=CHUNK,
-  )
-  return total
+  config = base.get_config()
+  config.loss.distill.scale = 1.0
+  config.loss.distill.divergence.name = name
+  built = objective.from_config(config)
+  y = y_N[None]
+  tokens = ResponseTokens(y, jnp.ones((1, len(y_N))), *[y] * 4)
+  of_logits = functools.partial(objective.of_logits, built, {"distill": len(y_N)})
+  teachers = {(1, "teacher"): (ht_NxD[None], Wt_VxD)}
+  return pertoken.loss(of_logits, h_NxD[None], W_VxD, teachers, tokens, chunk=CHUNK)[0]
 
 
 def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):

@@ -21,10 +21,10 @@ def ours(channel: Channel, settings: dict) -> None:
   from opsd_jax import (
     experience,
     memory,
-    metrics,
     prepare,
     processes,
     sharding,
+    step_metrics,
     train,
     watch,
   )
@@ -43,14 +43,8 @@ def ours(channel: Channel, settings: dict) -> None:
     return train.init_state(jax.tree.map(jnp.copy, p), run.objective, run.tx)
 
   layout = sharding.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
-  train_step = jax.jit(
-    train.make_train_step(
-      run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
-    ),
-    donate_argnums=0,
-    out_shardings=(layout, None, None, None),
-  )
-  rows, batch, rollouts = config.rollout.prompts, None, None
+  train_step = train.compile_steps(config, run, layout).train
+  rows, batch, groups = config.rollout.prompts, None, None
   with jax.set_mesh(run.mesh):
     state = jax.jit(new, out_shardings=layout)(run.params)
     channel.answer(
@@ -63,7 +57,7 @@ def ours(channel: Channel, settings: dict) -> None:
       if order.get("split"):
         alone = config.copy_and_resolve_references()
         alone.batch.row_tokens = 0
-        alone = experience.collated(alone, run, rollouts)
+        alone = experience.collated(alone, run, groups)
         parts = split(
           run, state, batch, alone, micro_batches=config.batch.micro_batches
         )
@@ -78,23 +72,24 @@ def ours(channel: Channel, settings: dict) -> None:
       before = compiled.count, compiled.seconds
       i, clock = order["step"], [time.perf_counter()]
       problems = asked[i * rows : (i + 1) * rows]
-      rollouts = respond(state.params, problems, i, [0] * len(problems))
+      groups = respond(state.params, problems, i)
       clock.append(time.perf_counter())
-      batch = experience.collated(config, run, rollouts)
+      batch = experience.collated(config, run, groups)
       on_device = processes.put_rows(batch, run.mesh)
-      state, loss, grad_norm, tok = train_step(state, on_device, {})
-      tok = jax.tree.map(np.asarray, tok)
-      row = metrics.of_step(loss, grad_norm, tok, batch, rollouts)
+      state, loss, grad_norm, stats = train_step(state, on_device, train.Frozen(), {})
+      stats = jax.tree.map(np.asarray, stats)
+      rollouts = [r for group in groups for r in group]
+      row = step_metrics.of_step(loss, grad_norm, stats, batch, rollouts)
       clock.append(time.perf_counter())
       channel.answer(
         seconds=clock[2] - clock[0],
         rollout_seconds=clock[1] - clock[0],
-        divergence=row["divergence"],  # nats a response token
+        divergence=row["distill/value"],  # nats a response token
         response_tokens=row["response_tokens"],
         longest=max(len(r.completion.ids) for r in rollouts),
         prompts=fingerprint(
-          [r.problem.student_ids for r in rollouts]
-          + [r.problem.teacher_ids for r in rollouts]
+          [r.prompts.student_ids for r in rollouts]
+          + [r.prompts.teacher_ids for r in rollouts]
         ),
         compiles=compiled.count - before[0],
         compile_seconds=compiled.seconds - before[1],
@@ -108,22 +103,36 @@ def responder(config, run, shape: shapes.Shape):
   import numpy as np
 
   from opsd_jax import prepare, rollout
+  from opsd_jax.structs import Rollout
 
   tokenizer, lengths = run.tokenizer, config.rollout.max_new_tokens
   if shape.lengths:
     lengths = np.asarray(shape.lengths)
     tokenizer = types.SimpleNamespace(eos_ids=(), decode=tokenizer.decode)
-  return rollout.ALL[config.rollout.source](
-    run.model_config,
-    tokenizer,
-    seed=config.seed,
-    knobs=prepare.knobs(config.rollout),
-    n=config.rollout.samples,
-    max_new_tokens=lengths,
-    slots=config.rollout.slots,
-    decode_steps=config.rollout.decode_steps,
-    prompt_bucket=config.batch.prompt_bucket,
-  )
+
+  def respond(params, problems, step: int):
+    groups = rollout.complete(
+      run.model_config,
+      params,
+      tokenizer,
+      [p.student_ids for p in problems],
+      [p.example.id for p in problems],
+      seed=config.seed,
+      step=step,
+      role="rollout",
+      knobs=prepare.knobs(config.rollout),
+      n=config.rollout.samples,
+      max_new_tokens=lengths,
+      slots=config.rollout.slots,
+      decode_steps=config.rollout.decode_steps,
+      prompt_bucket=config.batch.prompt_bucket,
+    )
+    return [
+      [Rollout(p, c, p.views) for c in group]
+      for p, group in zip(problems, groups, strict=True)
+    ]
+
+  return respond
 
 
 def sizes(batch) -> dict:
@@ -131,9 +140,9 @@ def sizes(batch) -> dict:
   from opsd_jax import collate
 
   return {
-    "student_shape": list(batch.student.ids_RxL.shape),
-    "teacher_shape": list(batch.teacher.ids_RxL.shape),
-    "response_shape": list(batch.token.y_BxT.shape),
+    "student_shape": list(batch.views[0].ids_RxL.shape),
+    "teacher_shape": list(batch.views[1].ids_RxL.shape),
+    "response_shape": list(batch.tokens.y_BxT.shape),
     "padding": collate.padding_share(batch),
   }
 
@@ -149,8 +158,8 @@ def useful_flops(c, batch) -> float:
 
   N, head = flops.weights(c)
   pair = 4 * c.num_layers * c.num_heads * c.head_dim
-  total, responses = 0.0, float(batch.token.mask_BxT.sum())
-  for side, passes in ((batch.student, 3), (batch.teacher, 1)):
+  total, responses = 0.0, float(batch.tokens.mask_BxT.sum())
+  for side, passes in ((batch.views[0], 3), (batch.views[1], 1)):
     real = side.segment_RxL > 0
     pairs = (side.pos_RxL + 1)[real].sum()
     total += passes * (2 * N * real.sum() + pair * pairs + 2 * head * responses)
@@ -167,32 +176,36 @@ def split(
   import jax
   import optax
 
-  from opsd_jax import teacher, train
+  from opsd_jax import train
 
-  def optimizer(state, batch, base):
+  def optimizer(state, batch, frozen):
     grads = state.params  # any tree of this shape
     updates, opt = run.tx.update(grads, state.opt, state.params)
     params = optax.apply_updates(state.params, updates)
     return state._replace(params=params, opt=opt), optax.tree.norm(grads)
 
-  untold = run.objective._replace(teacher=teacher.none())
+  of_response = run.objective.terms["distill"]._replace(
+    value=lambda seen, tokens: (-seen.stats.logp_BxT, None), reads_logits=False
+  )
+  alone_objective = run.objective._replace(terms={"distill": of_response})
 
   def make(o):
+    models = train.Models(run.model_config)
     return train.make_train_step(
-      run.model_config, o, run.tx, micro_batches=micro_batches
+      models, lambda values: o, run.tx, micro_batches=micro_batches
     )
 
   medians = []
   for function, rows in (
     (make(run.objective), batch),
-    (make(untold), batch),
+    (make(alone_objective), batch),
     (optimizer, batch),
     (make(run.objective), alone),
   ):
     function, seconds = jax.jit(function, donate_argnums=0), []
     for _ in range(1 + times):
       began = time.perf_counter()
-      state, *_ = jax.block_until_ready(function(state, rows, {}))
+      state, *_ = jax.block_until_ready(function(state, rows, train.Frozen()))
       seconds.append(time.perf_counter() - began)
     medians.append(statistics.median(seconds[1:]))  # the first one compiles
   whole, without_teacher, update, plain = medians

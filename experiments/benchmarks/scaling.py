@@ -54,7 +54,10 @@ def batch_of(rows: int, length: int, vocabulary: int):
   ids = np.random.default_rng(0).integers(0, vocabulary, (rows, 3, half))
   told = [tuple(map(tuple, three)) for three in ids.tolist()]
   return collate.collate(
-    [collate.Row(*three, None) for three in told], pad_id=0, bucket=8, response_bucket=8
+    [collate.Row((student, teacher), response) for student, teacher, response in told],
+    pad_id=0,
+    bucket=8,
+    response_bucket=8,
   )
 
 
@@ -69,13 +72,17 @@ def compiled_step(rows: int, length: int, vocabulary: int):
 
   model = families.from_hf(MODEL | {"vocab_size": vocabulary}, **RUN)
   config = base.get_config()
+  config.loss.distill.scale = 1.0
   goal, tx = objective.from_config(config), optimizer.from_config(config)
   params = transformer.init_params(model, jax.random.key(0))
   state = train.init_state(params, goal, tx)
   state = jax.tree.map(jnp.copy, state)  # the teacher's weights are the same
   batch = jax.tree.map(jnp.asarray, batch_of(rows, length, vocabulary))
-  step = jax.jit(train.make_train_step(model, goal, tx), donate_argnums=0)
-  return step.lower(state, batch, {}).compile(), state, batch
+  step = jax.jit(
+    train.make_train_step(train.Models(model), lambda values: goal, tx),
+    donate_argnums=0,
+  )
+  return step.lower(state, batch).compile(), state, batch
 
 
 def point(rows: int, length: int, vocabulary: int) -> dict:
@@ -86,7 +93,7 @@ def point(rows: int, length: int, vocabulary: int) -> dict:
 
   def one():
     nonlocal state
-    state, *_ = jax.block_until_ready(step(state, batch, {}))
+    state, *_ = jax.block_until_ready(step(state, batch))
 
   (seconds,) = lines.seconds_of(one)
   memory = step.memory_analysis().temp_size_in_bytes

@@ -33,8 +33,8 @@ METHODS = {  # the config, and what differs from it
   "OPSD": (OPSD, {}),
   "OPSD, live teacher": (OPSD, {"teacher.name": "live"}),
   "OPSD, EMA teacher": (OPSD, {"teacher.name": "ema"}),
-  "OPSD, reverse KL": (OPSD, {"divergence.name": "reverse_kl"}),
-  "OPSD, JSD": (OPSD, {"divergence.name": "jsd"}),
+  "OPSD, reverse KL": (OPSD, {"loss.distill.divergence.name": "reverse_kl"}),
+  "OPSD, JSD": (OPSD, {"loss.distill.divergence.name": "jsd"}),
   "control: answer alone": (OPSD, {"context.privileged": "answer"}),
   "control: another's solution": (OPSD, {"context.privileged": "other"}),
   "control: wording alone": (OPSD, {"context.privileged": "none"}),
@@ -86,7 +86,7 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
   scores = [json.loads(line)["score"] for line in replies.open()]
   config = json.loads((workdir / "config.json").read_text())
-  is_sampled = config["rollout"]["source"] == "on_policy"
+  is_sampled = config["rollout"]["source"] == "student"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
 

@@ -278,3 +278,10 @@ def tiny(
     attention=attention,
     lora_alpha=lora_alpha,
   )
+
+
+def tiny_wide(**run) -> ModelConfig:
+  """Other sizes over the same bytes, with a padded vocabulary."""
+  return dataclasses.replace(
+    tiny(**run), vocab_size=352, width=96, num_layers=3, mlp_width=192
+  )

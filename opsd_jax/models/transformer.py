@@ -286,8 +286,8 @@ def states(config, params, view) -> jax.Array:
       jnp.broadcast_to(jnp.arange(view.ids_RxL.shape[1]), view.ids_RxL.shape)
     )
   h_RxLxD, _ = Transformer(config).apply({"params": params}, view.ids_RxL, where)
-  h_BxRLxD = h_RxLxD.reshape(len(view.at_BxT), -1, h_RxLxD.shape[-1])
-  return jnp.take_along_axis(h_BxRLxD, view.at_BxT[..., None], 1)
+  h_BxRLxD = h_RxLxD.reshape(len(view.predictor_BxT), -1, h_RxLxD.shape[-1])
+  return jnp.take_along_axis(h_BxRLxD, view.predictor_BxT[..., None], 1)
 
 
 def unembedding(params) -> jax.Array:

@@ -1,4 +1,4 @@
-"""Rewards: hand-checked advantages, losses and gradients; KL by enumeration."""
+"""Surrogates by hand: losses and gradients; KL estimators by enumeration."""
 
 import types
 
@@ -6,64 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
-from hypothesis.extra.numpy import arrays
 
-from opsd_jax import reinforce
+from opsd_jax import policy_gradient
 
 S, T = jnp.array([0.5, 0.3, 0.2]), jnp.array([0.7, 0.2, 0.1])
-REWARDS = arrays(np.float64, (3, 4), elements=st.floats(-3, 3, width=16))
-
-
-def advantage(name, *rewards):
-  return reinforce.ADVANTAGES[name](np.array([rewards], float))[0]
-
-
-def test_hand_checked_advantages():
-  def close(a, b):
-    return np.testing.assert_allclose(a, b, atol=5e-5)
-
-  close(advantage("standardised", 1, 1, 0, 0), [0.86588, 0.86588, -0.86588, -0.86588])
-  close(advantage("standardised", 1, 0, 0, 0), [1.4997, -0.4999, -0.4999, -0.4999])
-  close(advantage("centred", 1, 0, 0, 0), [0.75, -0.25, -0.25, -0.25])
-  close(advantage("leave_one_out", 1, 0, 0, 0), [1, -1 / 3, -1 / 3, -1 / 3])
-  close(advantage("reward", 1, 0, 0, 0), [1, 0, 0, 0])
-  two = reinforce.whitened(np.array([[1.0, 0, 0, 0], [1, 1, 1, 1]]))
-  close(two, np.array([[0.75, -0.25, -0.25, -0.25], [0, 0, 0, 0]]) / 0.30629)
-
-
-BASELINES = sorted(set(reinforce.ADVANTAGES) - set(reinforce.ALONE))
-
-
-@pytest.mark.parametrize("name", BASELINES)
-@given(reward=REWARDS, shift=st.floats(-2, 2, width=16))
-def test_advantages_sum_to_nothing_and_do_not_see_a_shift(name, reward, shift):
-  A = reinforce.ADVANTAGES[name](reward)
-  np.testing.assert_allclose(A.sum(1), 0, atol=1e-9)
-  np.testing.assert_allclose(reinforce.ADVANTAGES[name](reward + shift), A, atol=1e-8)
-
-
-@pytest.mark.parametrize("name", BASELINES)
-def test_equal_rewards_give_no_advantage(name):
-  A = reinforce.ADVANTAGES[name](np.full((2, 4), 0.7))
-  np.testing.assert_allclose(A, 0, atol=1e-9)
-
-
-def test_one_response_that_nothing_is_compared_with():
-  """Is refused by objective.from_config; here: what it would be."""
-  assert reinforce.centred(np.ones((1, 1))) == 0
-
-
-def test_signal():
-  reward = np.array([[0, 1, 0], [1, 1, 1], [0, 0, 0.0]])
-  assert reinforce.signal(reward).tolist() == [True, False, False]
-
-
-def test_overlong():
-  penalties = [reinforce.overlong(n, 100, 20) for n in (1, 80, 85, 90, 100, 120)]
-  assert penalties == [0, 0, -0.25, -0.5, -1, -1]
-  assert reinforce.overlong(100, 100, 0) == 0
 
 
 # -------------------------------------------------------------- surrogates
@@ -101,30 +47,43 @@ CLIP = {"clip_low": 0.2, "clip_high": 0.3}
   ],
 )
 def test_ppo_clips_only_what_goes_on_in_its_direction(A, ratio, loss, slope):
-  got = loss_and_gradient(reinforce.ppo, -1 + np.log(ratio), -1, A, **CLIP)
+  got = loss_and_gradient(policy_gradient.ppo, -1 + np.log(ratio), -1, A, **CLIP)
   np.testing.assert_allclose(got, (loss, slope), atol=1e-5)
 
 
 @pytest.mark.parametrize("ratio,weight", [(1.1, 1.1), (2.0, 1.3), (0.5, 0.8)])
 def test_cispo_keeps_every_gradient(ratio, weight):
   logp = -1 + np.log(ratio)
-  got = loss_and_gradient(reinforce.cispo, logp, -1, 2, **CLIP)
+  got = loss_and_gradient(policy_gradient.cispo, logp, -1, 2, **CLIP)
   np.testing.assert_allclose(got, (-2 * weight * logp, -2 * weight), atol=1e-5)
 
 
-@pytest.mark.parametrize("name", reinforce.SURROGATES)
+@pytest.mark.parametrize("name", policy_gradient.SURROGATES)
 @pytest.mark.parametrize("old", [np.nan, -1.5])
 def test_the_first_update_is_reinforce(name, old):
   """At ratio 1 every surrogate has the gradient -A."""
-  kw = {} if name == "plain" else CLIP
-  _, slope = loss_and_gradient(reinforce.SURROGATES[name], -1.5, old, 3, **kw)
+  kw = {} if name == "reinforce" else CLIP
+  kw = kw | {"old_share": 1.0} if name == "trrd" else kw
+  _, slope = loss_and_gradient(policy_gradient.SURROGATES[name], -1.5, old, 3, **kw)
   np.testing.assert_allclose(slope, -3, atol=1e-6)
+
+
+def test_trrd_by_hand():
+  """S .5, old .4, T .7: the ratio S / (old^a T^(1 - a)) (RLAD, eq. 3)."""
+  for share, expected in ((0.0, 0.7143), (0.5, 0.9449), (1.0, 1.25)):
+    token = types.SimpleNamespace(
+      advantage_BxT=jnp.float32(1), old_logp_BxT=jnp.log(0.4)
+    )
+    stats = types.SimpleNamespace(logp_BxT=jnp.log(0.5), teacher_logp_BxT=jnp.log(0.7))
+    kw = {"clip_low": 1.0, "clip_high": 1.0, "old_share": share}
+    loss = policy_gradient.trrd(stats, token, **kw)
+    np.testing.assert_allclose(-loss, expected, atol=5e-5)
 
 
 def test_importance_is_truncated_and_has_no_gradient():
   def weight(old, sampled):
     return loss_and_gradient(
-      lambda tok, token: reinforce.importance(tok, token, 2.0) + 0 * tok.logp_BxT,
+      lambda tok, token: policy_gradient.importance(tok, token, 2.0) + 0 * tok.logp_BxT,
       -1.0,
       old,
       0,
@@ -146,7 +105,7 @@ def expected(name):
   def value(z):
     logp = jax.nn.log_softmax(z)
     ratio = jnp.exp(logp - jax.lax.stop_gradient(logp))
-    return (S * reinforce.KL[name](logp, jnp.log(T), ratio)).sum()
+    return (S * policy_gradient.KL[name](logp, jnp.log(T), ratio)).sum()
 
   return jax.value_and_grad(value)(jnp.log(S))
 
@@ -180,7 +139,7 @@ def test_the_gradients_are_those_of_the_two_kls():
 
 def test_one_sample():
   def of(name):
-    return reinforce.KL[name](np.log(0.5), np.log(0.25), 1.0)
+    return policy_gradient.KL[name](np.log(0.5), np.log(0.25), 1.0)
 
   np.testing.assert_allclose(
     [of("k1"), of("k2"), of("k3")], [0.6931, 0.2402, 0.1931], atol=5e-5

@@ -1,0 +1,19 @@
+"""SDPO on one hard question (arXiv:2601.20802, section 5): it is asked again and
+again, and the weights follow the right answers that were found.
+
+The question is the first of the evaluation; the summary says that it was learned
+on. Once an answer was right it teaches all later ones.
+
+  python -m experiments.train --config=configs/sdpo_test_time.py --workdir=runs/one
+"""
+
+from configs import sdpo
+
+
+def get_config(arg=None):
+  """`arg`: None or "tiny"."""
+  c = sdpo.get_config(arg)
+  c.data.test_time, c.task.train_count, c.task.eval_count = True, 1, 1
+  c.context.privileged = "remembered"
+  c.rollout.prompts, c.rollout.samples = 1, 16
+  return c
