@@ -14,7 +14,6 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from opsd_jax import (
   calibration,
@@ -24,6 +23,7 @@ from opsd_jax import (
   files,
   grades,
   memory,
+  metrics,
   prepare,
   processes,
   rollout,
@@ -381,16 +381,8 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
   """Answers a set's problems that `path` does not hold yet, in batches."""
   total = len(problems)
   done = processes.from_first(lambda: whole_batches(path, how.batch, total))
-  bar = tqdm(
-    total=total,
-    initial=done,
-    desc=set_.name,
-    unit=" problems",
-    dynamic_ncols=True,
-    mininterval=0.1 if sys.stderr.isatty() else 20,
-    disable=not processes.is_first(),
-  )
-  with bar:
+  shown = processes.is_first()
+  with metrics.progress(total, done, set_.name, shown=shown, file=sys.stderr) as bar:
     for start in range(done, total, how.batch):
       records = answer(subject, how, set_, problems[start : start + how.batch])
       if processes.is_first():

@@ -11,6 +11,11 @@ from tqdm import tqdm
 
 from opsd_jax import files
 
+EVERY = 20  # seconds between two lines of progress where there is no terminal
+LINE = (
+  "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed} so far, {remaining} left, {rate_fmt}"
+)
+
 
 def of_step(loss, grad_norm, tok, batch, rollouts) -> dict[str, float]:
   """One training step in numbers, self-checks included; nats a token.
@@ -72,12 +77,17 @@ class Writer:
 
   On a disk a row is appended at once. An object in a store cannot be appended
   to: there rows are kept and the object is written anew every `every`
-  seconds at most, and at every `flush`.
+  seconds at most, and at every `flush`. Of several processes one `writes`;
+  that of the others touches nothing.
   """
 
-  def __init__(self, workdir, tensorboard: bool, every: float = 60):
+  def __init__(
+    self, workdir, tensorboard: bool, *, writes: bool = True, every: float = 60
+  ):
     self.path = workdir / "metrics.jsonl"
-    self.every, self.flushed = every, time.time()
+    self.writes, self.every, self.flushed = writes, every, time.time()
+    if not writes:
+      return
     self.kept = [] if files.is_remote(workdir) else None  # lines, or on disk
     if self.kept is None:
       self.path.touch()
@@ -86,6 +96,8 @@ class Writer:
     self.board = open_board(workdir / "tb") if tensorboard else None
 
   def write(self, step: int, row: dict) -> None:
+    if not self.writes:
+      return
     line = json.dumps({"step": step, **row})
     if self.kept is None:
       with self.path.open("a") as f:
@@ -100,7 +112,7 @@ class Writer:
 
   def flush(self) -> None:
     """From here on what was written survives a kill."""
-    if self.kept is not None:
+    if self.writes and self.kept is not None:
       self._replace(self.kept)
       self.flushed = time.time()
 
@@ -125,6 +137,8 @@ class Writer:
 
   def rewind(self, step: int) -> None:
     """Forgets what was written after `step`; resuming writes it again."""
+    if not self.writes:
+      return
     lines = [json.dumps(r) for r in self.rows() if r["step"] <= step]
     if self.kept is not None:
       self.kept = lines
@@ -132,26 +146,8 @@ class Writer:
 
   def close(self) -> None:
     self.flush()
-    if self.board:
+    if self.writes and self.board:
       self.board.close()
-
-
-class Silent:
-  """The writer of every process but the first."""
-
-  path = "metrics.jsonl"
-
-  def write(self, step: int, row: dict) -> None:
-    pass
-
-  def flush(self) -> None:
-    pass
-
-  def rewind(self, step: int) -> None:
-    pass
-
-  def close(self) -> None:
-    pass
 
 
 def open_board(directory):
@@ -167,38 +163,20 @@ def open_board(directory):
   return None
 
 
-class Bar:
-  """Progress with time left: a bar on a terminal, else a line now and then."""
-
-  def __init__(self, total: int, initial: int, what: str, seconds: float = 20):
-    self.total, self.done, self.what, self.every = total, initial, what, seconds
-    self.began = self.spoken = time.time()
-    self.initial = initial
-    self.bar = (
-      tqdm(total=total, initial=initial, desc=what, dynamic_ncols=True)
-      if sys.stdout.isatty()
-      else None
-    )
-
-  def update(self, row: dict) -> None:
-    self.done += 1
-    note = f"loss {row['loss']:.3f}"
-    if self.bar is not None:
-      self.bar.set_postfix_str(note, refresh=False)
-      self.bar.update()
-    elif time.time() - self.spoken > self.every or self.done == self.total:
-      self.spoken = time.time()
-      each = (self.spoken - self.began) / (self.done - self.initial)
-      left = each * (self.total - self.done)
-      print(
-        f"{self.what} {self.done}/{self.total}  {note}"
-        f"  {each:.1f} s a step, {left:.0f} s left",
-        flush=True,
-      )
-
-  def close(self) -> None:
-    if self.bar is not None:
-      self.bar.close()
+def progress(total: int, done: int, what: str, *, shown: bool, file) -> tqdm:
+  """A bar on a terminal, else a line now and then; nothing unless `shown`."""
+  is_terminal = file.isatty()
+  return tqdm(
+    total=total,
+    initial=done,
+    desc=what,
+    disable=not shown,
+    file=file,
+    dynamic_ncols=True,
+    miniters=1,
+    mininterval=0.1 if is_terminal else EVERY,
+    bar_format=None if is_terminal else LINE,
+  )
 
 
 RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red

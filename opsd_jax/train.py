@@ -4,6 +4,7 @@
 loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
+import sys
 import time
 
 import jax
@@ -183,9 +184,9 @@ def train_and_evaluate(config, workdir) -> dict:
   print(report.describe(config, run), flush=True)
   with jax.set_mesh(run.mesh), claims.alone(workdir):
     processes.from_first(lambda: claims.claim(config, workdir))
-    writer = metrics.Silent()
-    if processes.is_first():
-      writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
+    writer = metrics.Writer(
+      workdir, tensorboard=config.log.tensorboard, writes=processes.is_first()
+    )
     judge = evaluate.Judge(
       run,
       writer,
@@ -251,7 +252,9 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     out_shardings=(layout, None, None, None),
   )
   start, bad_steps, updates = int(state.step), 0, config.reinforce.updates
-  bar = metrics.Bar(config.steps, start, "train")
+  bar = metrics.progress(
+    config.steps, start, "train", shown=processes.is_first(), file=sys.stdout
+  )
   for step in range(start, config.steps, updates):
     profiler.at(step)
 
@@ -261,7 +264,8 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     state, row, seen = step_of(config, run, state, step, draw, respond, train_step)
     step += updates
     writer.write(step, row)
-    bar.update(row)
+    bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
+    bar.update(updates)
     bad_steps = bad_steps + 1 if row["non_finite"] else 0
     if bad_steps >= config.optimizer.max_bad_steps:
       raise FloatingPointError(
