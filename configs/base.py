@@ -7,25 +7,22 @@ are no defaults anywhere else in the code.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from opsd_jax import spec
+
 
 def parse(arg: str | None, presets, keys=()) -> tuple[str | None, dict]:
   """`"preset,key=value"` -> (preset or None, {key: value}).
 
   Raises ValueError with what is known where a name is not.
   """
-  preset, options = None, {}
-  for part in (arg or "").split(","):
-    name, is_pair, value = part.partition("=")
-    if is_pair and name in keys:
-      options[name] = value
-    elif not is_pair and part in presets and preset is None:
-      preset = part
-    elif part:
-      raise ValueError(
-        f"config argument {part!r}: known presets are"
-        f" {', '.join(presets)} (one of them), known keys are"
-        f" {', '.join(keys) or 'none'}"
-      )
+  head, options = spec.parse(arg or "", keys)
+  preset = head.strip(",") or None
+  if preset not in (None, *presets):
+    raise ValueError(
+      f"config argument {preset!r}: known presets are"
+      f" {', '.join(presets)} (one of them), known keys are"
+      f" {', '.join(keys) or 'none'}"
+    )
   return preset, options
 
 

@@ -11,6 +11,7 @@ MATH = {"structs", "pick"}
 MAY_IMPORT = {
   "structs": set(),
   "pick": set(),
+  "spec": set(),
   "sharding": set(),
   "files": set(),
   "memory": set(),
@@ -18,10 +19,10 @@ MAY_IMPORT = {
   "tokenizer": {"models"},
   "context": {"structs", "pick", "tasks"},
   "collate": {"structs"},
-  "tasks": {"structs", "pick", "tasks"},
+  "tasks": {"structs", "pick", "spec", "tasks"},
   "records": {"structs", "tasks"},
   "stream": set(),
-  "data": {"records", "structs", "tasks", "files", "tfds_jsonl"},
+  "data": {"records", "spec", "structs", "tasks", "files", "tfds_jsonl"},
   "tfds_jsonl": {"records", "structs"},
   "workers": {"structs", "tasks"},
   "divergence": MATH,
@@ -55,6 +56,7 @@ MAY_IMPORT = {
 NO_JAX = (
   "structs",
   "pick",
+  "spec",
   "tokenizer",
   "context",
   "collate",
