@@ -29,7 +29,7 @@ from opsd_jax import flops, hlo, optimizer, prepare, sample, sharding, train
 from opsd_jax import objective as objectives
 from opsd_jax import slots as boards
 from opsd_jax.decode import Slots, decode, prefill
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import attention, families, kv_cache, lora, sources, transformer
 from opsd_jax.structs import Batch, Token, View
 
@@ -263,8 +263,10 @@ def sampler_programs(config, s: Setup):
   def ints(*shape):
     return of(shape, jnp.int32)
 
-  floats, R = lambda *shape: of(shape, jnp.float32), size.slots
-  knobs = Knobs(floats(R), ints(R), floats(R), floats(R))
+  def floats(*shape):
+    return of(shape, jnp.float32)
+
+  R = size.slots
   slots = Slots(
     ints(R),
     ints(R),
@@ -272,7 +274,7 @@ def sampler_programs(config, s: Setup):
     ints(R),
     of((R,), jnp.bool),
     of((R, 2), jnp.uint32),
-    knobs,
+    SamplingParams(floats(R), ints(R), floats(R), floats(R)),
   )
   params = lora.join(s.base, s.state.params)
   cache = jax.eval_shape(lambda: kv_cache.init(s.model_config, R, size.positions))

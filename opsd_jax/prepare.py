@@ -23,7 +23,7 @@ from opsd_jax import (
   workers,
 )
 from opsd_jax import objective as objectives
-from opsd_jax.draw import Knobs, check
+from opsd_jax.draw import SamplingParams, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import UNJUDGED, Problem
@@ -96,8 +96,8 @@ def validate(config, problems: bool = True) -> None:
     data.check_both(d.train, d.eval, config.task.name, task)
   context.check(config.context.template, config.context.privileged)
   pick(rollout.ALL, config.rollout.source)
-  check(knobs(config.rollout))
-  check(Knobs(temperature=config.eval.temperature))
+  check(sampling(config.rollout))
+  check(SamplingParams(temperature=config.eval.temperature))
   rollout.check_stop("rollout.stop", config.rollout.stop)
   rollout.check_stop("eval.stop", config.eval.stop)
   evaluate.unrelated_prompts(config.eval.drift_prompts)
@@ -160,8 +160,9 @@ def rows_per_step(config) -> int:
   return config.rollout.prompts * config.rollout.samples
 
 
-def knobs(c) -> Knobs:
-  return Knobs(c.temperature, c.top_k, c.top_p, c.min_p)
+def sampling(c) -> SamplingParams:
+  """Of a node of the config that has all of its fields."""
+  return SamplingParams(**{name: c[name] for name in SamplingParams._fields})
 
 
 def prepare(config) -> Run:

@@ -1,6 +1,6 @@
 """Where responses come from: a host loop around sample.py, or the dataset."""
 
-from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.draw import SamplingParams, row_keys
 from opsd_jax.sample import sample
 from opsd_jax.structs import Completion, Rollout
 
@@ -15,7 +15,7 @@ def complete(
   seed: int,
   step: int,
   role: str,
-  knobs: Knobs,
+  sampling: SamplingParams,
   n: int,
   max_new_tokens,
   slots: int,
@@ -34,7 +34,7 @@ def complete(
     params,
     prompts,
     row_keys(seed, step, role, ids, n),
-    knobs,
+    sampling,
     n=n,
     max_new_tokens=max_new_tokens,
     eos_ids=tokenizer.eos_ids,
@@ -106,7 +106,7 @@ def on_policy(model_config, tokenizer, **how):
   """The student answers: (params, problems, step, before) -> rollouts, `n` a
   problem; `before`: how often each was asked in this step already.
 
-  `how` is what `complete` takes: seed, knobs, n, max_new_tokens, ...
+  `how` is what `complete` takes: seed, sampling, n, max_new_tokens, ...
   """
 
   def source(params, problems, step, before):

@@ -236,7 +236,7 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     model_config=run.model_config,
     tokenizer=run.tokenizer,
     seed=config.seed,
-    knobs=prepare.knobs(config.rollout),
+    sampling=prepare.sampling(config.rollout),
     n=config.rollout.samples,
     max_new_tokens=config.rollout.max_new_tokens,
     slots=config.rollout.slots,

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsd_jax import api, rollout, tokenizer
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import sources
 from opsd_jax.structs import Example, Problem
 
@@ -71,7 +71,7 @@ def completions(stop, steps):
     seed=0,
     step=0,
     role="generate",
-    knobs=Knobs(),
+    sampling=SamplingParams(),
     n=2,
     max_new_tokens=24,
     slots=4,
@@ -110,7 +110,7 @@ def test_a_problem_asked_again_in_a_step_is_answered_with_other_draws():
     model.config,
     model.tokenizer,
     seed=0,
-    knobs=Knobs(),
+    sampling=SamplingParams(),
     n=2,
     max_new_tokens=8,
     slots=4,

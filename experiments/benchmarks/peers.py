@@ -117,7 +117,7 @@ def responder(config, run, shape: shapes.Shape):
     run.model_config,
     tokenizer,
     seed=config.seed,
-    knobs=prepare.knobs(config.rollout),
+    sampling=prepare.sampling(config.rollout),
     n=config.rollout.samples,
     max_new_tokens=lengths,
     slots=config.rollout.slots,

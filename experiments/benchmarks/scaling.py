@@ -118,7 +118,7 @@ def generate(model, prompts, new_tokens: int):
     model.params,
     prompts,
     draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
-    draw.Knobs(),
+    draw.SamplingParams(),
     max_new_tokens=new_tokens,
     eos_ids=(-1,),
     slots=4,
