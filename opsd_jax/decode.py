@@ -12,7 +12,7 @@ import jax.numpy as jnp
 
 from opsd_jax import sharding
 from opsd_jax.draw import SamplingParams, draw
-from opsd_jax.models import attention, kv_cache, transformer
+from opsd_jax.models import kv_cache, transformer
 
 
 class Slots(NamedTuple):
@@ -61,7 +61,7 @@ def logits_of(config, params, h_RxD):
     sharding.constrain(h_RxD, "tokens"),
     W_VxD,
     preferred_element_type=jnp.float32,
-    precision=attention.precision(config.dtype),
+    precision=sharding.precision(config.dtype),
   )
   # Summed over fsdp before it is split over rows: the weights stay put.
   for what in ("token_logits", "logits", "rows"):

@@ -214,9 +214,7 @@ class DoesNotFit(ValueError):
 def train_program(s: Setup):
   layout = jax.tree.map(lambda x: x.sharding, s.state)
   with jax.set_mesh(s.mesh):
-    return jax.jit(
-      s.train_step, donate_argnums=0, out_shardings=(layout, None, None, None)
-    ).lower(s.state, s.batch, s.base)
+    return train.jit_step(s.train_step, layout).lower(s.state, s.batch, s.base)
 
 
 class Sampling(NamedTuple):

@@ -114,6 +114,11 @@ def make_train_step(model_config, objective, tx, *, micro_batches=1):
   return train_step
 
 
+def jit_step(train_step, layout: State):
+  """Compiles a step whose new state takes the old one's memory and layout."""
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None, None, None))
+
+
 def accumulate(grad_fn, batch, micro_batches: int):
   """Sums ((loss, tok), grads) over slices of the batch's parts, one at a time.
 
@@ -244,12 +249,11 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     stop=config.rollout.stop,
     prompt_bucket=config.batch.prompt_bucket,
   )()
-  train_step = jax.jit(
+  train_step = jit_step(
     make_train_step(
       run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
     ),
-    donate_argnums=0,
-    out_shardings=(layout, None, None, None),
+    layout,
   )
   start, bad_steps, updates = int(state.step), 0, config.reinforce.updates
   bar = metrics.progress(

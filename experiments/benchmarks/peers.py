@@ -43,12 +43,11 @@ def ours(channel: Channel, settings: dict) -> None:
     return train.init_state(jax.tree.map(jnp.copy, p), run.objective, run.tx)
 
   layout = sharding.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
-  train_step = jax.jit(
+  train_step = train.jit_step(
     train.make_train_step(
       run.model_config, run.objective, run.tx, micro_batches=config.batch.micro_batches
     ),
-    donate_argnums=0,
-    out_shardings=(layout, None, None, None),
+    layout,
   )
   rows, batch, rollouts = config.rollout.prompts, None, None
   with jax.set_mesh(run.mesh):

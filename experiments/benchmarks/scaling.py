@@ -74,7 +74,8 @@ def compiled_step(rows: int, length: int, vocabulary: int):
   state = train.init_state(params, goal, tx)
   state = jax.tree.map(jnp.copy, state)  # the teacher's weights are the same
   batch = jax.tree.map(jnp.asarray, batch_of(rows, length, vocabulary))
-  step = jax.jit(train.make_train_step(model, goal, tx), donate_argnums=0)
+  layout = jax.tree.map(lambda x: x.sharding, state)
+  step = train.jit_step(train.make_train_step(model, goal, tx), layout)
   return step.lower(state, batch, {}).compile(), state, batch
 
 
