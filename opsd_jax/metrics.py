@@ -1,6 +1,5 @@
 """What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
 
-import io
 import json
 import os
 import sys
@@ -9,7 +8,7 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from opsd_jax import files
+from opsd_jax import files, style
 
 EVERY = 20  # seconds between two lines of progress where there is no terminal
 LINE = (
@@ -121,15 +120,8 @@ class Writer:
 
   def rows(self) -> list[dict]:
     """All rows; a line torn by a kill is left out."""
-    rows, lines = [], self.kept
-    if lines is None:
-      lines = self.path.read_text().splitlines()
-    for line in lines:
-      try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError:
-        continue
-    return rows
+    lines = self.path.read_text().splitlines() if self.kept is None else self.kept
+    return files.whole_rows(lines)
 
   def seconds(self) -> float:
     """What the rows say of their time, in all."""
@@ -199,22 +191,15 @@ def coloured(tokens, kl, scale: float = 2.0) -> str:
   )
 
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # colour-blind safe
-
-
 def plot(rows, summary: dict, path):
   """Accuracy, loss and drift over steps, as a PNG; returns the figure."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
   evals = [r for r in rows if "eval/accuracy" in r]
   steps = [r["step"] for r in rows if "loss" in r]
-  figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+  figure = style.figure(13, 4.4)
+  axes = figure.subplots(1, 3)
   for key, label, colour in (
-    ("eval/accuracy", "student, greedy", BLUE),
-    ("eval/sampled_accuracy", "student, sampled", ORANGE),
+    ("eval/accuracy", "student, greedy", style.BLUE),
+    ("eval/sampled_accuracy", "student, sampled", style.ORANGE),
   ):
     x = [r["step"] for r in evals if key in r]
     if not x:
@@ -227,11 +212,11 @@ def plot(rows, summary: dict, path):
     axes[0].fill_between(
       x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
     )
-  for name, label, style in (
+  for name, label, dashes in (
     ("accuracy_teacher", "privileged teacher", "--"),
     ("accuracy_base", "base", ":"),
   ):
-    axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
+    axes[0].axhline(summary[name], color=style.GREY, ls=dashes, label=label)
   axes[0].set(
     title="Accuracy on unseen problems (95% intervals)",
     ylim=(0, 1.02),
@@ -241,10 +226,10 @@ def plot(rows, summary: dict, path):
   axes[0].legend(
     loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
   )
-  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
+  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=style.BLUE)
   axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
   axes[2].plot(
-    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=BLUE
+    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=style.BLUE
   )
   axes[2].set(
     title="Drift: KL(base || model), unrelated prompts",
@@ -253,11 +238,7 @@ def plot(rows, summary: dict, path):
   )
   for axis in axes:
     axis.set_xlim(left=0)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2)
   axes[2].set_ylim(bottom=0)
-  image = io.BytesIO()  # a store takes whole objects
-  figure.savefig(image, dpi=120, format="png")
-  path.write_bytes(image.getvalue())
-  plt.close(figure)
+  style.frame(*axes)
+  style.save(figure, path)
   return figure
