@@ -82,7 +82,7 @@ def get_config(arg: str | None = None) -> ConfigDict:
 
   c.verify = ConfigDict()  # replies are judged in processes that may die
   c.verify.workers = 2  # of them, on each host
-  c.verify.seconds = 1.5  # a reply at most; longer counts as wrong
+  c.verify.timeout = 1.5  # seconds of a reply; longer counts as wrong
   c.verify.memory_mb = 2048  # address space of each, MiB
 
   c.context = ConfigDict()

@@ -32,11 +32,11 @@ from opsd_jax import (
   tasks,
   tokenizer,
   watch,
-  workers,
 )
 from opsd_jax.draw import SamplingParams, check
 from opsd_jax.models import lora, sources
 from opsd_jax.sets import Set
+from opsd_jax.tasks import pool
 
 CONFIDENCE = ("logp", "stated")
 BUCKET = 32  # tokens; prompts are padded to a multiple of it
@@ -418,7 +418,7 @@ def sit(
   watch.keep_compiled(compile_cache)
 
   def judge(task):
-    return workers.shared(task, "answer", **verify)
+    return pool.shared(task, "answer", **verify)
 
   chosen, trained = [], taught(run)
   for spec in map(sets.parse, sets_as_text):

@@ -20,13 +20,13 @@ from opsd_jax import (
   stream,
   tasks,
   tokenizer,
-  workers,
 )
 from opsd_jax import objective as objectives
 from opsd_jax.draw import SamplingParams, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.pick import pick
 from opsd_jax.structs import UNJUDGED, Problem
+from opsd_jax.tasks import pool
 
 REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
 AUDITED = 5000  # solutions that `misleading` looks at
@@ -271,7 +271,7 @@ def read_problems(config):
   many solutions tell the teacher of another answer.
   """
   c, d = config.task, config.data
-  verify = workers.shared(c.name, c.privileged_field, **config.verify)
+  verify = pool.shared(c.name, c.privileged_field, **config.verify)
   problems = problems_of(config)
   counts = dict(problems.counts)
   if d.eval != data.TASK:

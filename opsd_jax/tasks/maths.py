@@ -2,7 +2,7 @@
 
 Without a box, what follows the last "answer is". Compared exactly by
 tasks.answers; what that cannot read (algebra, functions) goes to math-verify
-(Kydlicek 2025), which takes as long as it likes: run it in a workers.Pool.
+(Kydlicek 2025), which takes as long as it likes: run it in a pool.Pool.
 """
 
 import functools
