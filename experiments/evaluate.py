@@ -40,6 +40,7 @@ HOW = dict(
 
 
 def main():
+  # After the flags: a typo should not wait for jax.
   from configs import base
   from opsd_jax import exam, grades
   from opsd_jax.draw import SamplingParams

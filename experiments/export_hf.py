@@ -20,6 +20,7 @@ DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "by default the run's own")
 
 
 def main():
+  # After the flags: a typo should not wait for jax.
   from configs import base
   from opsd_jax import card, checkpoint, files, prepare, sharding, tokenizer
   from opsd_jax.models import export, sources

@@ -97,7 +97,7 @@ def read_jsonl(source, name, options, columns, skip_bad) -> Loaded:
 
 
 def check_tfds(name, options) -> None:
-  from opsd_jax import tfds_jsonl
+  from opsd_jax import tfds_jsonl  # here, since tfds takes seconds
 
   if name == tfds_jsonl.NAME and "path" in options:
     file_at(options["path"])
@@ -106,7 +106,7 @@ def check_tfds(name, options) -> None:
 
 
 def read_tfds(source, name, options, columns, skip_bad) -> Loaded:
-  from opsd_jax import tfds_jsonl
+  from opsd_jax import tfds_jsonl  # here, since tfds takes seconds
 
   if name == tfds_jsonl.NAME and "path" in options:
     path = file_at(options["path"])
@@ -128,7 +128,7 @@ def read_hf(source, name, options, columns, skip_bad) -> Loaded:
   check_hf(name, options)
   split = options.get("split", "train")
   try:
-    import huggingface_hub
+    import huggingface_hub  # here, since only hubs need it
 
     directory = huggingface_hub.snapshot_download(
       name,
@@ -192,7 +192,7 @@ def parquet(path, columns):
 
   Raises ValueError where the file is torn or its text is not UTF-8.
   """
-  import pyarrow.parquet
+  import pyarrow.parquet  # here, since only parquet needs it
 
   number = 0
   try:

@@ -24,6 +24,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.experimental import topologies
 
 from opsd_jax import flops, hlo, optimizer, prepare, sample, sharding, train
 from opsd_jax import objective as objectives
@@ -80,8 +81,6 @@ def devices_of(topology: str):
     return jax.devices()[: int(shape)]
   if not importlib.util.find_spec("libtpu"):
     raise ValueError(f"{topology} cannot be compiled for here: pip install libtpu")
-  from jax.experimental import topologies
-
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask about
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor one to hold
   try:

@@ -168,6 +168,7 @@ def from_directory(path: epath.Path) -> Tokenizer:
 
 def from_gguf(path: pathlib.Path) -> Tokenizer:
   """Byte-level BPE rebuilt from a GGUF file's metadata."""
+  # Here, since it brings jax, which a tokenizer of another format does not need.
   from opsd_jax.models import gguf
 
   meta = gguf.metadata(gguf.open_file(path))

@@ -21,7 +21,7 @@ import shutil
 
 import numpy as np
 
-from opsd_jax import files, style
+from opsd_jax import files, statistics, style
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -46,7 +46,7 @@ GROUPS = (("control", style.PINK), ("OPSD", style.BLUE), ("", style.ORANGE))
 
 def cells_of(method: str) -> list:
   """A method's cells, one a seed."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   config, changed = METHODS[method]
   axes = {field: [value] for field, value in changed.items()}
@@ -56,7 +56,7 @@ def cells_of(method: str) -> list:
 def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
   """Every cell of the methods that hold `only`, one seed after the other, but
   those whose results are known."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   have = {(row["method"], row["seed"]) for row in known}
   for i, seed in enumerate(SEEDS):
@@ -71,7 +71,7 @@ def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
 
 def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
   """`gather` of every finished cell of the methods that hold `only`."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   runs = []
   for method in [m for m in METHODS if only in m]:
@@ -135,8 +135,6 @@ def by_method(runs: list[dict]) -> dict[str, list[dict]]:
 def interval(rows: list[dict]) -> tuple[float, float, float]:
   """Final accuracy over seeds, with the 95% interval of a bootstrap over
   problems: of these seeds, on problems such as these."""
-  from opsd_jax import statistics
-
   right_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
   each_Nx1 = right_SxN.mean(0)[:, None]
   (found,) = statistics.estimates(each_Nx1, [True], resamples=10_000, seed=0)
@@ -146,8 +144,6 @@ def interval(rows: list[dict]) -> tuple[float, float, float]:
 def against_opsd(runs: list[dict], rows: list[dict]) -> str:
   """A method's accuracy less OPSD's on the same problems and seeds, with the
   interval and p-value of statistics.compare."""
-  from opsd_jax import statistics
-
   opsd = {r["seed"]: r for r in runs if r["method"] == "OPSD"}
   both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
   if not both or rows[0]["method"] == "OPSD":
@@ -163,8 +159,6 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
 def table(runs: list[dict]) -> str:
   """Markdown, one row a method; minutes are of its rollouts and steps, the
   median of the seeds that ran on two cores (a line's `device` names another)."""
-  from opsd_jax import statistics
-
   lines = [
     "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
     " truncated | drift | generated tokens | minutes |",

@@ -3,6 +3,7 @@
 import pathlib
 
 import jax
+import ml_dtypes
 import numpy as np
 
 from opsd_jax import files
@@ -125,8 +126,6 @@ def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
 
 
 def np_dtype(name: str) -> np.dtype:
-  import ml_dtypes  # registers bfloat16 with numpy
-
   return np.dtype(getattr(ml_dtypes, name, name))
 
 

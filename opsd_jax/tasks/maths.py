@@ -146,6 +146,7 @@ def library():
   Python) and its dropping of units (5m is no 5)."""
   for name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+  # Here, since they bring sympy, which other tasks do not need.
   import math_verify
   from latex2sympy2_extended import NormalizationConfig
 

@@ -17,6 +17,7 @@ from opsd_jax import spec
 from opsd_jax.structs import Example, Verdict
 from opsd_jax.tasks import answers, gsm8k
 from opsd_jax.tasks.reply import stated
+from opsd_jax.tasks.task import Task
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 
@@ -40,8 +41,6 @@ FORMULA = re.compile(
 def task(options: str, privileged_field: str):
   """A tasks.Task. `privileged_field`: "answer", or the metadata field that
   holds the worked solution (`answer_cot` for gsm_symbolic)."""
-  from opsd_jax.tasks import Task
-
   told(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
   return Task(
     functools.partial(examples, options, privileged_field),
@@ -51,6 +50,7 @@ def task(options: str, privileged_field: str):
 
 def dataset(options: str, seed: int, size: int):
   """reasoning-gym's dataset; ValueError for what it does not know."""
+  # Here, since it takes a second and most tasks are others.
   import reasoning_gym
   from reasoning_gym import factory
 
