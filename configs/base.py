@@ -8,25 +8,22 @@ not read is refused when it is set.
 from ml_collections import ConfigDict
 from ml_collections.config_dict import placeholder
 
+from opsd_jax import spec
+
 
 def parse(arg: str | None, presets, keys=()) -> tuple[str | None, dict]:
   """`"preset,key=value"` -> (preset or None, {key: value}).
 
   Raises ValueError with what is known where a name is not.
   """
-  preset, options = None, {}
-  for part in (arg or "").split(","):
-    name, is_pair, value = part.partition("=")
-    if is_pair and name in keys:
-      options[name] = value
-    elif not is_pair and part in presets and preset is None:
-      preset = part
-    elif part:
-      raise ValueError(
-        f"config argument {part!r}: known presets are"
-        f" {', '.join(presets)} (one of them), known keys are"
-        f" {', '.join(keys) or 'none'}"
-      )
+  head, options = spec.parse(arg or "", keys)
+  preset = head.strip(",") or None
+  if preset not in (None, *presets):
+    raise ValueError(
+      f"config argument {preset!r}: known presets are"
+      f" {', '.join(presets)} (one of them), known keys are"
+      f" {', '.join(keys) or 'none'}"
+    )
   return preset, options
 
 
@@ -115,7 +112,7 @@ def data(c: ConfigDict) -> None:
 
   c.verify = ConfigDict()  # responses are verified in processes that may die
   c.verify.workers = 2  # of them, on each host
-  c.verify.seconds = 1.5  # a response at most; longer counts as wrong
+  c.verify.timeout = 1.5  # seconds of a response; longer counts as wrong
   c.verify.memory_mb = 2048  # address space of each, MiB
 
 

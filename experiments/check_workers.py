@@ -15,12 +15,18 @@ import argparse
 import dataclasses
 import hashlib
 import importlib.metadata
-import json
 import os
 import pathlib
 import socket
 import sys
 import uuid
+
+import jax
+import numpy as np
+from etils import epath
+from jax.experimental import multihost_utils
+
+from opsd_jax import processes
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
@@ -50,34 +56,17 @@ class Cluster:
 
   def exchange(self, topic: str, mine) -> list:
     """Every worker's value, in order. Touches no device."""
-    return exchange(topic, mine, self.timeout)
+    # jax's public all-gather runs on devices, which workers of different
+    # versions cannot be asked to do.
+    return processes.exchange(topic, mine, self.timeout)
 
   def blame(self, problems: list[list[str]]) -> list[str]:
     """One list a worker -> lines that say whose they are."""
     return [f"{self.name(i)}: {p}" for i, ps in enumerate(problems) for p in ps]
 
 
-def exchange(topic: str, mine, timeout: int) -> list:
-  # jax has no public name for the coordinator's store. Its public all-gather
-  # runs on devices, which workers of different versions cannot be asked to do.
-  from jax._src.distributed import global_state as joined
-
-  store, key = joined.client, f"check_workers/{topic}"
-  store.key_value_set(f"{key}/{joined.process_id}", json.dumps(mine))
-  found = []
-  for i in range(joined.num_processes):
-    try:
-      found.append(store.blocking_key_value_get(f"{key}/{i}", 1000 * timeout))
-    except RuntimeError as e:
-      raise ValueError(f"worker {i} did not tell its {topic}: {e}") from e
-  return [json.loads(text) for text in found]
-
-
 def join(args) -> Cluster:
   """Meets the other workers."""
-  import jax
-  from jax._src.distributed import global_state as joined
-
   print(
     f"waiting {args.timeout} s at most for the other workers; if this ends"
     " in a crash, read what the others said",
@@ -97,9 +86,8 @@ def join(args) -> Cluster:
       " should show the chips; elsewhere give --coordinator=host:port,"
       " --num_processes and --process_id"
     ) from e
-  hosts = exchange("host", socket.gethostname(), args.timeout)
-  # jax.process_index() would open the devices
-  return Cluster(joined.process_id, hosts, args.timeout)
+  hosts = processes.exchange("host", socket.gethostname(), args.timeout)
+  return Cluster(processes.rank(), hosts, args.timeout)
 
 
 def versions() -> dict[str, str]:
@@ -166,8 +154,6 @@ def holders(proc: pathlib.Path):
 
 def probe(workdir: str):
   """A new file's path in the workdir, or in what there is of its parents."""
-  from etils import epath
-
   folder = epath.Path(workdir)
   while "://" not in workdir and not folder.exists():
     folder = folder.parent
@@ -206,10 +192,6 @@ def not_shared(cluster, workdir: str) -> list[str]:
 
 def devices(cluster, platform: str) -> str:
   """Counts them on every worker and gathers over all; what was found."""
-  import jax
-  import numpy as np
-  from jax.experimental import multihost_utils
-
   wrong, local, total = [], 0, 0
   try:
     local, total = jax.local_device_count(), jax.device_count()

@@ -19,12 +19,14 @@ WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
 COMPARE = flags.DEFINE_multi_string("compare", [], "two workdirs; 2nd - 1st")
 COUNT = flags.DEFINE_integer("problems", None, "of a set; else all, or held out")
 SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
-HOW = dict(
-  samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
+SAMPLING = dict(
   temperature=flags.DEFINE_float("temperature", 1.0, "0: greedy"),
   top_k=flags.DEFINE_integer("top_k", 0, "0: off"),
   top_p=flags.DEFINE_float("top_p", 1.0, "1: off"),
   min_p=flags.DEFINE_float("min_p", 0.0, "0: off"),
+)
+HOW = dict(
+  samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
   max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
   stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
   seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
@@ -38,11 +40,16 @@ HOW = dict(
 
 
 def main():
+  # After the flags: a typo should not wait for jax.
   from configs import base
   from opsd_jax import exam, grades
+  from opsd_jax.draw import SamplingParams
 
   config = base.get_config()
-  how = exam.How(**{name: flag.value for name, flag in HOW.items()})
+  sampling, how = (
+    {name: flag.value for name, flag in group.items()} for group in (SAMPLING, HOW)
+  )
+  how = exam.How(sampling=SamplingParams(**sampling), **how)
   if COMPARE.value:
     return print(grades.compared(COMPARE.value, how.resamples, how.seed))
   summary = exam.sit(

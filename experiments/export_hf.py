@@ -7,7 +7,6 @@ merged; `--adapter` writes the adapter alone, as peft reads it.
 """
 
 import functools
-import json
 
 from absl import flags
 
@@ -21,6 +20,7 @@ DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "by default the run's own")
 
 
 def main():
+  # After the flags: a typo should not wait for jax.
   from configs import base
   from opsd_jax import card, checkpoint, files, prepare, sharding, tokenizer
   from opsd_jax.models import export, sources
@@ -35,7 +35,7 @@ def main():
   layout = functools.partial(sharding.tree_shardings, mesh=mesh)
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   there = workdir / "summary.json"
-  summary = json.loads(there.read_text()) if there.exists() else None
+  summary = files.read_json(there) if there.exists() else None
   ours, usual = (files.flat(c.to_dict()) for c in (config, base.get_config()))
   text = card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
   path = sources.resolve(config.model.source)

@@ -25,6 +25,7 @@ TOPOLOGY = flags.DEFINE_string(
 
 
 def main():
+  # After the flags: a typo should not wait for jax.
   from opsd_jax import plan, report
 
   plan.simulate(TOPOLOGY.value)

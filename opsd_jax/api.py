@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import collate, pertoken, rollout, tokenizer
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import sources, transformer
 from opsd_jax.structs import Completion
 
@@ -57,14 +57,12 @@ def generate(
   model: Model,
   prompts,
   max_new_tokens: int = 256,
-  temperature: float = 1.0,
-  top_k: int = 0,
-  top_p: float = 1.0,
-  min_p: float = 0.0,
   n: int = 1,
   seed: int = 0,
+  **sampling,
 ) -> list[list[Completion]]:
-  """n completions of each prompt; temperature 0 is greedy.
+  """n completions of each prompt, sampled as `SamplingParams(**sampling)` says:
+  temperature=1.0 (0 is greedy), top_k=0 (off), top_p=1.0 (off), min_p=0.0 (off).
 
   `seed`, the prompt and the sample's index decide the random draws, not the
   prompt's neighbours; a repeated prompt draws anew.
@@ -86,7 +84,7 @@ def generate(
     seed=seed,
     step=0,
     role="generate",
-    knobs=Knobs(temperature, top_k, top_p, min_p),
+    sampling=SamplingParams(**sampling),
     n=n,
     max_new_tokens=max_new_tokens,
     slots=ROWS,

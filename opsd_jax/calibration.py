@@ -5,14 +5,13 @@ log-prob. Training on privileged text may raise it beyond what the student can
 know (CaOPD, arXiv:2604.16830), so it stands beside accuracy.
 """
 
-import io
 import math
 import re
 from typing import NamedTuple
 
 import numpy as np
 
-from opsd_jax import statistics
+from opsd_jax import statistics, style
 from opsd_jax.statistics import TAIL, Estimate
 
 ASK = (
@@ -194,18 +193,12 @@ def summarise(
 def draw(path, confidence_R, right_R, *, bins: int, title: str):
   """A reliability diagram as PNG: accuracy over confidence in bins of equal
   width, the diagonal, and below how many replies a bin holds."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
   b = binned(confidence_R, right_R, "equal_width", bins)
-  figure, (top, below) = plt.subplots(
-    2, 1, figsize=(4.6, 5.6), sharex=True, layout="constrained", height_ratios=(3, 1)
-  )
-  top.plot([0, 1], [0, 1], ":", color="#555555", label="calibrated")
-  top.vlines(b.confidence, b.confidence, b.accuracy, color="#D55E00", lw=1)
-  top.plot(b.confidence, b.accuracy, "o-", color="#0072B2", label="replies")
+  figure = style.figure(4.6, 5.6)
+  top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+  top.plot([0, 1], [0, 1], ":", color=style.GREY, label="calibrated")
+  top.vlines(b.confidence, b.confidence, b.accuracy, color=style.ORANGE, lw=1)
+  top.plot(b.confidence, b.accuracy, "o-", color=style.BLUE, label="replies")
   error = ece(confidence_R, right_R, bins=bins)
   top.set(
     title=f"{title}\nECE {error:.3f}",
@@ -220,15 +213,10 @@ def draw(path, confidence_R, right_R, *, bins: int, title: str):
     np.bincount(at_R, minlength=bins),
     1 / bins,
     align="edge",
-    color="#0072B2",
+    color=style.BLUE,
     edgecolor="white",
   )
   below.set(xlabel="confidence", ylabel="replies")
-  for axis in (top, below):
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2)
-  image = io.BytesIO()  # a store takes whole objects
-  figure.savefig(image, dpi=120, format="png")
-  path.write_bytes(image.getvalue())
-  plt.close(figure)
+  style.frame(top, below)
+  style.save(figure, path)
   return figure

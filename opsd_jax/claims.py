@@ -54,7 +54,7 @@ def refuse(path, now: dict, free: re.Pattern, what: str) -> None:
   fields that `free` matches."""
   different = [
     f"  {k}: {a!r} there, {b!r} now"
-    for k, (a, b) in files.differ(read_json(path), now).items()
+    for k, (a, b) in files.differ(files.read_json(path), now).items()
     if not free.match(k)
   ]
   if different:
@@ -84,14 +84,7 @@ def read(workdir) -> ConfigDict:
   path = workdir / CONFIG
   if not path.exists():
     raise ValueError(f"{path} does not exist: {workdir} holds no run")
-  return ConfigDict(with_tuples(read_json(path))).lock()
-
-
-def read_json(path) -> dict:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is not readable: {e}") from e
+  return ConfigDict(with_tuples(files.read_json(path))).lock()
 
 
 def plain(config) -> dict:

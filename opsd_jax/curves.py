@@ -1,21 +1,16 @@
 """Curves of many runs: one line a setting, a band over its seeds."""
 
-import contextlib
 import itertools
-import json
 
 import numpy as np
 import pandas as pd
-from matplotlib import color_sequences
-from matplotlib.figure import Figure
 
-from opsd_jax import claims, files
+from opsd_jax import claims, files, style
 
 PANELS = (
   ("loss", "Training loss", "nats a token"),
   ("eval/accuracy", "Accuracy on unseen problems", "share right"),
 )
-COLOURS = color_sequences["okabe_ito"][1:]  # colour-blind safe
 STYLES = ("-", "--", ":")
 
 
@@ -28,25 +23,24 @@ def plot(what, panels=PANELS):
   metrics.jsonl, title, unit). Returns a matplotlib Figure.
   """
   runs = settings(directories(what))
-  figure = Figure(figsize=(5.2 * len(panels), 4.4), layout="constrained")
+  figure = style.figure(5.2 * len(panels), 4.4)
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
   for axis, (key, title, unit) in zip(axes, panels, strict=True):
     for i, (label, curves) in enumerate(runs.items()):
       steps, mean, low, high = band([curve(rows, key) for rows in curves])
-      colour = COLOURS[i % len(COLOURS)]
+      colour = style.COLOURS[i % len(style.COLOURS)]
       axis.plot(
         steps,
         mean,
         color=colour,
         label=f"{label} ({len(curves)})",
-        ls=STYLES[i // len(COLOURS) % len(STYLES)],
+        ls=STYLES[i // len(style.COLOURS) % len(STYLES)],
         marker="o" if len(steps) < 15 else "",
         ms=4,
       )
       axis.fill_between(steps, low, high, color=colour, alpha=0.15, lw=0)
     axis.set(title=title, xlabel="step", ylabel=unit)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2)
+  style.frame(*axes)
   figure.legend(
     *axes[0].get_legend_handles_labels(),
     loc="outside lower center",
@@ -77,7 +71,7 @@ def directories(what) -> list:
 
 def settings(paths) -> dict[str, list]:
   """{label: rows of metrics.jsonl of every seed}."""
-  configs = [files.flat(json.loads((p / "config.json").read_text())) for p in paths]
+  configs = [files.flat(files.read_json(p / "config.json")) for p in paths]
   names = [
     k
     for k in dict.fromkeys(itertools.chain(*configs))
@@ -88,17 +82,9 @@ def settings(paths) -> dict[str, list]:
   runs = {}
   for path, config in zip(paths, configs, strict=True):
     label = ", ".join(f"{k}={config.get(k)}" for k in names) or "all"
-    runs.setdefault(label, []).append(rows_of(path / "metrics.jsonl"))
+    lines = (path / "metrics.jsonl").read_text().splitlines()
+    runs.setdefault(label, []).append(files.whole_rows(lines))
   return runs
-
-
-def rows_of(path) -> list[dict]:
-  """The rows of a metrics.jsonl; a line torn by a kill is left out."""
-  rows = []
-  for line in path.read_text().splitlines():
-    with contextlib.suppress(json.JSONDecodeError):
-      rows.append(json.loads(line))
-  return rows
 
 
 def curve(rows, key: str) -> dict[int, float]:

@@ -15,7 +15,7 @@ import pathlib
 import re
 from typing import NamedTuple
 
-from opsd_jax import files, records, tasks
+from opsd_jax import files, records, spec, tasks
 from opsd_jax.records import Columns, Loaded
 from opsd_jax.structs import Example
 
@@ -71,18 +71,13 @@ def parse(source: str) -> tuple[str, str, dict[str, str]]:
       " task"
     )
   known = SOURCES[kind].options
-  if known == ():
-    return kind, rest, {}
-  name, *pairs = rest.split(",")
-  options = {}
-  for pair in pairs:
-    key, equals, value = pair.partition("=")
-    if not equals or (known is not None and key not in known):
-      raise ValueError(
-        f"data source {source!r}: {pair!r} is no option, {kind} takes"
-        f" {', '.join(f'{k}=...' for k in known or ('key',))}"
-      )
-    options[key] = value
+  name, options = spec.parse(rest, known)
+  _, *others = name.split(",") if known != () else [name]  # a path has none
+  if others:
+    raise ValueError(
+      f"data source {source!r}: {others[0]!r} is no option, {kind} takes"
+      f" {', '.join(f'{k}=...' for k in known or ('key',))}"
+    )
   return kind, name, options
 
 
@@ -102,7 +97,7 @@ def read_jsonl(source, name, options, columns, skip_bad) -> Loaded:
 
 
 def check_tfds(name, options) -> None:
-  from opsd_jax import tfds_jsonl
+  from opsd_jax import tfds_jsonl  # here, since tfds takes seconds
 
   if name == tfds_jsonl.NAME and "path" in options:
     file_at(options["path"])
@@ -111,7 +106,7 @@ def check_tfds(name, options) -> None:
 
 
 def read_tfds(source, name, options, columns, skip_bad) -> Loaded:
-  from opsd_jax import tfds_jsonl
+  from opsd_jax import tfds_jsonl  # here, since tfds takes seconds
 
   if name == tfds_jsonl.NAME and "path" in options:
     path = file_at(options["path"])
@@ -133,7 +128,7 @@ def read_hf(source, name, options, columns, skip_bad) -> Loaded:
   check_hf(name, options)
   split = options.get("split", "train")
   try:
-    import huggingface_hub
+    import huggingface_hub  # here, since only hubs need it
 
     directory = huggingface_hub.snapshot_download(
       name,
@@ -197,7 +192,7 @@ def parquet(path, columns):
 
   Raises ValueError where the file is torn or its text is not UTF-8.
   """
-  import pyarrow.parquet
+  import pyarrow.parquet  # here, since only parquet needs it
 
   number = 0
   try:
@@ -262,8 +257,7 @@ SOURCES = {
 def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
   """Raises ValueError where a source cannot exist, or where the task, opened by
   this name, has no problems of its own or cannot judge a source's."""
-  family, _, options = name.partition(":")
-  own = f"{family}:{options.partition(',')[0]}"
+  own, _ = spec.parse(name)
   for use, source in (("train", train), ("eval", eval)):
     try:
       if source == TASK:
@@ -271,8 +265,8 @@ def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
       check(source)
     except ValueError as e:
       raise ValueError(f"data.{use}: {e}") from e
-    here = source.partition(",")[0]
-    if family == "reasoning_gym" and here not in (TASK, own):
+    here, _ = spec.parse(source)
+    if own.startswith("reasoning_gym:") and here not in (TASK, own):
       raise ValueError(
         f"task.name={name} judges by records of its own, which data.{use}="
         f"{source} does not hold: choose another task.name to judge by"

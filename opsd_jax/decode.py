@@ -1,7 +1,7 @@
 """What sampling runs on the devices: a program to prefill, one to decode.
 
 The prompt's last token is decoded again: it is a slot's first current token, so
-prefill makes no logits. Knobs and end-of-turn ids are traced.
+prefill makes no logits. SamplingParams and end-of-turn ids are traced.
 """
 
 import functools
@@ -11,8 +11,8 @@ import jax
 import jax.numpy as jnp
 
 from opsd_jax import sharding
-from opsd_jax.draw import Knobs, draw
-from opsd_jax.models import attention, kv_cache, transformer
+from opsd_jax.draw import SamplingParams, draw
+from opsd_jax.models import kv_cache, transformer
 
 
 class Slots(NamedTuple):
@@ -24,7 +24,7 @@ class Slots(NamedTuple):
   budget_R: jax.Array  # response tokens at most
   live_R: jax.Array  # False: free, or ended
   key_data_Rx2: jax.Array
-  knobs: Knobs
+  sampling: SamplingParams
 
 
 class Chunk(NamedTuple):
@@ -61,7 +61,7 @@ def logits_of(config, params, h_RxD):
     sharding.constrain(h_RxD, "tokens"),
     W_VxD,
     preferred_element_type=jnp.float32,
-    precision=attention.precision(config.dtype),
+    precision=sharding.precision(config.dtype),
   )
   # Summed over fsdp before it is split over rows: the weights stay put.
   for what in ("token_logits", "logits", "rows"):
@@ -93,14 +93,14 @@ def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
       config, params, now.y_R[:, None], cache, now.pos_R
     )
     # A slot without a row is greedy: it asks for nothing.
-    knobs = Knobs(
+    sampling = SamplingParams(
       *(
         jnp.where(now.live_R, x_R, off)
-        for x_R, off in zip(now.knobs, Knobs(0.0), strict=True)
+        for x_R, off in zip(now.sampling, SamplingParams(0.0), strict=True)
       )
     )
     logits_RxV = logits_of(config, params, h_Rx1xD[:, 0])
-    token = draw(logits_RxV, keys_R, now.t_R, knobs)
+    token = draw(logits_RxV, keys_R, now.t_R, sampling)
     out = tuple(
       jax.lax.dynamic_update_slice(
         o_RxT, jnp.where(now.live_R, x_R, 0)[:, None], (0, i)

@@ -18,7 +18,7 @@ ROLES = {"rollout": 0, "evaluate": 1, "generate": 2, "guided": 3}
 BLOCK = 256  # entries of the vocabulary that are summed first
 
 
-class Knobs(NamedTuple):
+class SamplingParams(NamedTuple):
   """How to sample; scalars, or one value a sample index (n of them).
 
   temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. Applied in
@@ -32,20 +32,20 @@ class Knobs(NamedTuple):
   min_p: float | tuple = 0.0
 
 
-def check(knobs: Knobs) -> Knobs:
-  """The knobs, or a ValueError that names the bad one."""
+def check(sampling: SamplingParams) -> SamplingParams:
+  """The parameters, or a ValueError that names the bad one."""
   for name, low, high in (
     ("temperature", 0, np.inf),
     ("top_k", 0, np.inf),
     ("top_p", 0, 1),
     ("min_p", 0, 1),
   ):
-    value = np.asarray(getattr(knobs, name), np.float64)
+    value = np.asarray(getattr(sampling, name), np.float64)
     bad = ~((value >= low) & (value <= high)) | (name == "top_p") & (value == 0)
     if bad.any():
       interval = f"{'(' if name == 'top_p' else '['}{low}, {high}]"
-      raise ValueError(f"{name} is {getattr(knobs, name)}, expected {interval}")
-  return knobs
+      raise ValueError(f"{name} is {getattr(sampling, name)}, expected {interval}")
+  return sampling
 
 
 def row_keys(seed: int, step: int, role: str, example_ids, n: int) -> jax.Array:
@@ -89,7 +89,7 @@ def largest(enough, top_R):
   return real(jax.lax.fori_loop(0, 32, halve, bounds)[0])
 
 
-def lowest_kept(z_RxV, top_R, knobs: Knobs):
+def lowest_kept(z_RxV, top_R, sampling: SamplingParams):
   """The smallest tempered logit of each row that the filters keep.
 
   top_R are the largest ones. A filter that no row wants costs nothing.
@@ -97,7 +97,7 @@ def lowest_kept(z_RxV, top_R, knobs: Knobs):
   off_R = jnp.full_like(top_R, -jnp.inf)
 
   def kth():
-    k_R = jnp.minimum(knobs.top_k, z_RxV.shape[1])
+    k_R = jnp.minimum(sampling.top_k, z_RxV.shape[1])
 
     def count(t_R):
       return (z_RxV >= t_R[:, None]).sum(-1)
@@ -105,26 +105,26 @@ def lowest_kept(z_RxV, top_R, knobs: Knobs):
     low_R = largest(lambda t_R: count(t_R) >= k_R, top_R)
     return jnp.where(k_R > 0, low_R, off_R)
 
-  low_R = jax.lax.cond((knobs.top_k > 0).any(), kth, lambda: off_R)
+  low_R = jax.lax.cond((sampling.top_k > 0).any(), kth, lambda: off_R)
 
   def nucleus():
     e_RxV = jnp.exp(z_RxV - top_R[:, None])
     e_RxV = jnp.where(z_RxV >= low_R[:, None], e_RxV, 0)
-    wanted_R = knobs.top_p * e_RxV.sum(-1)
+    wanted_R = sampling.top_p * e_RxV.sum(-1)
 
     def mass(t_R):
       return jnp.where(z_RxV >= t_R[:, None], e_RxV, 0).sum(-1)
 
     last_R = largest(lambda t_R: mass(t_R) >= wanted_R, top_R)
-    return jnp.where(knobs.top_p < 1, last_R, off_R)
+    return jnp.where(sampling.top_p < 1, last_R, off_R)
 
-  last_R = jax.lax.cond((knobs.top_p < 1).any(), nucleus, lambda: off_R)
-  return jnp.maximum(jnp.maximum(low_R, last_R), top_R + jnp.log(knobs.min_p))
+  last_R = jax.lax.cond((sampling.top_p < 1).any(), nucleus, lambda: off_R)
+  return jnp.maximum(jnp.maximum(low_R, last_R), top_R + jnp.log(sampling.min_p))
 
 
-def filtered(z_RxV, top_R, knobs: Knobs):
+def filtered(z_RxV, top_R, sampling: SamplingParams):
   """The tempered logits, -inf where filtered out."""
-  low_R = lowest_kept(z_RxV, top_R, knobs)
+  low_R = lowest_kept(z_RxV, top_R, sampling)
   return jnp.where(z_RxV >= low_R[:, None], z_RxV, -jnp.inf)
 
 
@@ -163,10 +163,10 @@ def pick(z_RxV, s_RxN, keys_R):
   return n_R * BLOCK + (z_RxM + g_RxG[:, N:]).argmax(-1)
 
 
-def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
+def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, sampling: SamplingParams):
   """Token t of every row -> (ids_R, logp_R, sampled_R).
 
-  Every knob is an array of R. logp is the model's own at temperature 1,
+  Every parameter is an array of R. logp is the model's own at temperature 1,
   `sampled` that of the distribution really sampled: 0 where greedy. What no
   row asks for is not computed.
   """
@@ -174,8 +174,8 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
   s_RxN = block_sums(logits_RxV, top_R)
   zero_R = top_R + jnp.log(s_RxN.sum(-1))  # a logit of probability 1
   keys_R = jax.vmap(jax.random.fold_in)(keys_R, t_R)
-  greedy_R = knobs.temperature == 0
-  temperature_R = jnp.where(greedy_R, 1.0, knobs.temperature)
+  greedy_R = sampling.temperature == 0
+  temperature_R = jnp.where(greedy_R, 1.0, sampling.temperature)
 
   def likeliest():
     is_top = logits_RxV == top_R[:, None]
@@ -190,12 +190,12 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, knobs: Knobs):
 
   def tempered(keep=lambda z_RxV, top_R, _: z_RxV):
     high_R = top_R / temperature_R
-    z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, knobs)
+    z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, sampling)
     s_RxN = block_sums(z_RxV, high_R)
     y_R = pick(z_RxV, s_RxN, keys_R)
     return y_R, at(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
 
-  kept_R = (knobs.top_k == 0) & (knobs.top_p >= 1) & (knobs.min_p == 0)
+  kept_R = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)
   needs_R = jnp.where(kept_R, 1 + (temperature_R != 1), 3)
   y_R, sampled_R = jax.lax.switch(
     jnp.where(greedy_R, 0, needs_R).max(),

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax import collate, divergence, pertoken, processes, rollout, sharding
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import transformer
 from opsd_jax.statistics import wilson
 
@@ -49,7 +49,7 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
     params,
     processes.share(prompts),
     [e.id for e in mine],
-    knobs=Knobs(temperature=(0.0,) + (temperature,) * samples),
+    sampling=SamplingParams(temperature=(0.0,) + (temperature,) * samples),
     n=1 + samples,
   )
   flat = [(e, c) for e, group in zip(mine, completions, strict=True) for c in group]
@@ -174,7 +174,7 @@ class Judge:
       prompts=processes.share(ids),
       ids=processes.share(prompts),
       n=1,
-      knobs=Knobs(temperature=0.0),
+      sampling=SamplingParams(temperature=0.0),
       max_new_tokens=drift_tokens,
     )
     replies = processes.gather_shares([r[0].ids for r in mine], len(ids))

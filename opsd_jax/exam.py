@@ -14,7 +14,6 @@ import sys
 from typing import Any, NamedTuple
 
 import jax
-from tqdm import tqdm
 
 from opsd_jax import (
   calibration,
@@ -24,6 +23,7 @@ from opsd_jax import (
   files,
   grades,
   memory,
+  metrics,
   prepare,
   processes,
   rollout,
@@ -32,11 +32,11 @@ from opsd_jax import (
   tasks,
   tokenizer,
   watch,
-  workers,
 )
-from opsd_jax.draw import Knobs, check
+from opsd_jax.draw import SamplingParams, check
 from opsd_jax.models import lora, sources
 from opsd_jax.sets import Set
+from opsd_jax.tasks import pool
 
 CONFIDENCE = ("logp", "stated")
 BUCKET = 32  # tokens; prompts are padded to a multiple of it
@@ -59,10 +59,7 @@ class How(NamedTuple):
   """How replies are sampled, and what is made of them."""
 
   samples: int
-  temperature: float
-  top_k: int
-  top_p: float
-  min_p: float
+  sampling: SamplingParams
   max_new_tokens: int
   stop: tuple[str, ...]
   seed: int
@@ -76,7 +73,7 @@ class How(NamedTuple):
 
 def validate(how: How) -> None:
   """Raises ValueError for what is known to be wrong before a model loads."""
-  check(Knobs(how.temperature, how.top_k, how.top_p, how.min_p))
+  check(how.sampling)
   if how.template is not None:
     context.check(how.template, "none")
   rollout.check_stop("stop", how.stop)
@@ -89,7 +86,7 @@ def validate(how: How) -> None:
     raise ValueError(
       f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
     )
-  if how.temperature == 0 and how.samples > 1:
+  if how.sampling.temperature == 0 and how.samples > 1:
     raise ValueError(
       f"samples is {how.samples} at temperature 0, where all of a problem's"
       " replies are the same: set samples to 1"
@@ -281,7 +278,7 @@ def answer(subject: Subject, how: How, set_: Set, part) -> list[dict]:
     seed=how.seed,
     step=0,
     role="evaluate",
-    knobs=Knobs(how.temperature, how.top_k, how.top_p, how.min_p),
+    sampling=how.sampling,
     n=how.samples,
     max_new_tokens=how.max_new_tokens,
     slots=how.slots,
@@ -331,6 +328,7 @@ def append(path, records) -> None:
 def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
   """All that decides the replies, and under `summary` what is made of them."""
   fields = how._asdict()
+  fields |= fields.pop("sampling")._asdict()  # one flat table in the file
   bins, resamples = fields.pop("bins"), fields.pop("resamples")
   outer = {k: fields.pop(k) for k in ("template", "confidence", "batch", "slots")}
 
@@ -381,16 +379,8 @@ def answer_set(subject, how: How, set_: Set, problems, path) -> None:
   """Answers a set's problems that `path` does not hold yet, in batches."""
   total = len(problems)
   done = processes.from_first(lambda: whole_batches(path, how.batch, total))
-  bar = tqdm(
-    total=total,
-    initial=done,
-    desc=set_.name,
-    unit=" problems",
-    dynamic_ncols=True,
-    mininterval=0.1 if sys.stderr.isatty() else 20,
-    disable=not processes.is_first(),
-  )
-  with bar:
+  shown = processes.is_first()
+  with metrics.progress(total, done, set_.name, shown=shown, file=sys.stderr) as bar:
     for start in range(done, total, how.batch):
       records = answer(subject, how, set_, problems[start : start + how.batch])
       if processes.is_first():
@@ -428,7 +418,7 @@ def sit(
   watch.keep_compiled(compile_cache)
 
   def judge(task):
-    return workers.shared(task, "answer", **verify)
+    return pool.shared(task, "answer", **verify)
 
   chosen, trained = [], taught(run)
   for spec in map(sets.parse, sets_as_text):

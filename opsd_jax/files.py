@@ -4,6 +4,7 @@ import contextlib
 import errno
 import fcntl
 import importlib
+import json
 
 from etils import epath
 
@@ -36,6 +37,36 @@ def open_workdir(path) -> epath.Path:
       f"{path} needs a package that is not installed ({e}): for gs:// pip install gcsfs"
     ) from e
   return path
+
+
+def read_json(path):
+  """What a file holds; ValueError where that is no JSON."""
+  try:
+    return json.loads(path.read_text())
+  except ValueError as e:  # of JSON or of UTF-8
+    raise ValueError(f"{path} is not readable JSON: {e}") from e
+
+
+def read_rows(path) -> list:
+  """What a file holds with a value a line; ValueError names the line that is none."""
+  rows = []
+  for number, line in enumerate(path.read_text().splitlines(), 1):
+    try:
+      rows.append(json.loads(line))
+    except ValueError as e:
+      raise ValueError(
+        f"{path}:{number} is not readable, expected a JSON object a line: {e}"
+      ) from e
+  return rows
+
+
+def whole_rows(lines) -> list:
+  """The values of lines; one that a kill has torn is left out."""
+  rows = []
+  for line in lines:
+    with contextlib.suppress(json.JSONDecodeError):
+      rows.append(json.loads(line))
+  return rows
 
 
 def write_whole(path, text: str) -> None:

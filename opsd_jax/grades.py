@@ -23,13 +23,7 @@ COUNTS = {  # of a set's problems -> its row in the table
 
 def read(workdir, name: str) -> list[dict]:
   """The problems of a set with their replies, as they were recorded."""
-  path, problems = workdir / f"{name}.jsonl", []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    try:
-      problems.append(json.loads(line))
-    except ValueError as e:
-      raise ValueError(f"{path}:{number} is not readable: {e}") from e
-  return problems
+  return files.read_rows(workdir / f"{name}.jsonl")
 
 
 def settings(workdir) -> dict:
@@ -37,10 +31,7 @@ def settings(workdir) -> dict:
   path = workdir / "settings.json"
   if not path.exists():
     raise ValueError(f"{path} does not exist: {workdir} holds no evaluation")
-  try:
-    there = json.loads(path.read_text())
-  except ValueError as e:
-    raise ValueError(f"{path} is not readable: {e}") from e
+  there = files.read_json(path)
   for name, about in there["sets"].items():
     file = workdir / f"{name}.jsonl"
     answered = file.read_text().count("\n") if file.exists() else 0  # whole

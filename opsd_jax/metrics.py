@@ -1,6 +1,5 @@
 """What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
 
-import io
 import json
 import os
 import sys
@@ -9,7 +8,12 @@ import time
 import numpy as np
 from tqdm import tqdm
 
-from opsd_jax import files
+from opsd_jax import files, style
+
+EVERY = 20  # seconds between two lines of progress where there is no terminal
+LINE = (
+  "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed} so far, {remaining} left, {rate_fmt}"
+)
 
 
 class Writer:
@@ -17,12 +21,17 @@ class Writer:
 
   On a disk a row is appended at once. An object in a store cannot be appended
   to: there rows are kept and the object is written anew every `every`
-  seconds at most, and at every `flush`.
+  seconds at most, and at every `flush`. Of several processes one `writes`;
+  that of the others touches nothing.
   """
 
-  def __init__(self, workdir, tensorboard: bool, every: float = 60):
+  def __init__(
+    self, workdir, tensorboard: bool, *, writes: bool = True, every: float = 60
+  ):
     self.path = workdir / "metrics.jsonl"
-    self.every, self.flushed = every, time.time()
+    self.writes, self.every, self.flushed = writes, every, time.time()
+    if not writes:
+      return
     self.kept = [] if files.is_remote(workdir) else None  # lines, or on disk
     if self.kept is None:
       self.path.touch()
@@ -31,6 +40,8 @@ class Writer:
     self.board = open_board(workdir / "tb") if tensorboard else None
 
   def write(self, step: int, row: dict) -> None:
+    if not self.writes:
+      return
     line = json.dumps({"step": step, **row})
     if self.kept is None:
       with self.path.open("a") as f:
@@ -45,7 +56,7 @@ class Writer:
 
   def flush(self) -> None:
     """From here on what was written survives a kill."""
-    if self.kept is not None:
+    if self.writes and self.kept is not None:
       self._replace(self.kept)
       self.flushed = time.time()
 
@@ -54,15 +65,8 @@ class Writer:
 
   def rows(self) -> list[dict]:
     """All rows; a line torn by a kill is left out."""
-    rows, lines = [], self.kept
-    if lines is None:
-      lines = self.path.read_text().splitlines()
-    for line in lines:
-      try:
-        rows.append(json.loads(line))
-      except json.JSONDecodeError:
-        continue
-    return rows
+    lines = self.path.read_text().splitlines() if self.kept is None else self.kept
+    return files.whole_rows(lines)
 
   def seconds(self) -> float:
     """What the rows say of their time, in all."""
@@ -70,6 +74,8 @@ class Writer:
 
   def rewind(self, step: int) -> None:
     """Forgets what was written after `step`; resuming writes it again."""
+    if not self.writes:
+      return
     lines = [json.dumps(r) for r in self.rows() if r["step"] <= step]
     if self.kept is not None:
       self.kept = lines
@@ -77,26 +83,8 @@ class Writer:
 
   def close(self) -> None:
     self.flush()
-    if self.board:
+    if self.writes and self.board:
       self.board.close()
-
-
-class Silent:
-  """The writer of every process but the first."""
-
-  path = "metrics.jsonl"
-
-  def write(self, step: int, row: dict) -> None:
-    pass
-
-  def flush(self) -> None:
-    pass
-
-  def rewind(self, step: int) -> None:
-    pass
-
-  def close(self) -> None:
-    pass
 
 
 def open_board(directory):
@@ -112,38 +100,20 @@ def open_board(directory):
   return None
 
 
-class Bar:
-  """Progress with time left: a bar on a terminal, else a line now and then."""
-
-  def __init__(self, total: int, initial: int, what: str, seconds: float = 20):
-    self.total, self.done, self.what, self.every = total, initial, what, seconds
-    self.began = self.spoken = time.time()
-    self.initial = initial
-    self.bar = (
-      tqdm(total=total, initial=initial, desc=what, dynamic_ncols=True)
-      if sys.stdout.isatty()
-      else None
-    )
-
-  def update(self, row: dict) -> None:
-    self.done += 1
-    note = f"loss {row['loss']:.3f}"
-    if self.bar is not None:
-      self.bar.set_postfix_str(note, refresh=False)
-      self.bar.update()
-    elif time.time() - self.spoken > self.every or self.done == self.total:
-      self.spoken = time.time()
-      each = (self.spoken - self.began) / (self.done - self.initial)
-      left = each * (self.total - self.done)
-      print(
-        f"{self.what} {self.done}/{self.total}  {note}"
-        f"  {each:.1f} s a step, {left:.0f} s left",
-        flush=True,
-      )
-
-  def close(self) -> None:
-    if self.bar is not None:
-      self.bar.close()
+def progress(total: int, done: int, what: str, *, shown: bool, file) -> tqdm:
+  """A bar on a terminal, else a line now and then; nothing unless `shown`."""
+  is_terminal = file.isatty()
+  return tqdm(
+    total=total,
+    initial=done,
+    desc=what,
+    disable=not shown,
+    file=file,
+    dynamic_ncols=True,
+    miniters=1,
+    mininterval=0.1 if is_terminal else EVERY,
+    bar_format=None if is_terminal else LINE,
+  )
 
 
 RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
@@ -166,22 +136,15 @@ def coloured(tokens, kl, scale: float = 2.0) -> str:
   )
 
 
-BLUE, ORANGE, GREY = "#0072B2", "#D55E00", "#555555"  # colour-blind safe
-
-
 def plot(rows, summary: dict, path):
   """Accuracy, loss and drift over steps, as a PNG; returns the figure."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
   evals = [r for r in rows if "eval/accuracy" in r]
   steps = [r["step"] for r in rows if "loss" in r]
-  figure, axes = plt.subplots(1, 3, figsize=(13, 4.4), layout="constrained")
+  figure = style.figure(13, 4.4)
+  axes = figure.subplots(1, 3)
   for key, label, colour in (
-    ("eval/accuracy", "student, greedy", BLUE),
-    ("eval/sampled_accuracy", "student, sampled", ORANGE),
+    ("eval/accuracy", "student, greedy", style.BLUE),
+    ("eval/sampled_accuracy", "student, sampled", style.ORANGE),
   ):
     x = [r["step"] for r in evals if key in r]
     if not x:
@@ -194,12 +157,12 @@ def plot(rows, summary: dict, path):
     axes[0].fill_between(
       x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
     )
-  for name, label, style in (
+  for name, label, dashes in (
     ("accuracy_teacher", "privileged teacher", "--"),
     ("accuracy_base", "base", ":"),
   ):
     if name in summary:
-      axes[0].axhline(summary[name], color=GREY, ls=style, label=label)
+      axes[0].axhline(summary[name], color=style.GREY, ls=dashes, label=label)
   axes[0].set(
     title="Accuracy on unseen problems (95% intervals)",
     ylim=(0, 1.02),
@@ -209,10 +172,10 @@ def plot(rows, summary: dict, path):
   axes[0].legend(
     loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
   )
-  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=BLUE)
+  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=style.BLUE)
   axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
   axes[2].plot(
-    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=BLUE
+    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=style.BLUE
   )
   axes[2].set(
     title="Drift: KL(base || model), unrelated prompts",
@@ -221,11 +184,7 @@ def plot(rows, summary: dict, path):
   )
   for axis in axes:
     axis.set_xlim(left=0)
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2)
   axes[2].set_ylim(bottom=0)
-  image = io.BytesIO()  # a store takes whole objects
-  figure.savefig(image, dpi=120, format="png")
-  path.write_bytes(image.getvalue())
-  plt.close(figure)
+  style.frame(*axes)
+  style.save(figure, path)
   return figure

@@ -143,7 +143,7 @@ def summed_forward(of_chunk, h_nxNxD, W_VxD, rest, heads):
             dz_GxNxSxKxM[..., k, :],
             h_GxNxD,
             preferred_element_type=jnp.float32,
-            precision=precision(h_NxD),
+            precision=sharding.precision(h_NxD.dtype),
           )
         )
       )
@@ -165,17 +165,12 @@ def summed_backward(of_chunk, gradient, cotangents):
 summed.defvjp(summed_forward, summed_backward)
 
 
-def precision(x):
-  """Float32 means float32, also on a TPU."""
-  return "highest" if x.dtype == jnp.float32 else None
-
-
 def logits(h_NxD, W_VxD):
   z_NxV = jnp.einsum(
     "nd,vd->nv",
     h_NxD,
     W_VxD,
     preferred_element_type=jnp.float32,
-    precision=precision(h_NxD),
+    precision=sharding.precision(h_NxD.dtype),
   )
   return sharding.constrain(z_NxV, "logits")

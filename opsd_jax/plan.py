@@ -26,6 +26,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.experimental import topologies
 
 from opsd_jax import (
   collate,
@@ -43,7 +44,7 @@ from opsd_jax import (
 from opsd_jax import objective as objectives
 from opsd_jax import slots as boards
 from opsd_jax.decode import Slots, decode, prefill
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import attention, families, kv_cache, lora, sources, transformer
 from opsd_jax.structs import (
   Batch,
@@ -103,8 +104,6 @@ def devices_of(topology: str):
     return jax.devices()[: int(shape)]
   if not importlib.util.find_spec("libtpu"):
     raise ValueError(f"{topology} cannot be compiled for here: pip install libtpu")
-  from jax.experimental import topologies
-
   os.environ["TPU_SKIP_MDS_QUERY"] = "1"  # there is no TPU to ask about
   os.environ["ALLOW_MULTIPLE_LIBTPU_LOAD"] = "1"  # nor one to hold
   try:
@@ -343,8 +342,10 @@ def sampler_programs(config, s: Setup):
   def ints(*shape):
     return of(shape, jnp.int32)
 
-  floats, R = lambda *shape: of(shape, jnp.float32), size.slots
-  knobs = Knobs(floats(R), ints(R), floats(R), floats(R))
+  def floats(*shape):
+    return of(shape, jnp.float32)
+
+  R = size.slots
   slots = Slots(
     ints(R),
     ints(R),
@@ -352,7 +353,7 @@ def sampler_programs(config, s: Setup):
     ints(R),
     of((R,), jnp.bool),
     of((R, 2), jnp.uint32),
-    knobs,
+    SamplingParams(floats(R), ints(R), floats(R), floats(R)),
   )
   params = lora.join(s.frozen.base, s.state.params)
   cache = jax.eval_shape(lambda: kv_cache.init(s.model_config, R, size.positions))

@@ -22,12 +22,12 @@ from opsd_jax import (
   stream,
   tasks,
   tokenizer,
-  workers,
 )
 from opsd_jax import objective as objectives
-from opsd_jax.draw import Knobs, check
+from opsd_jax.draw import SamplingParams, check
 from opsd_jax.models import attention, lora, sources, transformer
 from opsd_jax.structs import UNJUDGED, Prompts
+from opsd_jax.tasks import pool
 
 REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
 AUDITED = 5000  # solutions that `misleading` looks at
@@ -73,8 +73,8 @@ def validate(config, problems: bool = True) -> None:
     d = config.data
     data.check_both(d.train, d.eval, config.task.name, task)
   context.check(config.context.template, *context.names(config.context))
-  check(knobs(config.rollout))
-  check(Knobs(temperature=config.eval.temperature))
+  check(sampling(config.rollout))
+  check(SamplingParams(temperature=config.eval.temperature))
   rollout.check_stop("rollout.stop", config.rollout.stop)
   rollout.check_stop("eval.stop", config.eval.stop)
   evaluate.unrelated_prompts(config.eval.drift_prompts)
@@ -100,8 +100,9 @@ def rows_per_step(config) -> int:
   return (1 + twice) * responses
 
 
-def knobs(c) -> Knobs:
-  return Knobs(c.temperature, c.top_k, c.top_p, c.min_p)
+def sampling(c) -> SamplingParams:
+  """Of a node of the config that has all of its fields."""
+  return SamplingParams(**{name: c[name] for name in SamplingParams._fields})
 
 
 def prepare(config) -> Run:
@@ -273,7 +274,7 @@ def read_problems(config):
   many solutions tell the teacher of another answer.
   """
   c, d = config.task, config.data
-  verify = workers.shared(c.name, c.privileged_field, **config.verify)
+  verify = pool.shared(c.name, c.privileged_field, **config.verify)
   problems = problems_of(config)
   counts = dict(problems.counts)
   if d.eval != data.TASK:

@@ -10,8 +10,7 @@ import functools
 import glob
 import json
 import os
-import secrets
-import socket
+import subprocess
 import sys
 import threading
 import time
@@ -30,12 +29,13 @@ from opsd_jax import sharding
 AGAIN = (
   "all processes have to be started again; the run resumes from its last checkpoint"
 )
-GOODBYE = "goodbye\n"
 # What an error says that comes of another process being gone.
 LOST = ("gloo", "nccl", "by peer", "unavailable", "coordination", "heartbeat")
+ENDED = "opsd_jax/ended"  # folder of the store: what each failed process said
+LOOK = 1  # seconds between two looks into it
+PATIENCE = 24 * 3600  # seconds that the first to finish waits for the last
 
 leaving = threading.Lock()  # never released: whoever holds it ends the process
-lines: dict[int, socket.socket] = {}  # to process 0, or from it to each other
 
 
 # ------------------------------------------------------------------- start
@@ -50,9 +50,9 @@ def start(
   """Joins the other processes of this run, if there are any.
 
   Told by the three arguments, or by the environment of a cluster. Must come
-  before anything touches a device. A process that ends is noticed by the
-  others after `heartbeat_seconds` at most. All but process 0 become silent:
-  their standard output is closed, errors still show.
+  before anything touches a device. Where a process ends without a word, jax
+  ends the others after `heartbeat_seconds` at most. All but process 0 become
+  silent: their standard output is closed, errors still show.
   """
   told = (coordinator, num_processes, process_id)
   if None in told and any(x is not None for x in told):
@@ -72,7 +72,7 @@ def start(
   jax.distributed.initialize(
     coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
   )
-  connect()
+  watch_others()
   if not is_first():
     sys.stdout = open(os.devnull, "w")
 
@@ -123,6 +123,16 @@ def is_first() -> bool:
   return jax.process_index() == 0
 
 
+def rank() -> int:
+  """`index`, without opening a device."""
+  return distributed.global_state.process_id
+
+
+def store():
+  """The coordinator's keys and values; jax has no public name for them."""
+  return distributed.global_state.client
+
+
 # ------------------------------------------------------------------- agree
 
 
@@ -141,6 +151,23 @@ def gather(value) -> list:
   return [
     json.loads(row[:size].tobytes()) for row, size in zip(rows, sizes, strict=True)
   ]
+
+
+def exchange(topic: str, value, timeout: int) -> list:
+  """`gather` without opening a device, once a topic; seconds to wait at most.
+
+  Processes whose versions of jax differ can do it, devices or none. Raises
+  ValueError that names a process whose value did not come.
+  """
+  key = f"opsd_jax/exchange/{topic}"
+  store().key_value_set(f"{key}/{rank()}", json.dumps(value))
+  found = []
+  for i in range(distributed.global_state.num_processes):
+    try:
+      found.append(store().blocking_key_value_get(f"{key}/{i}", 1000 * timeout))
+    except RuntimeError as e:
+      raise ValueError(f"process {i} did not tell its {topic}: {e}") from e
+  return [json.loads(text) for text in found]
 
 
 def maximum(values) -> list[int]:
@@ -243,63 +270,64 @@ def all_rows(tree, mesh):
 # --------------------------------------------------------------------- end
 
 
-def connect() -> None:
-  """Opens a line between process 0 and each other.
+def watch_others() -> None:
+  """Ends this process soon after another one has ended.
 
-  The operating system closes it when a process ends, however it ends: both
-  sides know at once, whatever their devices wait for. Where a whole machine
-  goes, nobody closes it, and jax's heartbeat is left.
+  One that fails says so in the coordinator's store, where a thread looks.
+  One that is killed says nothing: jax misses its heartbeat, or the connection
+  to process 0, and aborts this process. That happens in C++ and runs no Python,
+  so that what it means is said by a shell that waits for this process's end.
   """
-  if is_first():
-    dual = socket.has_dualstack_ipv6()
-    family = socket.AF_INET6 if dual else socket.AF_INET
-    server = socket.create_server(("", 0), family=family, dualstack_ipv6=dual)
-    server.settimeout(60)
-    password = secrets.token_hex(16)
-    gather([server.getsockname()[1], password])
-    while len(lines) < count() - 1:
-      line, _ = server.accept()
-      line.settimeout(10)
-      if process := greeted(line, password):
-        lines[process] = line
-    server.close()
-  else:
-    port, password = gather(None)[0]
-    host = distributed.global_state.coordinator_address.rsplit(":", 1)[0]
-    lines[0] = socket.create_connection((host.strip("[]"), port), timeout=60)
-    tell(f"{password} {jax.process_index():8}\n")
-  for process, line in lines.items():
-    line.settimeout(None)
-    threading.Thread(target=listen, args=(process, line), daemon=True).start()
-  atexit.register(tell, GOODBYE)
+  done = threading.Event()
+
+  def look():
+    while not done.wait(LOOK):
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
+        if what := error_of_another():
+          leave(f"another process ended: {what}; {AGAIN}")
+
+  thread = threading.Thread(target=look, daemon=True)
+  thread.start()
+  last_words()
+
+  @atexit.register
+  def finish():
+    # jax waits here too, but not as long, and nobody would hear of an error.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store().wait_at_barrier("opsd_jax/finished", 1000 * PATIENCE)
+    done.set()
+    thread.join()  # jax closes the store next
+    last_words().communicate(b"ended well\n")
 
 
-def greeted(line, password: str) -> int:
-  """Which process is on a new line; 0 where it is none of ours."""
-  expected = len(f"{password} {0:8}\n")
-  with contextlib.suppress(OSError, ValueError):
-    said = line.recv(expected, socket.MSG_WAITALL).decode().split()
-    if len(said) == 2 and secrets.compare_digest(said[0], password):
-      return int(said[1])
-  return 0
+@functools.cache
+def last_words() -> subprocess.Popen:
+  """A shell that says what this process cannot say once it is killed.
+
+  It waits for the end of its input; a line that comes first silences it.
+  """
+  words = f"error: this process was killed, as another process ended; {AGAIN}"
+  command = ["sh", "-c", 'read -r _ || echo "$0" >&2', words]
+  return subprocess.Popen(
+    command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
+  )
 
 
-def tell(words: str) -> None:
-  """To process 0, or from it to all others."""
-  for line in lines.values():
-    with contextlib.suppress(OSError):  # it has gone itself
-      line.sendall(words.encode())
+def error_of_another() -> str:
+  """What a process said that failed; empty where none did."""
+  said = store().key_value_dir_get(ENDED)
+  return said[0][1] if said else ""
 
 
-def listen(process: int, line) -> None:
-  """Waits in a thread for the other side's end, and ends this process too."""
-  try:
-    words = line.makefile().readline()
-  except OSError:
-    words = ""
-  if words != GOODBYE:
-    what = words.strip() or f"process {process}, without a word"
-    leave(f"another process ended: {what}; {AGAIN}", what)
+def reason(error: BaseException) -> str:
+  """Why another process ended: its own words, which may be on their way, or
+  those of the error that its end caused here."""
+  for _ in range(3):
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      if what := error_of_another():
+        return what
+    time.sleep(LOOK)
+  return str(error).splitlines()[0]
 
 
 def end(error: BaseException, trace: bool = False) -> None:
@@ -310,12 +338,10 @@ def end(error: BaseException, trace: bool = False) -> None:
   if not jax.distributed.is_initialized():
     return
   if is_of_another(error):
-    what = str(error).splitlines()[0]
-    leave(f"another process ended: {what}; {AGAIN}", "one that was lost")
+    leave(f"another process ended: {reason(error)}; {AGAIN}")
   words = str(error) or type(error).__name__
   shown = "".join(traceback.format_exception(error)) if trace else words
-  what = f"process {jax.process_index()}, with: {words.splitlines()[0]}"
-  leave(shown, what)
+  leave(shown, f"process {rank()}, with: {words.splitlines()[0]}")
 
 
 def is_of_another(error: BaseException) -> bool:
@@ -336,11 +362,15 @@ def ending_with_others():
     raise
 
 
-def leave(words: str, to_others: str) -> None:
-  """Prints why, tells the others, and ends the process."""
+def leave(words: str, to_others: str = "") -> None:
+  """Prints why, tells the others where this one is the cause, and ends."""
   leaving.acquire()
+  with contextlib.suppress(OSError):
+    last_words().communicate(b"it said why itself\n")
   print(f"error: {words}", file=sys.stderr, flush=True)
-  tell(to_others + "\n")
-  if is_first():
-    time.sleep(1)  # with this process ends what jax needs in the others
+  if to_others:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
+      store().key_value_set(f"{ENDED}/{rank()}", to_others)
+  if rank() == 0:
+    time.sleep(3 * LOOK)  # the store ends with this process: the others look first
   os._exit(1)

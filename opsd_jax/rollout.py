@@ -6,7 +6,7 @@
 import functools
 
 from opsd_jax import processes
-from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.draw import SamplingParams, row_keys
 from opsd_jax.sample import sample
 from opsd_jax.structs import Completion, Prompts, Rollout
 
@@ -21,7 +21,7 @@ def complete(
   seed: int,
   step: int,
   role: str,
-  knobs: Knobs,
+  sampling: SamplingParams,
   n: int,
   max_new_tokens,
   slots: int,
@@ -40,7 +40,7 @@ def complete(
     params,
     prompts,
     row_keys(seed, step, role, ids, n),
-    knobs,
+    sampling,
     n=n,
     max_new_tokens=max_new_tokens,
     eos_ids=tokenizer.eos_ids,
@@ -220,7 +220,7 @@ class Answer:
       run.tokenizer,
       seed=config.seed,
       step=step,
-      knobs=Knobs(r.temperature, r.top_k, r.top_p, r.min_p),
+      sampling=SamplingParams(r.temperature, r.top_k, r.top_p, r.min_p),
       slots=r.slots,
       decode_steps=r.decode_steps,
       prompt_bucket=config.batch.prompt_bucket,

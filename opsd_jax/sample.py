@@ -23,7 +23,7 @@ import numpy as np
 
 from opsd_jax import processes, sharding
 from opsd_jax.decode import decode, init, insert, prefill
-from opsd_jax.draw import Knobs, check
+from opsd_jax.draw import SamplingParams, check
 from opsd_jax.slots import (
   Board,
   Rows,
@@ -65,7 +65,7 @@ def sample(
   params,
   prompts,
   keys_R: jax.Array,
-  knobs: Knobs,
+  sampling: SamplingParams,
   *,
   n: int = 1,
   max_new_tokens,
@@ -92,7 +92,7 @@ def sample(
   mesh = jax.sharding.get_mesh()
   alone = mesh.empty  # other processes, if any, have nothing to do with it
   agreed = (lambda values: values) if alone else processes.maximum
-  rows = ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed)
+  rows = ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed)
   total = sharding.row_shards(mesh)
   shards = total if alone else total // processes.count()
   board, waiting = set_up(config, prompts, n, *shares(slots, total), shards, bucket)
@@ -152,9 +152,9 @@ def enough(board: Board, live: int, waits: int) -> float:
   return live - board.narrower() if board.narrower() else live
 
 
-def ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed) -> Rows:
+def ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed) -> Rows:
   """The rows of a call; ValueError for what cannot be, on all processes."""
-  check(knobs)
+  check(sampling)
   if n < 1 or not len(prompts) or min(map(len, prompts)) == 0:
     raise ValueError("there is no prompt, one is empty, or n is below 1")
   R = len(prompts) * n
@@ -191,7 +191,7 @@ def ask(config, prompts, keys_R, knobs, n, max_new_tokens, agreed) -> Rows:
     each,
     budget_R,
     np.asarray(jax.random.key_data(keys_R)),
-    Knobs(*map(tile, knobs, types)),
+    SamplingParams(*map(tile, sampling, types)),
     got,
   )
 

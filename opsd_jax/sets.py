@@ -4,7 +4,7 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from opsd_jax import data, tasks
+from opsd_jax import data, spec, tasks
 from opsd_jax.structs import Example
 
 
@@ -30,10 +30,10 @@ def parse(text: str) -> Spec:
   `largest_number`, `sums=reasoning_gym:chain_sum,max_terms=3`."""
 
   def is_task(source):
-    return re.split("[:,]", source)[0] in tasks.ALL
+    return spec.parse(source)[0].partition(":")[0] in tasks.ALL
 
   if is_task(text):
-    name, source = text.partition(":")[2].partition(",")[0] or text, text
+    name, source = spec.parse(text)[0].rpartition(":")[2], text
   else:
     name, _, source = text.partition("=")
   if not re.fullmatch(r"[\w.-]+", name) or not source:
@@ -44,11 +44,11 @@ def parse(text: str) -> Spec:
     )
   if is_task(source):
     return Spec(name, source, None)
-  source, _, task = source.partition(",task=")
-  return Spec(name, source, task or "maths")
+  source, options = spec.parse(source, ("task",))
+  return Spec(name, source, options.get("task") or "maths")
 
 
-def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
+def open_set(wanted: Spec, *, count: int | None, seed: int | None, judge):
   """Spec -> Set: the first `count` problems of a file, or all, or `count` of a
   task that makes its own (those that training with `seed` as task.seed holds
   out).
@@ -56,16 +56,16 @@ def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
   judge(task) -> verify(examples, texts) -> Verdicts.
   """
   if count is not None and count < 1:
-    raise ValueError(f"{count} problems of {spec.name}, expected at least 1")
-  task = spec.task or spec.source
+    raise ValueError(f"{count} problems of {wanted.name}, expected at least 1")
+  task = wanted.task or wanted.source
   verify = judge(task)
-  if spec.task:
+  if wanted.task:
     dropped = {}
-    examples = data.load(spec.source, data.Columns()).examples
+    examples = data.load(wanted.source, data.Columns()).examples
     examples = data.answered(task, examples, dropped, "evaluation")
     examples = examples[:count]
     about = {
-      "source": spec.source,
+      "source": wanted.source,
       "task": task,
       "without_answer": sum(dropped.values()),
       "asked_again": len(examples) - len(data.by_text(examples)),
@@ -77,5 +77,5 @@ def open_set(spec: Spec, *, count: int | None, seed: int | None, judge):
   ids = [e.id for e in examples]
   if not ids or len(set(ids)) < len(ids):
     what = "no problems" if not ids else "problems of the same id"
-    raise ValueError(f"set {spec.name}: {spec.source} has {what}")
-  return Set(spec.name, examples, verify, about)
+    raise ValueError(f"set {wanted.name}: {wanted.source} has {what}")
+  return Set(wanted.name, examples, verify, about)

@@ -258,3 +258,8 @@ def as_laid_out(x: jax.Array, spec: P) -> jax.Array:
   if mesh.empty:
     return x
   return jax.lax.with_sharding_constraint(x, fitted(spec, x.shape, mesh))
+
+
+def precision(dtype) -> str | None:
+  """Of a matmul: float32 means float32, also on a TPU."""
+  return "highest" if np.dtype(dtype) == np.float32 else None

@@ -8,7 +8,7 @@ import numpy as np
 
 from opsd_jax import processes
 from opsd_jax.decode import Chunk, Slots, resize
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 
 PREFILL = 16  # prompts of a row shard that are prefilled together, at most
 FEWEST = 4  # slots of all shards below which none are given up
@@ -31,7 +31,7 @@ class Rows:
   prompts: list  # token ids, one list a row
   budget_R: np.ndarray
   key_data_Rx2: np.ndarray
-  knobs: Knobs
+  sampling: SamplingParams
   got: Samples  # filled in as chunks come
 
   def slots(self, row_S) -> Slots:
@@ -51,7 +51,7 @@ class Rows:
       self.budget_R[r_S],
       live_S,
       self.key_data_Rx2[r_S],
-      Knobs(*(x[r_S] for x in self.knobs)),
+      SamplingParams(*(x[r_S] for x in self.sampling)),
     )
 
   def add(self, row_S, chunk: Chunk, eos_ids, stopped) -> None:

@@ -11,7 +11,6 @@ and what a command has finished `run` finds finished.
 
 import contextlib
 import gc
-import json
 import sys
 import textwrap
 import traceback
@@ -172,6 +171,6 @@ def summary_of(cell: Cell, directory) -> dict | None:
   if not (path.exists() and (directory / "config.json").exists()):
     return None
   try:
-    return files.flat(json.loads(path.read_text()))
+    return files.flat(files.read_json(path))
   except ValueError:  # torn by a kill
     return None

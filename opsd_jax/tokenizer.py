@@ -12,6 +12,8 @@ from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
+from opsd_jax import files  # noqa: E402
+
 CHATML = (
   "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
   "<|im_end|>\n{% endfor %}"
@@ -131,7 +133,7 @@ def from_directory(path: epath.Path) -> Tokenizer:
     raise ValueError(f"{path} has no tokenizer.json")
 
   def read(name):
-    return json.loads((path / name).read_text()) if (path / name).exists() else {}
+    return files.read_json(path / name) if (path / name).exists() else {}
 
   config = read("tokenizer_config.json")
 
@@ -166,6 +168,7 @@ def from_directory(path: epath.Path) -> Tokenizer:
 
 def from_gguf(path: pathlib.Path) -> Tokenizer:
   """Byte-level BPE rebuilt from a GGUF file's metadata."""
+  # Here, since it brings jax, which a tokenizer of another format does not need.
   from opsd_jax.models import gguf
 
   meta = gguf.metadata(gguf.open_file(path))

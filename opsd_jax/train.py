@@ -5,6 +5,7 @@ loop around it: config -> train_and_evaluate -> train_step -> loss_fn.
 """
 
 import functools
+import sys
 import time
 from typing import Any, NamedTuple
 
@@ -106,6 +107,11 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
     return state, loss, jnp.where(finite, grad_norm, jnp.nan), stats
 
   return train_step
+
+
+def jit_step(train_step, layout: State):
+  """Compiles a step whose new state takes the old one's memory and layout."""
+  return jax.jit(train_step, donate_argnums=0, out_shardings=(layout, None, None, None))
 
 
 def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
@@ -237,9 +243,9 @@ def train_and_evaluate(config, workdir) -> dict:
   print(report.describe(config, run), flush=True)
   with jax.set_mesh(run.mesh), claims.alone(workdir):
     processes.from_first(lambda: claims.claim(config, workdir))
-    writer = metrics.Silent()
-    if processes.is_first():
-      writer = metrics.Writer(workdir, tensorboard=config.log.tensorboard)
+    writer = metrics.Writer(
+      workdir, tensorboard=config.log.tensorboard, writes=processes.is_first()
+    )
     judge = evaluate.Judge(
       run,
       writer,
@@ -291,7 +297,7 @@ def compile_steps(config, run, layout) -> Programs:
   objective_at = functools.partial(objectives.from_config, config)
   micro_batches = config.batch.micro_batches
   step = make_train_step(models, objective_at, run.tx, micro_batches=micro_batches)
-  train = jax.jit(step, donate_argnums=0, out_shardings=(layout, None, None, None))
+  train = jit_step(step, layout)
   if not run.objective.is_scored:
     return Programs(train, None)
   score = make_score_step(models, objective_at, micro_batches=micro_batches)
@@ -314,7 +320,9 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     config.optimizer.updates_per_batch,
   )
   start, bad_steps = int(state.step), 0
-  bar = metrics.Bar(config.steps, start, "train")
+  bar = metrics.progress(
+    config.steps, start, "train", shown=processes.is_first(), file=sys.stdout
+  )
 
   def draw():
     return stream.draw(order, config.rollout.prompts)
@@ -337,7 +345,8 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
     }
     step += updates
     writer.write(step, row)
-    bar.update(row)
+    bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
+    bar.update(updates)
     bad_steps = bad_steps + 1 if row["non_finite"] else 0
     if bad_steps >= config.optimizer.max_bad_steps:
       raise FloatingPointError(

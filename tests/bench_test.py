@@ -282,5 +282,5 @@ def test_no_picture_of_nothing(measured, tmp_path):
   with pytest.raises(ValueError, match="nothing to draw in .*empty.jsonl"):
     figure.plot([empty], tmp_path / "speed.png")
   empty.write_text('{"what": "machine"}\n{"wha\n')
-  with pytest.raises(ValueError, match="empty.jsonl:2: .*a JSON object a line"):
+  with pytest.raises(ValueError, match="empty.jsonl:2 is not .*a JSON object a line"):
     figure.plot([empty], tmp_path / "speed.png")

@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from configs import opsd
-from opsd_jax import data, prepare, records, report, tasks, workers
+from opsd_jax import data, prepare, records, report, tasks
 from opsd_jax.structs import Example
+from opsd_jax.tasks import pool
 from tests import processes_test
 
 GOOD = b'{"problem": "1 + 1?", "solution": "It is 2.", "answer": "2", "id": "a"}'
@@ -706,7 +707,7 @@ def test_what_cannot_be_judged_is_said_before_a_model_loads(tmp_path):
 )
 def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
   asked = [Example(a, f"{a}?", None, a, None) for a in answers]
-  verify = workers.shared(task, "answer", workers=1, seconds=20, memory_mb=2048)
+  verify = pool.shared(task, "answer", workers=1, timeout=20, memory_mb=2048)
   assert prepare.unverified(verify, asked, task, "a file") == expected
 
 

@@ -8,18 +8,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsd_jax import draw
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 
 drawn = jax.jit(draw.draw)
 
 
-def each(rows: int, knobs: Knobs) -> Knobs:
-  """The same knobs for every row, or one of each a row."""
+def each(rows: int, sampling: SamplingParams) -> SamplingParams:
+  """The same sampling for every row, or one of each a row."""
   types = jnp.float32, jnp.int32, jnp.float32, jnp.float32
-  return Knobs(
+  return SamplingParams(
     *(
       jnp.broadcast_to(jnp.asarray(x, t), rows)
-      for x, t in zip(knobs, types, strict=True)
+      for x, t in zip(sampling, types, strict=True)
     )
   )
 
@@ -41,31 +41,31 @@ def reference(p, top_k, top_p, min_p):
   return out
 
 
-KNOBS = [
-  Knobs(1.0),
-  Knobs(0.7),
-  Knobs(1.5),
-  Knobs(1.0, top_k=5),
-  Knobs(1.0, top_p=0.6),
-  Knobs(1.0, min_p=0.15),
-  Knobs(1.3, 6, 0.8, 0.05),
-  Knobs(1.0, top_k=1),
-  Knobs(1.0, top_k=10_000),
-  Knobs(1.0, top_p=1e-6),
+SAMPLINGS = [
+  SamplingParams(1.0),
+  SamplingParams(0.7),
+  SamplingParams(1.5),
+  SamplingParams(1.0, top_k=5),
+  SamplingParams(1.0, top_p=0.6),
+  SamplingParams(1.0, min_p=0.15),
+  SamplingParams(1.3, 6, 0.8, 0.05),
+  SamplingParams(1.0, top_k=1),
+  SamplingParams(1.0, top_k=10_000),
+  SamplingParams(1.0, top_p=1e-6),
 ]
 
 
-@pytest.mark.parametrize("knobs", KNOBS, ids=str)
+@pytest.mark.parametrize("sampling", SAMPLINGS, ids=str)
 @pytest.mark.parametrize("V", [12, 700])  # a block, and three
-def test_frequencies_match_the_softmax(knobs, V):
+def test_frequencies_match_the_softmax(sampling, V):
   rows = 20_000
   z_V = np.random.default_rng(3).normal(size=V) * (1.5 if V == 12 else 3)
-  p_V = np.exp(z_V / knobs.temperature)
-  p_V = reference(p_V / p_V.sum(), *knobs[1:])
+  p_V = np.exp(z_V / sampling.temperature)
+  p_V = reference(p_V / p_V.sum(), *sampling[1:])
   logits = jnp.broadcast_to(jnp.asarray(z_V, jnp.float32), (rows, V))
   keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
   t_R = jnp.zeros(rows, jnp.int32)
-  y_R, logp_R, sampled_R = drawn(logits, keys, t_R, each(rows, knobs))
+  y_R, logp_R, sampled_R = drawn(logits, keys, t_R, each(rows, sampling))
   counts = np.bincount(y_R, minlength=V)
   assert (counts[p_V == 0] == 0).all()
   # What is expected less than ten times counts as one outcome.
@@ -88,7 +88,7 @@ def test_draws_of_different_tokens_and_rows_differ():
   keys = draw.row_keys(0, 0, "rollout", ["a"], 64)
 
   def at(t_R):
-    return drawn(logits, keys, t_R, each(64, Knobs()))[0]
+    return drawn(logits, keys, t_R, each(64, SamplingParams()))[0]
 
   first, second = at(jnp.zeros(64, jnp.int32)), at(jnp.ones(64, jnp.int32))
   assert len(set(np.asarray(first))) > 50 and (first != second).sum() > 50
@@ -99,11 +99,17 @@ def test_draws_of_different_tokens_and_rows_differ():
 def test_rows_of_all_kinds_side_by_side_are_what_they_are_alone():
   z = 3 * jax.random.normal(jax.random.key(0), (5, 300))
   keys = draw.row_keys(0, 0, "rollout", ["a"], 5)
-  kinds = [Knobs(0.0), Knobs(1.0), Knobs(0.5), Knobs(1.0, 3), Knobs(2.0, 0, 0.4)]
+  kinds = [
+    SamplingParams(0.0),
+    SamplingParams(1.0),
+    SamplingParams(0.5),
+    SamplingParams(1.0, 3),
+    SamplingParams(2.0, 0, 0.4),
+  ]
   t_R = jnp.zeros(5, jnp.int32)
-  together = drawn(z, keys, t_R, each(5, Knobs(*zip(*kinds, strict=True))))
-  for r, knobs in enumerate(kinds):
-    alone = drawn(z[r : r + 1], keys[r : r + 1], t_R[:1], each(1, knobs))
+  together = drawn(z, keys, t_R, each(5, SamplingParams(*zip(*kinds, strict=True))))
+  for r, sampling in enumerate(kinds):
+    alone = drawn(z[r : r + 1], keys[r : r + 1], t_R[:1], each(1, sampling))
     assert alone[0][0] == together[0][r]
     np.testing.assert_allclose(
       alone[1:], [x[r : r + 1] for x in together[1:]], rtol=1e-6
@@ -114,7 +120,7 @@ def test_rows_of_all_kinds_side_by_side_are_what_they_are_alone():
 def test_greedy_is_the_first_of_equal_logits():
   z = jnp.array([[0.0, 2.0, 1.0, 2.0], [3.0, 3.0, 3.0, 3.0]])
   keys = draw.row_keys(0, 0, "rollout", ["a"], 2)
-  y_R, logp_R, _ = drawn(z, keys, jnp.zeros(2, jnp.int32), each(2, Knobs(0.0)))
+  y_R, logp_R, _ = drawn(z, keys, jnp.zeros(2, jnp.int32), each(2, SamplingParams(0.0)))
   assert y_R.tolist() == [1, 0]
   np.testing.assert_allclose(logp_R[1], np.log(0.25), rtol=1e-6)
 
@@ -133,7 +139,7 @@ def test_nothing_without_mass_is_ever_picked(z, seed):
   z_V[::44] = z
   keys = draw.row_keys(seed, 0, "rollout", ["a"], 8)
   y_R, logp_R, _ = drawn(
-    jnp.tile(z_V, (8, 1)), keys, jnp.zeros(8, jnp.int32), each(8, Knobs())
+    jnp.tile(z_V, (8, 1)), keys, jnp.zeros(8, jnp.int32), each(8, SamplingParams())
   )
   assert np.isfinite(z_V[y_R]).all() and np.isfinite(logp_R).all()
 
@@ -145,7 +151,7 @@ def test_rare_tokens_are_drawn_as_often_as_they_should():
   keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
   several = jax.jit(
     lambda t: draw.draw(
-      jnp.tile(z_V, (rows, 1)), keys, jnp.full(rows, t), each(rows, Knobs())
+      jnp.tile(z_V, (rows, 1)), keys, jnp.full(rows, t), each(rows, SamplingParams())
     )[0]
   )
   y = np.concatenate([several(t) for t in range(200)])
@@ -160,7 +166,9 @@ def test_rounding_of_logits_changes_hardly_a_draw():
   near = z + rng.uniform(-3e-5, 3e-5, z.shape).astype(np.float32)
   keys = draw.row_keys(0, 0, "rollout", ["a"], rows)
   y, y_near = (
-    drawn(jnp.asarray(x), keys, jnp.zeros(rows, jnp.int32), each(rows, Knobs()))[0]
+    drawn(
+      jnp.asarray(x), keys, jnp.zeros(rows, jnp.int32), each(rows, SamplingParams())
+    )[0]
     for x in (z, near)
   )
   assert len(set(y.tolist())) > 1000
@@ -181,7 +189,9 @@ def by_sort(z_V, top_k, top_p, min_p):
   return max(kth, last, floor), np.abs(mass_V - top_p).min()
 
 
-filtered = jax.jit(lambda z_RxV, knobs: draw.filtered(z_RxV, z_RxV.max(-1), knobs))
+filtered = jax.jit(
+  lambda z_RxV, sampling: draw.filtered(z_RxV, z_RxV.max(-1), sampling)
+)
 LOGITS = st.one_of(
   st.floats(-30, 30, width=32, allow_subnormal=False),
   # Nothing below 1.2e-38: XLA takes it for 0, a sort does not.
@@ -200,7 +210,9 @@ def test_filters_keep_what_a_sort_keeps(z, top_k, top_p, min_p):
   low, margin = by_sort(z_V, top_k, top_p, min_p)
   if top_p < 1 and margin < 1e-6:
     return  # rounding decides
-  got = filtered(jnp.asarray(z_V[None]), each(1, Knobs(1.0, top_k, top_p, min_p)))
+  got = filtered(
+    jnp.asarray(z_V[None]), each(1, SamplingParams(1.0, top_k, top_p, min_p))
+  )
   kept = np.isfinite(got[0])
   near = np.abs(z_V - low) < 1e-5 * (min_p > 0)  # log of min_p is rounded
   expected = np.isfinite(z_V) & (z_V >= low)
@@ -210,14 +222,20 @@ def test_filters_keep_what_a_sort_keeps(z, top_k, top_p, min_p):
 
 def test_ties_at_the_threshold_are_kept():
   z = jnp.array([[2.0, 1.0, 1.0, 0.0]] * 3)
-  knobs = Knobs(1.0, (2, 0, 2), (1.0, 0.6, 0.9), 0.0)
-  kept = jnp.isfinite(filtered(z, each(3, knobs)))
+  sampling = SamplingParams(1.0, (2, 0, 2), (1.0, 0.6, 0.9), 0.0)
+  kept = jnp.isfinite(filtered(z, each(3, sampling)))
   assert kept.tolist() == [[True, True, True, False]] * 3
 
 
 @pytest.mark.parametrize(
-  "bad", [Knobs(-1.0), Knobs(top_p=0.0), Knobs(top_p=1.1), Knobs(min_p=2.0)]
+  "bad",
+  [
+    SamplingParams(-1.0),
+    SamplingParams(top_p=0.0),
+    SamplingParams(top_p=1.1),
+    SamplingParams(min_p=2.0),
+  ],
 )
-def test_bad_knobs_are_refused(bad):
+def test_bad_sampling_is_refused(bad):
   with pytest.raises(ValueError, match="expected"):
     draw.check(bad)

@@ -64,8 +64,8 @@ def test_accuracy_by_hand():
   ]
   asked = []
 
-  def complete(params, prompts, ids, *, knobs, n):
-    asked.append((params, prompts, ids, knobs.temperature, n))
+  def complete(params, prompts, ids, *, sampling, n):
+    asked.append((params, prompts, ids, sampling.temperature, n))
     return [
       [Completion(t, (7,) * (i + 1), None, i == 2) for t in group]
       for i, group in enumerate(texts)

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from configs import base, opsd
 from opsd_jax import checkpoint, claims, exam, grades, sets, structs, tasks
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import lora
 from opsd_jax.structs import Example, Verdict
 from tests.holding import held
@@ -21,10 +22,7 @@ from tests.models_test import assert_trees_equal
 ROOT = pathlib.Path(__file__).parents[1]
 HOW = exam.How(
   samples=2,
-  temperature=1.0,
-  top_k=0,
-  top_p=1.0,
-  min_p=0.0,
+  sampling=SamplingParams(),
   max_new_tokens=6,
   stop=(),
   seed=0,
@@ -146,7 +144,7 @@ def test_a_seed_decides_the_replies_and_a_batch_does_not(subject, tmp_path):
 def test_other_settings_are_refused_and_other_figures_are_not(subject, tmp_path):
   run(subject, tmp_path, Judge())
   with pytest.raises(ValueError, match="temperature: 1.0 there, 0.5 now"):
-    run(subject, tmp_path, Judge(), temperature=0.5)
+    run(subject, tmp_path, Judge(), sampling=SamplingParams(0.5))
   with pytest.raises(ValueError, match="sets.set1.problems: None there, 8 now"):
     run(subject, tmp_path, Judge(), Judge())
   other = some(Judge(), name="set0")
@@ -206,8 +204,8 @@ def test_a_stated_confidence_is_asked_for_and_not_judged(
   "how,words",
   [
     ({"samples": 0}, "samples is 0"),
-    ({"top_p": 0.0}, "top_p"),
-    ({"temperature": 0.0}, "set samples to 1"),
+    ({"sampling": SamplingParams(top_p=0.0)}, "top_p"),
+    ({"sampling": SamplingParams(0.0)}, "set samples to 1"),
     ({"template": "no"}, "unknown"),
     ({"confidence": "felt"}, "logp, stated"),
     ({"stop": ("",)}, "stop is"),

@@ -1,5 +1,6 @@
 """What a run records, by hand; what a kill leaves; what a person sees."""
 
+import io
 import json
 import os
 
@@ -266,6 +267,15 @@ def test_a_store_holds_all_that_a_workdir_does(store):
   assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_a_writer_of_another_process_writes_nothing(tmp_path):
+  writer = metrics.Writer(tmp_path, tensorboard=True, writes=False)
+  writer.write(1, {"loss": 1.0})
+  writer.rewind(0)
+  writer.flush()
+  writer.close()
+  assert list(tmp_path.iterdir()) == []
+
+
 def test_a_board_that_cannot_be_written_is_one_warning(store, capsys):
   workdir = files.open_workdir("gs://bucket/run")
   writer = metrics.Writer(workdir, tensorboard=True)
@@ -287,27 +297,34 @@ def test_a_store_that_cannot_be_reached_says_which_package_is_missing():
 # --------------------------------------------------------- on a terminal
 
 
-def test_a_bar_without_a_terminal_is_a_line_at_the_end(capsys):
-  bar = metrics.Bar(5, 2, "train", seconds=1000)
-  for loss in (3, 2, 1.2345):
-    bar.update({"loss": loss})
-  bar.close()
-  (line,) = capsys.readouterr().out.splitlines()
-  assert line.startswith("train 5/5  loss 1.234") and "0 s left" in line
-
-
-def test_a_bar_without_a_terminal_speaks_now_and_then(capsys, monkeypatch):
-  now = [0.0]
-  monkeypatch.setattr(metrics.time, "time", lambda: now[0])
-  bar = metrics.Bar(10, 4, "train", seconds=20)
-  for _ in range(5):
-    now[0] += 15
-    bar.update({"loss": 1})
-  # At 30 and at 60 seconds: 2 and 4 of 6 steps done since the start.
-  assert capsys.readouterr().out.splitlines() == [
-    "train 6/10  loss 1.000  15.0 s a step, 60 s left",
-    "train 8/10  loss 1.000  15.0 s a step, 30 s left",
+def test_progress_without_a_terminal_is_lines_of_text(monkeypatch):
+  monkeypatch.setattr(metrics, "EVERY", 0)
+  out = io.StringIO()
+  with metrics.progress(5, 2, "train", shown=True, file=out) as bar:
+    for loss in (3, 2, 1.2345):
+      bar.set_postfix_str(f"loss {loss:.3f}", refresh=False)
+      bar.update()
+  lines = out.getvalue().split("\r")
+  assert [line.split(", ")[0] for line in lines[2:5]] == [
+    f"train {n}/5" for n in (3, 4, 5)
   ]
+  assert "loss 1.234" in lines[4] and "00:00 left" in lines[4]
+
+
+def test_progress_without_a_terminal_speaks_now_and_then():
+  out = io.StringIO()
+  with metrics.progress(1000, 0, "train", shown=True, file=out) as bar:
+    for _ in range(1000):
+      bar.update()
+  assert out.getvalue().count("train") == 2  # at the start and at the end
+
+
+def test_progress_of_other_processes_is_not_shown():
+  out = io.StringIO()
+  with metrics.progress(5, 0, "train", shown=False, file=out) as bar:
+    bar.set_postfix_str("loss 1")
+    bar.update()
+  assert out.getvalue() == ""
 
 
 def terminal(monkeypatch, is_one=True):

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import load_file, save_file
 
 from opsd_jax import tokenizer
-from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.draw import SamplingParams, row_keys
 from opsd_jax.models import families, hf, kv_cache, sources, transformer
 from opsd_jax.sample import sample
 
@@ -615,7 +615,7 @@ def test_smollm2_equals_transformers(smollm2, torch):
     params,
     prompts,
     row_keys(0, 0, "generate", PROMPTS, 1),
-    Knobs(temperature=0.0),
+    SamplingParams(temperature=0.0),
     max_new_tokens=40,
     eos_ids=tok.eos_ids,
     slots=5,

@@ -133,29 +133,35 @@ def test_two_processes_are_one_run_and_one_writes(scratch):
   assert (scratch / "two" / "summary.png").stat().st_size > 10_000
 
 
-def test_a_killed_process_ends_the_other_and_both_resume(scratch):
-  first, second = launch_two(train(scratch, "killed"))
-  path = scratch / "killed" / "metrics.jsonl"
-  while first.poll() is None:  # until the third step, past a checkpoint
+@pytest.mark.parametrize("victim", [0, 1])
+def test_a_killed_process_ends_the_other_and_both_resume(scratch, victim):
+  workdir = scratch / f"killed {victim}"
+  launched = launch_two(train(scratch, workdir.name))
+  path = workdir / "metrics.jsonl"
+  while launched[0].poll() is None:  # until the third step, past a checkpoint
     if path.exists() and '"step": 3,' in path.read_text():
       break
     time.sleep(0.02)
-  second.send_signal(signal.SIGKILL)
+  launched[victim].send_signal(signal.SIGKILL)
   began = time.time()
-  (status, _, errors), (killed, *_) = end([first, second], 60)
+  ends = end(launched, 60)
+  print(f"{victim} was killed, the other ended after {time.time() - began:.1f} s")
   assert time.time() - began < 60
+  (killed, *_), (status, _, errors) = ends[victim], ends[1 - victim]
   assert killed == -signal.SIGKILL and status not in (0, None), errors
   ours = [x for x in errors.splitlines() if x.startswith("error: ")]
   assert len(ours) == 1 and "another process ended" in ours[0], errors
   assert "resumes from its last checkpoint" in ours[0]
-  assert max(r["step"] for r in rows_of(scratch / "killed")) < 6
+  assert max(r["step"] for r in rows_of(workdir)) < 6
+  if victim == 0:
+    return  # resuming is the same, and takes a minute
 
   (status, out, errors), (other, _, other_errors) = end(
-    launch_two(train(scratch, "killed"))
+    launch_two(train(scratch, workdir.name))
   )
   assert status == 0 and other == 0, errors + other_errors
   assert "resumed at step" in out
-  assert_same_run(scratch / "killed", scratch / "one")
+  assert_same_run(workdir, scratch / "one")
 
 
 def test_what_the_first_process_refuses_ends_all(scratch):
@@ -265,6 +271,43 @@ def test_what_two_processes_agree_on_and_that_an_error_ends_both():
   (line,) = ours(errors)
   assert "process 1, with: no space left; all processes" in line
   assert first == second == 1
+
+
+BUSY = """
+import sys, time
+from opsd_jax import processes
+processes.start(f"127.0.0.1:{sys.argv[1]}", 2, int(sys.argv[2]))
+processes.gather(0)
+print("met", file=sys.stderr, flush=True)
+time.sleep(300)  # what a host does without asking the others
+"""
+
+
+def test_a_killed_process_ends_one_that_waits_for_nothing():
+  """Whichever is killed; process 0 holds what the others ask for its end."""
+  pairs = []
+  for _ in (0, 1):
+    port = str(free_port())
+    pairs.append([launch(["-c", BUSY, port, str(i)], 1) for i in (0, 1)])
+  killed = [pair[victim] for victim, pair in enumerate(pairs)]
+  others = [pair[1 - victim] for victim, pair in enumerate(pairs)]
+  for p in (*killed, *others):
+    while "met" not in (line := p.stderr.readline()):
+      assert line, p.poll()
+  for p in killed:
+    p.send_signal(signal.SIGKILL)
+  began, seconds = time.time(), {}
+  while len(seconds) < 2 and time.time() - began < 90:
+    for victim, p in enumerate(others):
+      if victim not in seconds and p.poll() is not None:
+        seconds[victim] = time.time() - began
+    time.sleep(0.05)
+  print("seconds until the other ended, by who was killed:", seconds)
+  assert max(seconds.values()) < 60
+  for status, _, errors in end(others):
+    assert status != 0
+    assert "another process ended; all processes have to be started" in errors
+  assert {status for status, *_ in end(killed)} == {-signal.SIGKILL}
 
 
 @given(st.integers(1, 300), st.integers(1, 40))

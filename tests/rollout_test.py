@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from configs import base
 from opsd_jax import api, processes, rollout, tokenizer
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import sources
 from opsd_jax.structs import Completion, Example, Prompts
 
@@ -74,7 +74,7 @@ def completions(stop, steps):
     seed=0,
     step=0,
     role="generate",
-    knobs=Knobs(),
+    sampling=SamplingParams(),
     n=2,
     max_new_tokens=24,
     slots=4,

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd_jax import draw, sample, slots
-from opsd_jax.draw import Knobs
+from opsd_jax.draw import SamplingParams
 from opsd_jax.models import families, transformer
 
 EOS = 7
@@ -39,14 +39,14 @@ def prompts(count, seed=0):
   return [rng.integers(10, 250, rng.integers(3, 20)).tolist() for _ in range(count)]
 
 
-def run(model, prompts, knobs, *, n=1, new=12, eos=(EOS,), seed=0, **kw):
+def run(model, prompts, sampling, *, n=1, new=12, eos=(EOS,), seed=0, **kw):
   ids = [str(p) for p in prompts]
   kw = {"slots": 64, "bucket": 8, "steps": 64} | kw
   return sample.sample(
     *model,
     prompts,
     draw.row_keys(seed, 0, "rollout", ids, n),
-    knobs,
+    sampling,
     n=n,
     max_new_tokens=new,
     eos_ids=eos,
@@ -66,7 +66,7 @@ def full_logp(model, prompt, reply):
 
 def test_greedy_decode_is_argmax_of_the_full_forward(model):
   ragged = prompts(5)
-  out = run(model, ragged, Knobs(temperature=0.0))
+  out = run(model, ragged, SamplingParams(temperature=0.0))
   assert len({len(p) for p in ragged}) > 1
   for r, prompt in enumerate(ragged):
     reply = out.ids_RxT[r, : out.len_R[r]]
@@ -76,7 +76,7 @@ def test_greedy_decode_is_argmax_of_the_full_forward(model):
 
 def test_logp_is_the_full_forwards(model):
   ragged = prompts(5)
-  out = run(model, ragged, Knobs(temperature=1.3, top_p=0.9), n=2)
+  out = run(model, ragged, SamplingParams(temperature=1.3, top_p=0.9), n=2)
   for r in range(10):
     reply = out.ids_RxT[r, : out.len_R[r]]
     logp = full_logp(model, ragged[r // 2], reply)
@@ -89,47 +89,49 @@ def test_logp_is_the_full_forwards(model):
 
 def test_a_row_does_not_know_its_batch(model):
   many = prompts(6)
-  together = run(model, many, Knobs(), n=2)
+  together = run(model, many, SamplingParams(), n=2)
   for i in (0, 5):
-    alone = run(model, [many[i]], Knobs(), n=2)
+    alone = run(model, [many[i]], SamplingParams(), n=2)
     np.testing.assert_array_equal(alone.ids_RxT, together.ids_RxT[2 * i : 2 * i + 2])
     np.testing.assert_allclose(
       alone.logp_RxT, together.logp_RxT[2 * i : 2 * i + 2], atol=1e-4
     )
-  in_threes = run(model, many, Knobs(), n=2, slots=4, bucket=32, steps=5)
+  in_threes = run(model, many, SamplingParams(), n=2, slots=4, bucket=32, steps=5)
   np.testing.assert_array_equal(in_threes.ids_RxT, together.ids_RxT)
 
 
 def test_samples_of_a_prompt_differ_and_the_seed_repeats_them(model):
   one = prompts(1)
-  first = run(model, one, Knobs(), n=4)
+  first = run(model, one, SamplingParams(), n=4)
   assert len({tuple(r) for r in first.ids_RxT.tolist()}) == 4
-  np.testing.assert_array_equal(first.ids_RxT, run(model, one, Knobs(), n=4)[0])
-  assert (first.ids_RxT != run(model, one, Knobs(), n=4, seed=1)[0]).any()
+  np.testing.assert_array_equal(
+    first.ids_RxT, run(model, one, SamplingParams(), n=4)[0]
+  )
+  assert (first.ids_RxT != run(model, one, SamplingParams(), n=4, seed=1)[0]).any()
 
 
 def test_several_ends_and_truncation(model):
-  reply = run(model, prompts(1), Knobs(temperature=0.0), eos=())
+  reply = run(model, prompts(1), SamplingParams(temperature=0.0), eos=())
   assert reply.truncated_R[0] and reply.len_R[0] == 12
   ends = tuple(reply.ids_RxT[0, [4, 9]].tolist())
   stop = next(t for t, y in enumerate(reply.ids_RxT[0]) if y in ends)
-  out = run(model, prompts(1), Knobs(temperature=0.0), eos=ends)
+  out = run(model, prompts(1), SamplingParams(temperature=0.0), eos=ends)
   assert out.len_R[0] == stop + 1 and not out.truncated_R[0]
   assert out.ids_RxT[0, stop] in ends
   assert (out.ids_RxT[0, stop + 1 :] == 0).all()
 
 
 def test_greedy_and_sampled_rows_side_by_side(model):
-  both = run(model, prompts(3), Knobs(temperature=(0.0, 1.0)), n=2)
-  greedy = run(model, prompts(3), Knobs(temperature=0.0))
+  both = run(model, prompts(3), SamplingParams(temperature=(0.0, 1.0)), n=2)
+  greedy = run(model, prompts(3), SamplingParams(temperature=0.0))
   np.testing.assert_array_equal(both.ids_RxT[::2], greedy.ids_RxT)
   assert (both.ids_RxT[1::2] != greedy.ids_RxT).any()
 
 
-def test_changing_knobs_does_not_recompile(model):
-  run(model, prompts(2), Knobs())
+def test_changing_sampling_does_not_recompile(model):
+  run(model, prompts(2), SamplingParams())
   before = sample.decode._cache_size()
-  run(model, prompts(2), Knobs(0.3, 5, 0.5, 0.1), eos=(3,))
+  run(model, prompts(2), SamplingParams(0.3, 5, 0.5, 0.1), eos=(3,))
   assert sample.decode._cache_size() == before
 
 
@@ -137,7 +139,7 @@ def test_changing_knobs_does_not_recompile(model):
 
 POOL, LONGEST = prompts(6), 16
 drawn = jax.jit(draw.draw)
-KINDS = Knobs((1.0, 0.0, 1.3), (0, 0, 20), (1.0, 1.0, 0.9), 0.0)
+KINDS = SamplingParams((1.0, 0.0, 1.3), (0, 0, 20), (1.0, 1.0, 0.9), 0.0)
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -158,7 +160,7 @@ def plain():
     ids_RxL[r, :size] = POOL[r // 3]
   keys = draw.row_keys(0, 0, "rollout", map(str, POOL), 3)
   types = np.float32, np.int32, np.float32, np.float32
-  knobs = Knobs(
+  sampling = SamplingParams(
     *(
       np.tile(np.broadcast_to(np.asarray(x, t), 3), 6)
       for x, t in zip(KINDS, types, strict=True)
@@ -168,7 +170,7 @@ def plain():
   for t in range(LONGEST):
     logits = next_logits(*tiny(), ids_RxL, len_R + t)
     t_R = np.full(18, t, np.int32)
-    tokens.append(jax.device_get(drawn(logits, keys, t_R, knobs)))
+    tokens.append(jax.device_get(drawn(logits, keys, t_R, sampling)))
     ids_RxL[np.arange(18), len_R + t] = tokens[-1][0]
   return [np.stack(x, 1) for x in zip(*tokens, strict=True)]
 
@@ -203,7 +205,7 @@ def test_every_way_of_batching_is_the_plain_sampler(data):
   out = run(
     tiny(),
     [POOL[w] for w in which],
-    Knobs(*(x if np.ndim(x) == 0 else x[:n] for x in KINDS)),
+    SamplingParams(*(x if np.ndim(x) == 0 else x[:n] for x in KINDS)),
     n=n,
     new=budgets,
     eos=ends,
@@ -220,7 +222,7 @@ def test_long_rows_in_a_growing_cache_are_those_of_one_chunk():
   budgets = [2048, 700, 1, 1500]
 
   def go(**kw):
-    return run(model, prompts(4), Knobs(), new=budgets, eos=(-1,), **kw)
+    return run(model, prompts(4), SamplingParams(), new=budgets, eos=(-1,), **kw)
 
   plain = go(slots=4, bucket=4096, steps=2048)
   out = go(slots=3, bucket=512, steps=100)
@@ -234,7 +236,7 @@ def test_the_number_of_programs_is_bounded():
   before, rng = sample.decode._cache_size(), np.random.default_rng(0)
   for count in (1, 9, 40):
     budgets = rng.integers(1, 60, count).tolist()
-    run(tiny(), prompts(count), Knobs(), new=budgets, slots=16, steps=11)
+    run(tiny(), prompts(count), SamplingParams(), new=budgets, slots=16, steps=11)
   # Slots 16, 8, 4; positions 8, 16, ..., 128: at most one decode of each.
   assert 3 < sample.decode._cache_size() - before <= 3 * 5
 
@@ -249,7 +251,7 @@ def test_a_prompt_is_prefilled_once_for_its_samples(width, times, monkeypatch):
     return prefill(config, params, prompt_BxP)
 
   monkeypatch.setattr(sample, "prefill", counted)
-  run(tiny(), POOL, Knobs(), n=4, slots=width)
+  run(tiny(), POOL, SamplingParams(), n=4, slots=width)
   assert len(seen) == times * len(POOL)
   assert len({tuple(row) for row in seen}) == len(POOL)
 
@@ -263,7 +265,7 @@ def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
 
   monkeypatch.setattr(sample, "prefill", counted)
   budgets = np.random.default_rng(0).integers(1, 30, 2 * 70).tolist()
-  run(tiny(), prompts(70), Knobs(), n=2, new=budgets, eos=(-1,), slots=64)
+  run(tiny(), prompts(70), SamplingParams(), n=2, new=budgets, eos=(-1,), slots=64)
   assert len(shares) > 5 and min(shares) >= 0.75
 
 
@@ -302,13 +304,13 @@ def test_a_row_that_has_ended_makes_room_before_the_longest_is_done(monkeypatch)
     return decode(*args, **kw)
 
   monkeypatch.setattr(sample, "decode", counted)
-  run(tiny(), POOL, Knobs(), new=[12, 1, 1, 1, 1, 1], eos=(-1,), slots=2)
+  run(tiny(), POOL, SamplingParams(), new=[12, 1, 1, 1, 1, 1], eos=(-1,), slots=2)
   assert turns == [2] * 5
 
 
 def test_a_row_ends_where_it_is_told_to():
   """`stopped` sees every id of a row once as new; what it cuts is gone."""
-  whole = run(tiny(), POOL, Knobs(), eos=(-1,), steps=12)
+  whole = run(tiny(), POOL, SamplingParams(), eos=(-1,), steps=12)
   seen, middle = {}, np.median(whole.ids_RxT[:, 0])
 
   def stopped(ids, known):
@@ -316,7 +318,9 @@ def test_a_row_ends_where_it_is_told_to():
     seen[tuple(ids)] = len(ids)
     return 7 if known < 7 <= len(ids) and ids[0] > middle else None
 
-  out = run(tiny(), POOL, Knobs(), eos=(-1,), steps=5, slots=3, stopped=stopped)
+  out = run(
+    tiny(), POOL, SamplingParams(), eos=(-1,), steps=5, slots=3, stopped=stopped
+  )
   cut = whole.ids_RxT[:, 0] > middle
   assert 0 < cut.sum() < 6
   assert out.len_R.tolist() == np.where(cut, 7, 12).tolist()
@@ -333,14 +337,14 @@ def test_a_row_ends_where_it_is_told_to():
 @pytest.mark.parametrize("budget", [0, [3, 0], [3], [[3, 3]]], ids=str)
 def test_a_budget_that_makes_no_sense_is_refused(budget):
   with pytest.raises(ValueError, match="above 0 or one for each of 2 rows"):
-    run(tiny(), prompts(2), Knobs(), new=budget)
+    run(tiny(), prompts(2), SamplingParams(), new=budget)
 
 
 def test_an_empty_prompt_is_refused():
   with pytest.raises(ValueError, match="empty"):
-    run(tiny(), [[5], []], Knobs())
+    run(tiny(), [[5], []], SamplingParams())
 
 
 def test_no_room_is_an_error(model):
   with pytest.raises(ValueError, match="positions"):
-    run(model, prompts(1), Knobs(), new=model[0].max_positions)
+    run(model, prompts(1), SamplingParams(), new=model[0].max_positions)

@@ -13,7 +13,7 @@ from jax.experimental import topologies
 
 from configs import opsd
 from opsd_jax import collate, objective, sharding, train
-from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.draw import SamplingParams, row_keys
 from opsd_jax.models import families, kv_cache, lora, transformer
 from opsd_jax.sample import sample
 
@@ -146,7 +146,7 @@ def rollouts(mesh=None):
       params,
       prompts,
       row_keys(0, 0, "generate", map(str, range(8)), 1),
-      Knobs(temperature=0.0),
+      SamplingParams(temperature=0.0),
       max_new_tokens=12,
       eos_ids=(3,),
       slots=8,

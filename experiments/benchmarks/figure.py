@@ -1,24 +1,15 @@
 """`bench plot`: measured lines as one picture."""
 
-import json
-
 from experiments.benchmarks.scaling import slope
+from opsd_jax import files, style
 
-OURS, PEER, OTHER, GREY = "#0072B2", "#D55E00", "#009E73", "#555555"
+OURS, PEER, OTHER = style.BLUE, style.ORANGE, style.GREEN
 COLOURS = {"ours": OURS, "chunked": OURS, "tunix": OTHER}  # all others: PEER
 
 
 def read(path) -> list[dict]:
   """A file's lines, each with what the first one, the machine's, says."""
-  rows = []
-  for number, line in enumerate(path.read_text().splitlines(), 1):
-    try:
-      rows.append(json.loads(line))
-    except json.JSONDecodeError as e:
-      raise ValueError(
-        f"{path}:{number}: {e.msg}; expected a JSON object a line, as the"
-        " other commands print"
-      ) from e
+  rows = files.read_rows(path)
   about = rows[0] if rows else {}
   return [{"shape": about.get("shape"), "file": path.stem} | r for r in rows]
 
@@ -76,7 +67,12 @@ def bars(axis, found: dict[str, dict[str, float]]) -> None:
 
 def growth(axis, rows: list[dict]) -> None:
   """Seconds over size, relative to the smallest of each, with its slope."""
-  colours = {"rows": OURS, "length": PEER, "vocabulary": OTHER, "new tokens": GREY}
+  colours = {
+    "rows": OURS,
+    "length": PEER,
+    "vocabulary": OTHER,
+    "new tokens": style.GREY,
+  }
   for name, colour in colours.items():
     points = [r for r in rows if r["what"] == "scaling" and r["axis"] == name]
     if not points:
@@ -103,24 +99,19 @@ def growth(axis, rows: list[dict]) -> None:
   axis.legend(frameon=False, fontsize=8)
 
 
-def plot(files, out):
+def plot(paths, out):
   """Draws what the files hold and returns the figure."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
-  rows = [row for path in files for row in read(path)]
+  rows = [row for path in paths for row in read(path)]
   panels = groups(rows)
   grows = any(r["what"] == "scaling" for r in rows)
   count = len(panels) + grows
   if not count:
     raise ValueError(
-      f"nothing to draw in {', '.join(map(str, files))}; expected lines of"
+      f"nothing to draw in {', '.join(map(str, paths))}; expected lines of"
       " step, sample, divergence or scaling"
     )
   wide, high = min(3, count), -(-count // 3)
-  figure = plt.figure(figsize=(4.4 * wide, 3.6 * high), layout="constrained")
+  figure = style.figure(4.4 * wide, 3.6 * high)
   axes = [figure.add_subplot(high, wide, i + 1) for i in range(count)]
   for axis, (name, found) in zip(axes, panels.items(), strict=False):
     bars(axis, found)
@@ -128,9 +119,6 @@ def plot(files, out):
     axis.set(title=title, ylabel=unit)
   if grows:
     growth(axes[-1], rows)
-  for axis in axes:
-    axis.spines[["top", "right"]].set_visible(False)
-    axis.grid(alpha=0.2, axis="y")
-  figure.savefig(out, dpi=120)
-  plt.close(figure)
+  style.frame(*axes, grid="y")
+  style.save(figure, out)
   return figure

@@ -120,7 +120,7 @@ def responder(config, run, shape: shapes.Shape):
       seed=config.seed,
       step=step,
       role="rollout",
-      knobs=prepare.knobs(config.rollout),
+      sampling=prepare.sampling(config.rollout),
       n=config.rollout.samples,
       max_new_tokens=lengths,
       slots=config.rollout.slots,

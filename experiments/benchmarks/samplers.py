@@ -26,7 +26,7 @@ def ours(channel: Channel, settings: dict) -> None:
   import jax
   import numpy as np
 
-  from opsd_jax import api, memory, rollout, watch
+  from opsd_jax import api, draw, memory, rollout, watch
 
   memory.keep_freed()
   compiled = watch.compiles()
@@ -43,7 +43,7 @@ def ours(channel: Channel, settings: dict) -> None:
       seed=0,
       step=0,
       role="generate",
-      knobs=api.Knobs(),
+      sampling=draw.SamplingParams(),
       n=n,
       max_new_tokens=np.asarray(lengths),
       slots=batch,

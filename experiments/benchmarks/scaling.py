@@ -78,10 +78,9 @@ def compiled_step(rows: int, length: int, vocabulary: int):
   state = train.init_state(params, goal, tx)
   state = jax.tree.map(jnp.copy, state)  # the teacher's weights are the same
   batch = jax.tree.map(jnp.asarray, batch_of(rows, length, vocabulary))
-  step = jax.jit(
-    train.make_train_step(train.Models(model), lambda values: goal, tx),
-    donate_argnums=0,
-  )
+  layout = jax.tree.map(lambda x: x.sharding, state)
+  step = train.make_train_step(train.Models(model), lambda values: goal, tx)
+  step = train.jit_step(step, layout)
   return step.lower(state, batch).compile(), state, batch
 
 
@@ -125,7 +124,7 @@ def generate(model, prompts, new_tokens: int):
     model.params,
     prompts,
     draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
-    draw.Knobs(),
+    draw.SamplingParams(),
     max_new_tokens=new_tokens,
     eos_ids=(-1,),
     slots=4,

@@ -21,6 +21,8 @@ import shutil
 
 import numpy as np
 
+from opsd_jax import files, statistics, style
+
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 OPSD = "configs/opsd.py"
@@ -39,12 +41,12 @@ METHODS = {  # the config, and what differs from it
   "control: another's solution": (OPSD, {"context.privileged": "other"}),
   "control: wording alone": (OPSD, {"context.privileged": "none"}),
 }
-GROUPS = (("control", "#CC79A7"), ("OPSD", "#0072B2"), ("", "#D55E00"))
+GROUPS = (("control", style.PINK), ("OPSD", style.BLUE), ("", style.ORANGE))
 
 
 def cells_of(method: str) -> list:
   """A method's cells, one a seed."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   config, changed = METHODS[method]
   axes = {field: [value] for field, value in changed.items()}
@@ -54,7 +56,7 @@ def cells_of(method: str) -> list:
 def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
   """Every cell of the methods that hold `only`, one seed after the other, but
   those whose results are known."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   have = {(row["method"], row["seed"]) for row in known}
   for i, seed in enumerate(SEEDS):
@@ -69,7 +71,7 @@ def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
 
 def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
   """`gather` of every finished cell of the methods that hold `only`."""
-  from opsd_jax import sweep
+  from opsd_jax import sweep  # here: the picture and the table need no jax
 
   runs = []
   for method in [m for m in METHODS if only in m]:
@@ -81,11 +83,11 @@ def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
 
 def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   """One finished run: its evaluations, and which problems it ends right on."""
-  rows = [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+  rows = files.read_rows(workdir / "metrics.jsonl")
   evals = [r for r in rows if "eval/accuracy" in r]
   replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
-  scores = [json.loads(line)["score"] for line in replies.open()]
-  config = json.loads((workdir / "config.json").read_text())
+  scores = [reply["score"] for reply in files.read_rows(replies)]
+  config = files.read_json(workdir / "config.json")
   is_sampled = config["rollout"]["source"] == "student"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
@@ -109,14 +111,12 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
 
 
 def read(results: pathlib.Path) -> list[dict]:
-  lines = results.read_text().splitlines() if results.exists() else ()
-  return [json.loads(line) for line in lines]
+  return files.read_rows(results) if results.exists() else []
 
 
 def keep(results: pathlib.Path, runs: list[dict]) -> None:
   """Writes runs among those that are there, each in the place of its older
   one: machines may share a study."""
-  from opsd_jax import files
 
   def of(rows):
     return {(r["method"], r["seed"]): r for r in rows}
@@ -135,8 +135,6 @@ def by_method(runs: list[dict]) -> dict[str, list[dict]]:
 def interval(rows: list[dict]) -> tuple[float, float, float]:
   """Final accuracy over seeds, with the 95% interval of a bootstrap over
   problems: of these seeds, on problems such as these."""
-  from opsd_jax import statistics
-
   right_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
   each_Nx1 = right_SxN.mean(0)[:, None]
   (found,) = statistics.estimates(each_Nx1, [True], resamples=10_000, seed=0)
@@ -146,8 +144,6 @@ def interval(rows: list[dict]) -> tuple[float, float, float]:
 def against_opsd(runs: list[dict], rows: list[dict]) -> str:
   """A method's accuracy less OPSD's on the same problems and seeds, with the
   interval and p-value of statistics.compare."""
-  from opsd_jax import statistics
-
   opsd = {r["seed"]: r for r in runs if r["method"] == "OPSD"}
   both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
   if not both or rows[0]["method"] == "OPSD":
@@ -163,8 +159,6 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
 def table(runs: list[dict]) -> str:
   """Markdown, one row a method; minutes are of its rollouts and steps, the
   median of the seeds that ran on two cores (a line's `device` names another)."""
-  from opsd_jax import statistics
-
   lines = [
     "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
     " truncated | drift | generated tokens | minutes |",
@@ -201,15 +195,9 @@ def table(runs: list[dict]) -> str:
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
   """Final accuracy of every method, and against what else has changed."""
-  import matplotlib
-
-  matplotlib.use("Agg")
-  import matplotlib.pyplot as plt
-
   methods = by_method(runs)
-  figure, (bars, plane) = plt.subplots(
-    1, 2, figsize=(11, 0.32 * len(methods) + 1.6), layout="constrained", sharey=False
-  )
+  figure = style.figure(11, 0.32 * len(methods) + 1.6)
+  bars, plane = figure.subplots(1, 2)
   base = runs[0]["evals"][0]["accuracy"]
   teacher = next((r["teacher"] for r in runs if r["teacher"]), None)
   places = []
@@ -241,23 +229,21 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
   for line, name in ((base, "base"), (teacher, "privileged teacher")):
     if line is None:
       continue
-    bars.axvline(line, color="#555555", ls="--", lw=1)
-    plane.axhline(line, color="#555555", ls="--", lw=1)
+    bars.axvline(line, color=style.GREY, ls="--", lw=1)
+    plane.axhline(line, color=style.GREY, ls="--", lw=1)
     bars.text(
       line,
       1.02,
       name,
       fontsize=7,
       ha="center",
-      color="#555555",
+      color=style.GREY,
       transform=bars.get_xaxis_transform(),
     )
   plane.set_xscale("log")
   plane.margins(x=0.3)
-  for axis in (bars, plane):
-    axis.spines[["top", "right"]].set_visible(False)
-  figure.savefig(path, dpi=120)
-  plt.close(figure)
+  style.frame(bars, plane, grid=None)
+  style.save(figure, path)
 
 
 def main(argv=None) -> None:

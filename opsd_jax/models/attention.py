@@ -16,7 +16,7 @@ import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
 from opsd_jax.pick import pick
-from opsd_jax.sharding import ROWS
+from opsd_jax.sharding import ROWS, precision
 
 CHUNK = 512  # queries at a time of `chunked`; rows up to it are dense
 LANES = 128  # of a TPU's vector register: splash's blocks are multiples
@@ -101,11 +101,6 @@ def over_cache(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
     precision=precision(q_BxHxC.dtype),
   )
   return y_BxKxGxC.reshape(B, H, C)
-
-
-def precision(dtype):
-  """Float32 means float32, also on a TPU."""
-  return "highest" if jnp.dtype(dtype) == jnp.float32 else None
 
 
 def causal(at_L, S: int, own=None, keys=None):

@@ -1,11 +1,12 @@
 """Weights in Hugging Face format <-> our parameter tree; one name table."""
 
-import json
 import pathlib
 
 import jax
+import ml_dtypes
 import numpy as np
 
+from opsd_jax import files
 from opsd_jax.models import assemble, safetensors_file
 
 # Hugging Face module -> (our path below the layer, transposed?)
@@ -125,8 +126,6 @@ def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
 
 
 def np_dtype(name: str) -> np.dtype:
-  import ml_dtypes  # registers bfloat16 with numpy
-
   return np.dtype(getattr(ml_dtypes, name, name))
 
 
@@ -145,25 +144,18 @@ def put(tree: dict, path: str, value) -> None:
   tree[last] = value
 
 
-def read_json(path: pathlib.Path) -> dict:
-  try:
-    return json.loads(path.read_text())
-  except ValueError as e:  # of JSON or of UTF-8
-    raise ValueError(f"{path} is not readable JSON: {e}") from e
-
-
 def read_config(directory: pathlib.Path) -> dict:
   path = directory / "config.json"
   if not path.exists():
     raise ValueError(f"{directory} has no config.json: not a model directory")
-  return read_json(path)
+  return files.read_json(path)
 
 
 def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   """The safetensors files of a model, by its index where it has one."""
   index = directory / "model.safetensors.index.json"
   if index.exists():
-    names = sorted(set(read_json(index).get("weight_map", {}).values()))
+    names = sorted(set(files.read_json(index).get("weight_map", {}).values()))
   else:
     names = ["model.safetensors"]
   for name in names:

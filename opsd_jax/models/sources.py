@@ -128,7 +128,7 @@ def from_pypi(name: str) -> pathlib.Path:
 
 def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
   """A snapshot of a Hugging Face repository: weights and JSON, no code."""
-  import huggingface_hub
+  import huggingface_hub  # here, since only hubs need it
 
   patterns = ["*.json", "*.safetensors", "*.jinja"]
   patterns = ["config.json"] if only_config else patterns

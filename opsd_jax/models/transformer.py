@@ -99,7 +99,7 @@ class Dense(nn.Module):
       weight = weight.astype(c.dtype)
       if not self.decode:
         weight = sharding.gathered(weight, f"{self.name}/{name}")
-      y = jnp.matmul(x, weight, precision=attention.precision(c.dtype))
+      y = jnp.matmul(x, weight, precision=sharding.precision(c.dtype))
       if self.decode:
         y = sharding.product(y, f"{self.name}/{name}")
       return y

@@ -8,7 +8,6 @@ and multiple_choice only verify; their examples come from files.
 import itertools
 import re
 import unicodedata
-from collections.abc import Callable
 from typing import NamedTuple
 
 from opsd_jax.pick import pick
@@ -21,11 +20,7 @@ from opsd_jax.tasks import (
   multiple_choice,
   reasoning_gym,
 )
-
-
-class Task(NamedTuple):
-  examples: Callable  # (seed: str) -> iterator of Examples
-  verify: Callable  # (example, text) -> Verdict
+from opsd_jax.tasks.task import Task
 
 
 class Dataset(NamedTuple):

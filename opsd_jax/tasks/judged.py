@@ -3,6 +3,7 @@
 import functools
 
 from opsd_jax.structs import Example, Verdict
+from opsd_jax.tasks.task import Task
 
 
 class NoReference(ValueError):
@@ -20,8 +21,6 @@ def task(name: str, verify):
     )
 
   def opened(options: str, privileged_field: str):
-    from opsd_jax.tasks import Task
-
     if options:
       raise ValueError(f"{name} takes no options, got {options!r}")
     return Task(examples, functools.partial(checked, verify))

@@ -10,12 +10,11 @@ import random
 
 from opsd_jax.structs import Example, Verdict
 from opsd_jax.tasks.reply import last_number
+from opsd_jax.tasks.task import Task
 
 
 def task(options: str, privileged_field: str):
   """A tasks.Task; it has no options, and one solution a problem."""
-  from opsd_jax.tasks import Task
-
   if options:
     raise ValueError(f"largest_number takes no options, got {options!r}")
   return Task(examples, verify)

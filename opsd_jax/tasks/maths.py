@@ -2,7 +2,7 @@
 
 Without a box, what follows the last "answer is". Compared exactly by
 tasks.answers; what that cannot read (algebra, functions) goes to math-verify
-(Kydlicek 2025), which takes as long as it likes: run it in a workers.Pool.
+(Kydlicek 2025), which takes as long as it likes: run it in a pool.Pool.
 """
 
 import functools
@@ -146,6 +146,7 @@ def library():
   Python) and its dropping of units (5m is no 5)."""
   for name in ("math_verify", "latex2sympy2_extended"):
     logging.getLogger(name).setLevel(logging.CRITICAL)
+  # Here, since they bring sympy, which other tasks do not need.
   import math_verify
   from latex2sympy2_extended import NormalizationConfig
 

@@ -13,9 +13,11 @@ import itertools
 import re
 import sys
 
+from opsd_jax import spec
 from opsd_jax.structs import Example, Verdict
 from opsd_jax.tasks import answers, gsm8k
 from opsd_jax.tasks.reply import stated
+from opsd_jax.tasks.task import Task
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once
 
@@ -39,8 +41,6 @@ FORMULA = re.compile(
 def task(options: str, privileged_field: str):
   """A tasks.Task. `privileged_field`: "answer", or the metadata field that
   holds the worked solution (`answer_cot` for gsm_symbolic)."""
-  from opsd_jax.tasks import Task
-
   told(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
   return Task(
     functools.partial(examples, options, privileged_field),
@@ -50,18 +50,18 @@ def task(options: str, privileged_field: str):
 
 def dataset(options: str, seed: int, size: int):
   """reasoning-gym's dataset; ValueError for what it does not know."""
+  # Here, since it takes a second and most tasks are others.
   import reasoning_gym
   from reasoning_gym import factory
 
-  name, *pairs = options.split(",")
+  name, pairs = spec.parse(options)
   if name not in factory.DATASETS:
     close = difflib.get_close_matches(name, factory.DATASETS, 5, 0)
     raise ValueError(
       f"reasoning-gym has no task {name!r}; it has {', '.join(close)}, ..."
     )
   settings = {}
-  for pair in pairs:
-    key, _, value = pair.partition("=")
+  for key, value in pairs.items():
     try:
       settings[key] = ast.literal_eval(value)
     except (ValueError, SyntaxError):
@@ -108,7 +108,7 @@ def as_text(value) -> str | None:
 def verify(options: str, example: Example, text: str) -> Verdict:
   """The task's own `score_answer` on what `extract` finds in the reply."""
   found = extract(text, example.answer)
-  name = options.partition(",")[0]
+  name, _ = spec.parse(options)
   if name in SIGNLESS:
     right = found is not None and answers.compare(example.answer, found) is True
     return Verdict(float(right), found)
@@ -124,7 +124,7 @@ def verify(options: str, example: Example, text: str) -> Verdict:
 @functools.cache
 def scorer(options: str):
   made = dataset(options, seed=0, size=1)
-  if options.partition(",")[0] in EVAL:
+  if spec.parse(options)[0] in EVAL:
     sys.modules[type(made).__module__].eval = ast.literal_eval
   return made.score_answer
 

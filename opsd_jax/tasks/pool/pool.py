@@ -1,9 +1,9 @@
-"""Verdicts from worker processes that may hang, swell or die.
+"""Worker processes, seen from the process that asks them.
 
-  with Pool("maths", "answer", workers=2, seconds=1.5, memory_mb=1024) as pool:
+  with Pool("maths", "answer", workers=2, timeout=1.5, memory_mb=1024) as pool:
     verdicts = pool(examples, texts)
 
-A reply that takes longer than its seconds, or more memory, or ends its process
+A reply that takes longer than its timeout, or more memory, or ends its process
 is wrong, and counted; its process is replaced. Replies go out in batches and
 verdicts come back one by one, as lines of JSON.
 
@@ -13,12 +13,10 @@ worker whose parent is gone reads the end of its input, and ends.
 """
 
 import collections
-import fractions
 import functools
 import json
 import os
 import pathlib
-import resource
 import select
 import selectors
 import signal
@@ -30,23 +28,22 @@ import time
 import weakref
 
 from opsd_jax import tasks
-from opsd_jax.structs import UNJUDGED, Example, Verdict
-from opsd_jax.tasks.judged import NoReference
+from opsd_jax.structs import UNJUDGED, Verdict
+from opsd_jax.tasks.pool.codec import packed
+from opsd_jax.tasks.pool.worker import EXIT_OUT_OF_MEMORY
 
 LONGEST = 500_000  # characters of a reply that is looked at
 BATCH = 64  # replies a worker is sent at once, at most
-HEADROOM = 16 << 20  # bytes a worker must find free once it has started
 START = 120.0  # seconds that a worker may take to import what its task needs
-STARTS = 5  # of them that may be killed in a row
+MAX_FAILED_STARTS = 5  # in a row, of workers that were killed meanwhile
 GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
-SWOLLEN = 77  # return code of a worker that found no more memory
 
 
 class Worker:
   """One process, and the replies it has been sent and not answered."""
 
-  def __init__(self, task_name, privileged_field, seconds, memory_mb):
-    root = pathlib.Path(__file__).parents[1]
+  def __init__(self, task_name, privileged_field, timeout, memory_mb):
+    root = pathlib.Path(__file__).parents[3]
     path = os.pathsep.join((str(root), os.environ.get("PYTHONPATH", "")))
     threads = dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
     self.errors = tempfile.TemporaryFile()
@@ -55,11 +52,11 @@ class Worker:
       [
         sys.executable,
         "-P",
-        "-m",
-        "opsd_jax.workers",
+        "-c",
+        "from opsd_jax.tasks.pool import worker; worker.main()",
         task_name,
         privileged_field,
-        str(seconds),
+        str(timeout),
         str(memory_mb),
       ],
       stdin=subprocess.PIPE,
@@ -70,7 +67,7 @@ class Worker:
       bufsize=0,
     )
     os.set_blocking(self.process.stdin.fileno(), False)
-    self.seconds, self.sent, self.rest = seconds, collections.deque(), b""
+    self.timeout, self.sent, self.rest = timeout, collections.deque(), b""
     self.is_ready, self.deadline = False, time.monotonic() + START
 
   def send(self, batch) -> None:
@@ -89,7 +86,7 @@ class Worker:
       pass  # its output ends too, and says why
 
   def expect(self) -> None:
-    self.deadline = time.monotonic() + self.seconds + GRACE
+    self.deadline = time.monotonic() + self.timeout + GRACE
 
   def receive(self) -> list | None:
     """The lines that have come; None at the end of its output."""
@@ -113,7 +110,7 @@ class Worker:
     self.process.stdout.close()
     return code
 
-  def complaint(self) -> str:
+  def stderr_tail(self) -> str:
     self.errors.seek(0)
     return self.errors.read()[-2000:].decode(errors="replace").strip()
 
@@ -121,7 +118,7 @@ class Worker:
 class Pool:
   """Worker processes that judge replies to one task.
 
-  `seconds` is the wall-clock time of a reply at most, `memory_mb` the address
+  `timeout` is the wall-clock time of a reply in seconds at most, `memory_mb` the address
   space of a worker in MiB. `timeouts` and `crashes` count the replies that
   ended a worker. Calls from several threads take turns. Raises ValueError for
   an unknown task, RuntimeError where workers cannot start.
@@ -133,18 +130,18 @@ class Pool:
     privileged_field: str,
     *,
     workers: int,
-    seconds: float,
+    timeout: float,
     memory_mb: int,
   ):
     for name, value in (
       ("workers", workers),
-      ("seconds", seconds),
+      ("timeout", timeout),
       ("memory_mb", memory_mb),
     ):
       if not value > 0:
         raise ValueError(f"{name} is {value}, expected above 0")
     tasks.open_task(task_name, privileged_field)
-    self.how = (task_name, privileged_field, seconds, memory_mb)
+    self.how = (task_name, privileged_field, timeout, memory_mb)
     self.timeouts = self.crashes = self.failed_starts = 0
     self.lock = threading.Lock()
     self.workers = [Worker(*self.how) for _ in range(workers)]
@@ -170,14 +167,14 @@ class Pool:
     size = max(1, min(BATCH, len(waiting) // (4 * len(self.workers))))
     try:
       while waiting or any(w.sent for w in self.workers):
-        self.hand_out(waiting, size)
+        self.dispatch(waiting, size)
         self.collect(verdicts, waiting)
     except BaseException:
       self.abandon()
       raise
     return verdicts
 
-  def hand_out(self, waiting, size: int) -> None:
+  def dispatch(self, waiting, size: int) -> None:
     """A batch to every worker that has none; one that died idle is replaced."""
     for i, worker in enumerate(self.workers):
       if not waiting or worker.sent or not worker.is_ready:
@@ -193,7 +190,7 @@ class Pool:
         worker.send(batch)
 
   def collect(self, verdicts, waiting) -> None:
-    """Takes what has come from any worker, and buries those that ended."""
+    """Takes what has come from any worker, and replaces those that ended."""
     with selectors.DefaultSelector() as selector:
       for i, worker in enumerate(self.workers):
         if worker.sent or not worker.is_ready:
@@ -207,13 +204,13 @@ class Pool:
     for i, worker in enumerate(self.workers):
       is_due = worker.sent or not worker.is_ready
       if i not in ready and is_due and time.monotonic() > worker.deadline:
-        self.bury(i, verdicts, waiting, "took too long")
+        self.replace_worker(i, verdicts, waiting, "took too long")
 
   def take(self, i: int, verdicts, waiting) -> None:
     worker = self.workers[i]
     lines = worker.receive()
     if lines is None:
-      self.bury(i, verdicts, waiting)
+      self.replace_worker(i, verdicts, waiting)
       return
     for line in lines:
       if line == "ready":
@@ -224,30 +221,30 @@ class Pool:
         index, *_ = worker.sent.popleft()
         verdicts[index] = Verdict(*line)
 
-  def bury(self, i: int, verdicts, waiting, reason: str = "") -> None:
+  def replace_worker(self, i: int, verdicts, waiting, reason: str = "") -> None:
     """The worker has ended or must: its reply is wrong, the others wait."""
     worker = self.workers[i]
     code = worker.end()
     self.workers[i] = Worker(*self.how)
     if not worker.is_ready:
       self.failed_starts += 1
-      if code < 0 and not reason and self.failed_starts < STARTS:
+      if code < 0 and not reason and self.failed_starts < MAX_FAILED_STARTS:
         return  # somebody killed it
       raise RuntimeError(
         f"a worker of {self.how[0]} did not start (return code {code}):"
-        f" {worker.complaint() or reason or 'it said nothing'}"
+        f" {worker.stderr_tail() or reason or 'it said nothing'}"
       )
     if not worker.sent:
       return
     index, *_ = worker.sent.popleft()
     if reason or code == -signal.SIGALRM:
       self.timeouts += 1
-      feedback = f"{UNJUDGED} within {worker.seconds} s"
+      feedback = f"{UNJUDGED} within {worker.timeout} s"
       feedback += ", nor stopped by its timer" if reason else ""
     else:
       self.crashes += 1
       feedback = f"{UNJUDGED}: its judge died (return code {code})"
-      if code == SWOLLEN:
+      if code == EXIT_OUT_OF_MEMORY:
         feedback = f"{UNJUDGED} within {worker.memory_mb} MiB"
     verdicts[index] = Verdict(0.0, None, feedback)
     waiting.extendleft(reversed(worker.sent))
@@ -273,10 +270,10 @@ class Pool:
 
 
 @functools.cache
-def shared(task_name, privileged_field, *, workers, seconds, memory_mb) -> Pool:
+def shared(task_name, privileged_field, *, workers, timeout, memory_mb) -> Pool:
   """The pool of these settings, one for all runs of this process."""
   return Pool(
-    task_name, privileged_field, workers=workers, seconds=seconds, memory_mb=memory_mb
+    task_name, privileged_field, workers=workers, timeout=timeout, memory_mb=memory_mb
   )
 
 
@@ -289,119 +286,3 @@ def refused(text: str) -> Verdict:
   return Verdict(
     0.0, None, f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at"
   )
-
-
-# ------------------------------------------------------ examples as JSON
-
-TAG = "\u0000type"  # of what JSON has no word for
-
-
-def packed(example: Example) -> list:
-  return [
-    example.id,
-    example.question,
-    example.solution,
-    example.answer,
-    encode(example.metadata),
-  ]
-
-
-def encode(value):
-  """JSON that `decode` makes the same value of: tuples, sets and keys that are
-  no text are tagged. Raises TypeError for what it does not know."""
-  if value is None or isinstance(value, (str, bool, int, float)):
-    return value
-  if isinstance(value, list):
-    return [encode(v) for v in value]
-  if isinstance(value, dict):
-    if all(isinstance(k, str) for k in value) and TAG not in value:
-      return {k: encode(v) for k, v in value.items()}
-    pairs = [[encode(k), encode(v)] for k, v in value.items()]
-    return {TAG: "dict", "of": pairs}
-  if isinstance(value, fractions.Fraction):
-    return {TAG: "Fraction", "of": [str(value)]}
-  for kind in (tuple, set, frozenset):
-    if type(value) is kind:
-      return {TAG: kind.__name__, "of": [encode(v) for v in value]}
-  raise TypeError(
-    f"metadata holds a {type(value).__name__}, expected JSON types,"
-    " fractions, tuples and sets"
-  )
-
-
-MAKE = {
-  "tuple": tuple,
-  "set": set,
-  "frozenset": frozenset,
-  "dict": dict,
-  "Fraction": lambda text: fractions.Fraction(*text),
-}
-
-
-def decode(value):
-  if isinstance(value, list):
-    return [decode(v) for v in value]
-  if not isinstance(value, dict):
-    return value
-  if TAG in value:
-    return MAKE[value[TAG]](decode(v) for v in value["of"])
-  return {k: decode(v) for k, v in value.items()}
-
-
-# ------------------------------------------------------------ in a worker
-
-
-def serve(task_name, privileged_field, seconds, memory_mb) -> None:
-  """Judges lines of replies until its input ends."""
-  output = os.dup(1)
-  os.dup2(2, 1)  # what a verifier prints is no verdict
-
-  def say(value):
-    return os.write(output, json.dumps(value).encode() + b"\n")
-
-  resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-  verify = tasks.open_task(task_name, privileged_field).verify
-  warm_up(verify)
-  size = int(memory_mb) << 20
-  resource.setrlimit(resource.RLIMIT_AS, (size, size))
-  warm_up(verify)
-  bytearray(HEADROOM)  # a MemoryError here rather than wrong verdicts later
-  signal.signal(signal.SIGALRM, signal.SIG_DFL)
-  say("ready")
-  for line in sys.stdin:
-    for (*fields, metadata), text in json.loads(line):
-      example = Example(*fields, decode(metadata))
-      signal.setitimer(signal.ITIMER_REAL, float(seconds))
-      try:
-        verdict = judged(verify, example, text)
-      except MemoryError:
-        os._exit(SWOLLEN)  # what it holds on to would fail the next reply
-      signal.setitimer(signal.ITIMER_REAL, 0)
-      say(verdict)
-
-
-def warm_up(verify) -> None:
-  """So that no reply pays for imports."""
-  try:
-    verify(Example("", "", "", "x + 1"), "the answer is \\boxed{1 + x}")
-  except MemoryError:
-    raise
-  except Exception:
-    pass  # a task of other examples
-
-
-def judged(verify, example: Example, text: str):
-  """A verdict as a list; a message where the example is at fault."""
-  try:
-    v = verify(example, text)
-    return [v.score, v.answer, v.feedback]
-  except NoReference as e:
-    return str(e)
-  except MemoryError:
-    raise
-  except Exception as e:  # of a reply nobody foresaw: wrong, and said why
-    return [0.0, None, f"{UNJUDGED}: {type(e).__name__}: {e}"[:500]]
-
-
-if __name__ == "__main__":
-  serve(*sys.argv[1:])

@@ -14,8 +14,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd_jax import tasks, workers
+from opsd_jax import tasks
 from opsd_jax.structs import Example
+from opsd_jax.tasks.pool import Pool, codec
+from opsd_jax.tasks.pool import pool as pools
 from tests import hostile
 
 TOWER = "\\boxed{9^{9^{9^{9^9}}}}"
@@ -25,10 +27,8 @@ def example(answer="7", metadata=None, id="0"):
   return Example(id, "what?", None, answer, metadata)
 
 
-def pool(name="maths", *, count=1, seconds=0.5, memory_mb=1024):
-  return workers.Pool(
-    name, "answer", workers=count, seconds=seconds, memory_mb=memory_mb
-  )
+def pool(name="maths", *, count=1, timeout=0.5, memory_mb=1024):
+  return Pool(name, "answer", workers=count, timeout=timeout, memory_mb=memory_mb)
 
 
 def children(of=None) -> set[int]:
@@ -92,7 +92,7 @@ def test_metadata_that_json_has_no_words_for(name):
   task = tasks.open_task(f"reasoning_gym:{name}", "answer")
   e = next(e for e in task.examples("train/0") if not survives(e.metadata))
   texts = [e.answer or '{"1": 2}', "nothing"]
-  with pool(f"reasoning_gym:{name}", seconds=20) as p:
+  with pool(f"reasoning_gym:{name}", timeout=20) as p:
     assert p([e, e], texts) == [task.verify(e, t) for t in texts]
 
 
@@ -110,7 +110,7 @@ def test_hostile_answers_are_wrong_and_leave_nothing():
   before = children()
   assert len(hostile.ALL) >= 30
   texts = [f"so $\\boxed{{{text}}}$" for text in hostile.ALL.values()]
-  with pool(count=2, seconds=0.3) as p:
+  with pool(count=2, timeout=0.3) as p:
     verdicts = p([example("x^2-1")] * len(texts), texts)
     assert not [n for n, v in zip(hostile.ALL, verdicts, strict=True) if v.score]
     assert p.timeouts > 3
@@ -137,7 +137,7 @@ def test_a_reply_that_swells_is_wrong():
     size = int(re.search(r"VmSize:\s+(\d+) kB", path.read_text())[1]) // 1024
   text = "1 " * 200_000 + "7"
   for memory_mb, expected in ((size + 20, 0), (size + 200, 1)):
-    with pool("gsm8k", seconds=20, memory_mb=memory_mb) as p:
+    with pool("gsm8k", timeout=20, memory_mb=memory_mb) as p:
       swollen, short = p([example("7")] * 2, [text, "7"])
       assert (swollen.score, short.score) == (expected, 1)
       assert (f"within {memory_mb} MiB" in swollen.feedback) == (not expected)
@@ -163,7 +163,7 @@ def test_a_worker_killed_as_it_starts_is_replaced_but_not_for_ever(monkeypatch):
   with pool("gsm8k") as p:
     os.kill(p.workers[0].process.pid, signal.SIGKILL)
     assert p([example("7")], ["#### 7"])[0].score == 1
-  monkeypatch.setattr(workers.Worker, "__init__", killed(workers.Worker.__init__))
+  monkeypatch.setattr(pools.Worker, "__init__", killed(pools.Worker.__init__))
   with pool("gsm8k") as p:
     with pytest.raises(RuntimeError, match="did not start .return code -9"):
       p([example("7")], ["#### 7"])
@@ -178,7 +178,7 @@ def killed(init):
 
 
 def test_a_worker_killed_at_work_costs_one_reply():
-  with pool(seconds=30) as p:
+  with pool(timeout=30) as p:
     p([example("7")], ["\\boxed{7}"])
     pid = p.workers[0].process.pid
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
@@ -191,7 +191,7 @@ def test_a_worker_killed_at_work_costs_one_reply():
 
 
 def test_a_stopped_worker_is_given_up(monkeypatch):
-  monkeypatch.setattr(workers, "GRACE", 0.2)
+  monkeypatch.setattr(pools, "GRACE", 0.2)
   with pool("gsm8k") as p:
     p([example("7")], ["#### 7"])
     os.kill(p.workers[0].process.pid, signal.SIGSTOP)
@@ -204,7 +204,7 @@ def test_a_stopped_worker_is_given_up(monkeypatch):
 
 
 def test_a_very_long_reply_is_not_sent(monkeypatch):
-  monkeypatch.setattr(workers, "LONGEST", 100)
+  monkeypatch.setattr(pools, "LONGEST", 100)
   with pool("gsm8k") as p:
     long, short = p([example("7")] * 2, [" " * 94 + "#### 7 ", " #### 7"])
   assert (long.score, short.score) == (0, 1)
@@ -215,9 +215,9 @@ def test_a_very_long_reply_is_not_sent(monkeypatch):
 
 SCRIPT = """
 import sys
-from opsd_jax import workers
+from opsd_jax.tasks.pool import Pool
 from opsd_jax.structs import Example
-pool = workers.Pool("maths", "answer", workers=2, seconds=1, memory_mb=1024)
+pool = Pool("maths", "answer", workers=2, timeout=1, memory_mb=1024)
 ask = lambda text: pool([Example("0", "", None, "x")] * 2, [text] * 2)
 ask("7")
 print(*(w.process.pid for w in pool.workers), flush=True)
@@ -281,7 +281,7 @@ def test_a_pool_that_nobody_holds_goes():
   [
     ("chess", {}, "largest_number"),
     ("gsm8k", {"count": 0}, "workers is 0"),
-    ("gsm8k", {"seconds": 0}, "seconds is 0"),
+    ("gsm8k", {"timeout": 0}, "timeout is 0"),
     ("gsm8k", {"memory_mb": -1}, "memory_mb is -1"),
   ],
 )
@@ -321,7 +321,7 @@ values = st.recursive(
     st.lists(v)
     | st.dictionaries(keys, v)
     | st.tuples(v, v)
-    | st.dictionaries(st.just(workers.TAG), v)
+    | st.dictionaries(st.just(codec.TAG), v)
   ),
   max_leaves=8,
 )
@@ -340,9 +340,9 @@ def same(a, b) -> bool:
 
 @given(values)
 def test_metadata_comes_back_as_it_was(value):
-  line = json.dumps(workers.encode(value))
+  line = json.dumps(codec.encode(value))
   assert "\n" not in line
-  assert same(workers.decode(json.loads(line)), value)
+  assert same(codec.decode(json.loads(line)), value)
 
 
 def test_every_task_of_reasoning_gym_can_be_sent():
@@ -354,5 +354,5 @@ def test_every_task_of_reasoning_gym_can_be_sent():
   assert len(names) > 90
   for name in names:
     entry = reasoning_gym.dataset(name, seed=1, size=1)[0]
-    line = json.dumps(workers.encode(entry))
-    assert workers.decode(json.loads(line)) == entry, name
+    line = json.dumps(codec.encode(entry))
+    assert codec.decode(json.loads(line)) == entry, name
