@@ -5,7 +5,6 @@ Evaluation shares nothing with the loss but the sampler and the task's verify.
 
 import functools
 import json
-import pathlib
 import time
 from typing import NamedTuple
 
@@ -13,7 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import collate, divergence, pertoken, processes, rollout, sharding
+from opsd_jax import (
+  collate,
+  divergence,
+  pertoken,
+  processes,
+  rollout,
+  sharding,
+  unrelated,
+)
 from opsd_jax.draw import SamplingParams
 from opsd_jax.models import transformer
 from opsd_jax.statistics import wilson
@@ -113,15 +120,6 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
   )
 
 
-def unrelated_prompts(count: int) -> list[str]:
-  """The first `count` of the shipped prompts that no task resembles."""
-  path = pathlib.Path(__file__).with_name("unrelated_prompts.txt")
-  lines = path.read_text().splitlines()
-  if count > len(lines):
-    raise ValueError(f"{count} unrelated prompts asked for, {len(lines)} exist")
-  return lines[:count]
-
-
 class Judge:
   """Evaluates weights and writes rows of `eval/...` and the replies.
 
@@ -165,7 +163,7 @@ class Judge:
       decode_steps=decode_steps,
       prompt_bucket=prompt_bucket,
     )
-    prompts = unrelated_prompts(drift_prompts)
+    prompts = unrelated.prompts(drift_prompts)
     ids = [
       tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}])) for p in prompts
     ]

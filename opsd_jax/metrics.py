@@ -1,14 +1,11 @@
 """What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
 
 import json
-import os
-import sys
 import time
 
-import numpy as np
 from tqdm import tqdm
 
-from opsd_jax import files, style
+from opsd_jax import files
 
 EVERY = 20  # seconds between two lines of progress where there is no terminal
 LINE = (
@@ -114,77 +111,3 @@ def progress(total: int, done: int, what: str, *, shown: bool, file) -> tqdm:
     mininterval=0.1 if is_terminal else EVERY,
     bar_format=None if is_terminal else LINE,
   )
-
-
-RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
-
-
-def coloured(tokens, kl, scale: float = 2.0) -> str:
-  """A response, each token on a ground from white (0) to red (`scale` nats);
-  without colours, `token(kl)`."""
-  if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
-    return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
-
-  def level(k):
-    return np.clip(np.nan_to_num(k, nan=scale) / scale, 0, 0.999)
-
-  def shade(k):
-    return RAMP[int(level(k) * len(RAMP))]
-
-  return "".join(
-    f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m" for t, k in zip(tokens, kl, strict=True)
-  )
-
-
-def plot(rows, summary: dict, path):
-  """Accuracy, loss and drift over steps, as a PNG; returns the figure."""
-  evals = [r for r in rows if "eval/accuracy" in r]
-  steps = [r["step"] for r in rows if "loss" in r]
-  figure = style.figure(13, 4.4)
-  axes = figure.subplots(1, 3)
-  for key, label, colour in (
-    ("eval/accuracy", "student, greedy", style.BLUE),
-    ("eval/sampled_accuracy", "student, sampled", style.ORANGE),
-  ):
-    x = [r["step"] for r in evals if key in r]
-    if not x:
-      continue
-
-    def column(end, key=key):
-      return [r[key + end] for r in evals if key in r]
-
-    axes[0].plot(x, column(""), "o-", color=colour, label=label)
-    axes[0].fill_between(
-      x, column("_ci_low"), column("_ci_high"), color=colour, alpha=0.15, lw=0
-    )
-  for name, label, dashes in (
-    ("accuracy_teacher", "privileged teacher", "--"),
-    ("accuracy_base", "base", ":"),
-  ):
-    if name in summary:
-      axes[0].axhline(summary[name], color=style.GREY, ls=dashes, label=label)
-  axes[0].set(
-    title="Accuracy on unseen problems (95% intervals)",
-    ylim=(0, 1.02),
-    xlabel="step",
-    ylabel="share right",
-  )
-  axes[0].legend(
-    loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False
-  )
-  axes[1].plot(steps, [r["loss"] for r in rows if "loss" in r], color=style.BLUE)
-  axes[1].set(title="Training loss", xlabel="step", ylabel="nats a token")
-  axes[2].plot(
-    [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=style.BLUE
-  )
-  axes[2].set(
-    title="Drift: KL(base || model), unrelated prompts",
-    xlabel="step",
-    ylabel="nats a token",
-  )
-  for axis in axes:
-    axis.set_xlim(left=0)
-  axes[2].set_ylim(bottom=0)
-  style.frame(*axes)
-  style.save(figure, path)
-  return figure

@@ -12,7 +12,6 @@ from opsd_jax import (
   claims,
   context,
   data,
-  evaluate,
   host_memory,
   optimizer,
   processes,
@@ -22,6 +21,7 @@ from opsd_jax import (
   stream,
   tasks,
   tokenizer,
+  unrelated,
 )
 from opsd_jax import objective as objectives
 from opsd_jax.draw import SamplingParams, check
@@ -77,7 +77,7 @@ def validate(config, problems: bool = True) -> None:
   check(SamplingParams(temperature=config.eval.temperature))
   rollout.check_stop("rollout.stop", config.rollout.stop)
   rollout.check_stop("eval.stop", config.eval.stop)
-  evaluate.unrelated_prompts(config.eval.drift_prompts)
+  unrelated.prompts(config.eval.drift_prompts)
   for name, known in (
     ("model.remat", transformer.REMAT),
     ("model.dtype", DTYPES),

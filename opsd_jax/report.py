@@ -1,9 +1,13 @@
 """What a person reads: a plan, the start of a run, its samples, its end."""
 
 import json
+import os
+import sys
 import textwrap
 
-from opsd_jax import collate, metrics, processes
+import numpy as np
+
+from opsd_jax import collate, curves, processes
 from opsd_jax.models import transformer
 
 
@@ -55,13 +59,33 @@ def show_samples(config, run, directory, step: int, groups, batch, learned) -> N
     }
     for r, value in zip(rollouts[: config.log.samples], values, strict=False)
   ]
-  shown = [metrics.coloured(row["tokens"], row["kl"]) for row in rows]
+  shown = [coloured(row["tokens"], row["kl"]) for row in rows]
   heading = f"rollouts of step {step}; {name} of each token, in nats"
   if shown:
     print(heading, *shown, sep="\n", flush=True)
   directory.mkdir(parents=True, exist_ok=True)
   table = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / f"rollouts_{step:06d}.jsonl").write_text(table)
+
+
+RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
+
+
+def coloured(tokens, kl, scale: float = 2.0) -> str:
+  """A response, each token on a ground from white (0) to red (`scale` nats);
+  without colours, `token(kl)`."""
+  if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
+    return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
+
+  def level(k):
+    return np.clip(np.nan_to_num(k, nan=scale) / scale, 0, 0.999)
+
+  def shade(k):
+    return RAMP[int(level(k) * len(RAMP))]
+
+  return "".join(
+    f"\x1b[30;48;5;{shade(k)}m{t}\x1b[0m" for t, k in zip(tokens, kl, strict=True)
+  )
 
 
 def finish(config, run, writer, workdir, seconds: float) -> dict:
@@ -75,7 +99,7 @@ def finish(config, run, writer, workdir, seconds: float) -> dict:
     "test_time": config.data.test_time,  # True: learned on these problems
   }
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
-  metrics.plot(writer.rows(), summary, workdir / "summary.png")
+  curves.training(writer.rows(), summary, workdir / "summary.png")
   writer.close()
   print(before_and_after(workdir / "samples", config.steps, 5))
   print(closing_words(summary, workdir), flush=True)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd_jax import evaluate, tasks
+from opsd_jax import evaluate, tasks, unrelated
 from opsd_jax.collate import Row
 from opsd_jax.models import families, transformer
 from opsd_jax.structs import Completion, Example, Verdict
@@ -185,12 +185,12 @@ def test_the_base_is_remembered_as_it_was(params):
 
 
 def test_the_unrelated_prompts_are_64_different_ones():
-  prompts = evaluate.unrelated_prompts(64)
+  prompts = unrelated.prompts(64)
   assert len({tasks.same_text(p) for p in prompts}) == 64
   assert all(p == p.strip() and len(p) > 10 for p in prompts)
-  assert evaluate.unrelated_prompts(3) == prompts[:3]
+  assert unrelated.prompts(3) == prompts[:3]
   with pytest.raises(ValueError, match="65 unrelated prompts .* 64 exist"):
-    evaluate.unrelated_prompts(65)
+    unrelated.prompts(65)
 
 
 def test_the_unrelated_prompts_are_not_about_the_task():
@@ -199,7 +199,7 @@ def test_the_unrelated_prompts_are_not_about_the_task():
     r"|maximum|larger|bigger|sum|add|count)\b",
     re.IGNORECASE,
   )
-  for prompt in evaluate.unrelated_prompts(64):
+  for prompt in unrelated.prompts(64):
     assert not related.search(prompt), prompt
 
 

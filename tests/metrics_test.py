@@ -9,7 +9,7 @@ import pytest
 from etils.epath import backend, gpath
 
 from configs import opsd
-from opsd_jax import claims, files, metrics, report, step_metrics
+from opsd_jax import claims, curves, files, metrics, report, step_metrics
 from opsd_jax.structs import Batch, Completion, ResponseTokens, Rollout, TokenStats
 
 # Two rows of three tokens, the second of one; nothing masked is 0 here, as if
@@ -263,7 +263,7 @@ def test_a_store_holds_all_that_a_workdir_does(store):
     for s in (0, 4)
   ]
   summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
-  metrics.plot(rows, summary, workdir / "summary.png")
+  curves.training(rows, summary, workdir / "summary.png")
   assert (workdir / "summary.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -334,10 +334,10 @@ def terminal(monkeypatch, is_one=True):
 
 def test_without_a_terminal_or_colours_a_token_shows_its_number(monkeypatch):
   terminal(monkeypatch, False)
-  assert metrics.coloured(["a", "\n"], [0.0, 1.256]) == r"'a'(0.00) '\n'(1.26)"
+  assert report.coloured(["a", "\n"], [0.0, 1.256]) == r"'a'(0.00) '\n'(1.26)"
   terminal(monkeypatch)
   monkeypatch.setenv("NO_COLOR", "1")
-  assert metrics.coloured(["a"], [0.5]) == "'a'(0.50)"
+  assert report.coloured(["a"], [0.5]) == "'a'(0.50)"
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_without_a_terminal_or_colours_a_token_shows_its_number(monkeypatch):
 )
 def test_on_a_terminal_a_token_goes_from_white_to_red(kl, shade, monkeypatch):
   terminal(monkeypatch)
-  assert metrics.coloured(["tok"], [kl]) == f"\x1b[30;48;5;{shade}mtok\x1b[0m"
+  assert report.coloured(["tok"], [kl]) == f"\x1b[30;48;5;{shade}mtok\x1b[0m"
 
 
 # --------------------------------------------------------------- picture
@@ -380,7 +380,7 @@ def test_the_picture_shows_every_row(tmp_path):
     evaluation(2, 0.8),
   ]
   summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
-  figure = metrics.plot(rows, summary, tmp_path / "summary.png")
+  figure = curves.training(rows, summary, tmp_path / "summary.png")
   data = (tmp_path / "summary.png").read_bytes()
   assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 10_000
   accuracy, loss, drift = figure.axes
