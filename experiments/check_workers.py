@@ -26,7 +26,7 @@ import numpy as np
 from etils import epath
 from jax.experimental import multihost_utils
 
-from opsd_jax import processes
+from opsd_jax.runtime import distributed
 
 ROOT = pathlib.Path(__file__).parents[1]
 PACKAGES = (
@@ -58,7 +58,7 @@ class Cluster:
     """Every worker's value, in order. Touches no device."""
     # jax's public all-gather runs on devices, which workers of different
     # versions cannot be asked to do.
-    return processes.exchange(topic, mine, self.timeout)
+    return distributed.exchange(topic, mine, self.timeout)
 
   def blame(self, problems: list[list[str]]) -> list[str]:
     """One list a worker -> lines that say whose they are."""
@@ -86,8 +86,8 @@ def join(args) -> Cluster:
       " should show the chips; elsewhere give --coordinator=host:port,"
       " --num_processes and --process_id"
     ) from e
-  hosts = processes.exchange("host", socket.gethostname(), args.timeout)
-  return Cluster(processes.rank(), hosts, args.timeout)
+  hosts = distributed.exchange("host", socket.gethostname(), args.timeout)
+  return Cluster(distributed.rank(), hosts, args.timeout)
 
 
 def versions() -> dict[str, str]:

@@ -36,18 +36,18 @@ def start(main, required) -> None:
     if len(argv) > 1:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
     logging.set_verbosity(logging.WARNING)  # orbax tells much
-    from opsd_jax import processes  # after the flags, as jax is slow
+    from opsd_jax.runtime import distributed  # after the flags, as jax is slow
 
     try:
-      processes.start(*(flag.value for flag in together))
+      distributed.start(*(flag.value for flag in together))
       main()
     except (ValueError, OSError, FloatingPointError) as e:
-      processes.end(e, trace.value)
+      distributed.end(e, trace.value)
       if trace.value:
         raise
       sys.exit(f"error: {e}")
     except BaseException as e:
-      processes.end(e, trace=True)
+      distributed.end(e, trace=True)
       raise
 
   flags.mark_flags_as_required(required)

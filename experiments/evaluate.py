@@ -42,17 +42,18 @@ HOW = dict(
 def main():
   # After the flags: a typo should not wait for jax.
   from configs import base
-  from opsd_jax import exam, grades
-  from opsd_jax.draw import SamplingParams
+  from opsd_jax.evaluation import harness
+  from opsd_jax.evaluation import summary as summaries
+  from opsd_jax.sampling.tokens import SamplingParams
 
   config = base.get_config()
   sampling, how = (
     {name: flag.value for name, flag in group.items()} for group in (SAMPLING, HOW)
   )
-  how = exam.How(sampling=SamplingParams(**sampling), **how)
+  how = harness.How(sampling=SamplingParams(**sampling), **how)
   if COMPARE.value:
-    return print(grades.compared(COMPARE.value, how.resamples, how.seed))
-  summary = exam.sit(
+    return print(summaries.compared(COMPARE.value, how.resamples, how.seed))
+  summary = harness.sit(
     how,
     SETS.value,
     WORKDIR.value,
@@ -65,7 +66,7 @@ def main():
     compile_cache=config.compile_cache,
     verify=config.verify.to_dict(),
   )
-  print(grades.table(summary["sets"]))
+  print(summaries.table(summary["sets"]))
 
 
 if __name__ == "__main__":

@@ -22,24 +22,27 @@ DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "by default the run's own")
 def main():
   # After the flags: a typo should not wait for jax.
   from configs import base
-  from opsd_jax import card, checkpoint, files, prepare, sharding, tokenizer
-  from opsd_jax.models import export, sources
+  from opsd_jax import setup
+  from opsd_jax.models import tokenizer
+  from opsd_jax.models.weights import export, sources
+  from opsd_jax.reporting import model_card
+  from opsd_jax.runtime import checkpoint, paths, sharding_rules
 
   export.check_new(OUT.value)
-  workdir = files.open_workdir(WORKDIR.value)
-  config = prepare.read_config(workdir)
+  workdir = paths.open_workdir(WORKDIR.value)
+  config = setup.read_config(workdir)
   rank = config.lora.rank
   if ADAPTER.value and not rank:
     raise ValueError(f"{workdir} trained all weights: leave --adapter away")
-  mesh = sharding.make_mesh(fsdp=-1)
-  layout = functools.partial(sharding.tree_shardings, mesh=mesh)
+  mesh = sharding_rules.make_mesh(fsdp=-1)
+  layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   there = workdir / "summary.json"
-  summary = files.read_json(there) if there.exists() else None
-  ours, usual = (files.flat(c.to_dict()) for c in (config, base.get_config()))
-  text = card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
+  summary = paths.read_json(there) if there.exists() else None
+  ours, usual = (paths.flat(c.to_dict()) for c in (config, base.get_config()))
+  text = model_card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
   path = sources.resolve(config.model.source)
-  run = prepare.how_to_run(config) | {"attention": "xla"}  # nothing is run
+  run = setup.how_to_run(config) | {"attention": "xla"}  # nothing is run
   model_config = sources.read_config(path, **run)
   lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
   if ADAPTER.value:

@@ -5,7 +5,7 @@
 Compiles the real train step and the real sampler for TPUs that need not be
 there (`pip install libtpu`), or for cpu:<N> simulated devices; no weights are
 needed. Prints a table and, as its last line, JSON; ends with status 1 where
-the experiment does not fit. Times are estimates: see opsd_jax/plan.py.
+the experiment does not fit. Times are estimates: see opsd_jax/planning/account.py.
 """
 
 import json
@@ -26,11 +26,12 @@ TOPOLOGY = flags.DEFINE_string(
 
 def main():
   # After the flags: a typo should not wait for jax.
-  from opsd_jax import plan, report
+  from opsd_jax.planning import account as accounts
+  from opsd_jax.reporting import console
 
-  plan.simulate(TOPOLOGY.value)
-  account = plan.make(CONFIG.value, TOPOLOGY.value)
-  print(report.plan(account))
+  accounts.simulate(TOPOLOGY.value)
+  account = accounts.make(CONFIG.value, TOPOLOGY.value)
+  print(console.plan(account))
   print(json.dumps(account))
   if not account["fits"]:
     sys.exit(f"error: it does not fit: {account['advice']}")

@@ -8,9 +8,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import collate, pertoken, rollout, tokenizer
-from opsd_jax.draw import SamplingParams
-from opsd_jax.models import sources, transformer
+from opsd_jax.losses import chunked
+from opsd_jax.models import tokenizer, transformer
+from opsd_jax.models.weights import sources as weight_sources
+from opsd_jax.rollouts import collate
+from opsd_jax.rollouts import sources as rollout_sources
+from opsd_jax.sampling.tokens import SamplingParams
 from opsd_jax.structs import Completion
 
 ROWS = 32  # decoded or scored at once
@@ -26,8 +29,8 @@ class Model(NamedTuple):
 
 def load_model(source: str, dtype: str = "float32") -> Model:
   """A model from any source that `config.model.source` accepts."""
-  path = sources.resolve(source)
-  config, params = sources.load_model_weights(
+  path = weight_sources.resolve(source)
+  config, params = weight_sources.load_model_weights(
     path,
     dtype=dtype,
     param_dtype=dtype,
@@ -75,7 +78,7 @@ def generate(
   for p in ids:
     names.append(f"{p} {seen[p]}")
     seen[p] += 1
-  return rollout.complete(
+  return rollout_sources.complete(
     model.config,
     model.params,
     model.tokenizer,
@@ -104,7 +107,7 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
   prompts = all_chat_ids(model, prompts)
   for ids, reply in zip(prompts, completions, strict=True):
     if isinstance(reply, str):
-      reply = rollout.reference(model.tokenizer, reply)
+      reply = rollout_sources.reference(model.tokenizer, reply)
     reply = tuple(getattr(reply, "ids", reply))
     if any(not 0 <= i < model.config.vocab_size for i in reply):
       raise ValueError(f"row {len(rows)}: an id outside the vocabulary")
@@ -132,7 +135,7 @@ def _logp(config, params, batch):
     logp_NxV = jax.nn.log_softmax(z_NxV)
     return jnp.take_along_axis(logp_NxV, tokens.y_BxT[:, None], 1)[:, 0]
 
-  return pertoken.statistics(
+  return chunked.statistics(
     logp,
     transformer.states(config, params, batch.views[0]),
     transformer.unembedding(params),

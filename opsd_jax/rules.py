@@ -11,21 +11,18 @@ import jax
 import jax.numpy as jnp
 
 from configs import base
-from opsd_jax import (
-  advantages,
-  context,
+from opsd_jax.losses import (
   credit,
-  divergence,
+  divergences,
   policy_gradient,
-  rollout,
-  routing,
   schedules,
   targets,
-  teacher,
+  teachers,
   token_weights,
 )
-from opsd_jax import objective as objectives
-from opsd_jax.pick import pick
+from opsd_jax.losses import objective as objectives
+from opsd_jax.registry import pick
+from opsd_jax.rollouts import advantages, contexts, routing, sources
 from opsd_jax.structs import ResponseTokens
 
 COUNTS = (  # fields that must be at least 1
@@ -132,7 +129,7 @@ def check_terms(config) -> None:
 
 def check_targets(config, objective) -> None:
   """Targets that a term reads, and whose weights they name."""
-  views = 1 + len(context.names(config.context))
+  views = 1 + len(contexts.names(config.context))
   for name, target in objective.targets.items():
     for view, weights in target.teachers:
       if weights not in WEIGHTS:
@@ -199,14 +196,14 @@ def distilled(config):
 
 def check_sources(config) -> None:
   source = config.rollout.source
-  pick(rollout.ALL, source), pick(routing.ALL, config.routing.name)
-  late = context.late_views(config.context)
+  pick(sources.ALL, source), pick(routing.ALL, config.routing.name)
+  late = contexts.late_views(config.context)
   if source == "dataset" and config.rollout.samples != 1:
     raise ValueError(
       "rollout.source=dataset has one response a problem: set"
       f" rollout.samples=1, it is {config.rollout.samples}"
     )
-  if source in rollout.PRIVILEGED and (
+  if source in sources.PRIVILEGED and (
     1 in late or config.context.privileged == "none"
   ):
     raise ValueError(
@@ -214,7 +211,7 @@ def check_sources(config) -> None:
       " context.privileged to solution, answer or other"
     )
   if (
-    source in rollout.PRIVILEGED
+    source in sources.PRIVILEGED
     and config.loss.temperature != 1
     and not (is_drawn_as_learned(config))
   ):
@@ -316,7 +313,7 @@ def unread(config, objective):
     if role not in objective.memories:
       yield from all_of(config, role, f"no target reads the weights {role!r}")
     else:
-      yield from not_taken(role, config[role], teacher.ALL)
+      yield from not_taken(role, config[role], teachers.ALL)
   pairs = objective.teachers(False)
   if "external" not in {weights for _, weights in pairs}:
     yield from all_of(config, "external", "no target reads the weights 'external'")
@@ -335,7 +332,7 @@ def of_term(name, node, term, objective):
     {**token_weights.ALL, **token_weights.WHOLE},
   )
   if node.kind == "distill":
-    table, d = {**divergence.ALL, **divergence.TOKEN}, node.divergence
+    table, d = {**divergences.ALL, **divergences.TOKEN}, node.divergence
     keep = ["support", "clip", *["tau"] * (d.clip != "none")]
     keep += ["k", "support_from"] * (d.support != "full")
     yield from not_taken(f"loss.{name}.divergence", d, table, keep)
@@ -347,18 +344,18 @@ def of_term(name, node, term, objective):
     if term.target not in objective.targets:
       yield f"loss.{name}.target", "neither surrogate nor credit reads a target"
   if node.kind == "ranking":
-    yield from not_taken(f"loss.{name}.ranking", node.ranking, divergence.RANKINGS)
+    yield from not_taken(f"loss.{name}.ranking", node.ranking, divergences.RANKINGS)
 
 
 def of_pipeline(config, objective):
   """Of routing and contexts."""
-  source = pick(rollout.ALL, config.rollout.source)
+  source = pick(sources.ALL, config.rollout.source)
   keep = [f for f in config.routing if f in inspect.signature(source).parameters]
   yield from not_taken("routing", config.routing, routing.ALL, keep)
   chosen = [
-    context.AFTER[name]
-    for name in context.names(config.context)
-    if name in context.AFTER
+    contexts.AFTER[name]
+    for name in contexts.names(config.context)
+    if name in contexts.AFTER
   ]
   if not any("include_self" in inspect.signature(f).parameters for f in chosen):
     yield "context.include_self", "no context takes it"

@@ -13,28 +13,24 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from opsd_jax import (
-  checkpoint,
-  claims,
-  collate,
-  evaluate,
-  experience,
-  files,
-  memory,
-  metrics,
-  pertoken,
-  prepare,
-  processes,
-  report,
-  rollout,
-  schedules,
-  sharding,
-  step_metrics,
-  stream,
-  watch,
-)
-from opsd_jax import objective as objectives
+from opsd_jax import setup
+from opsd_jax.data import order as data_order
+from opsd_jax.evaluation import in_training
+from opsd_jax.losses import chunked, schedules
+from opsd_jax.losses import objective as objectives
 from opsd_jax.models import lora, transformer
+from opsd_jax.reporting import console, step_metrics
+from opsd_jax.rollouts import collate, collect, sources
+from opsd_jax.runtime import (
+  allocator,
+  checkpoint,
+  distributed,
+  metrics,
+  monitoring,
+  paths,
+  sharding_rules,
+)
+from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.structs import Batch, State
 
 sg = jax.lax.stop_gradient
@@ -76,7 +72,7 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
     of_logits = functools.partial(objectives.of_logits, objective, denominators)
     W_VxD = transformer.unembedding(weights["live"])
     with jax.named_scope("loss"):  # the only reduction: a sum over tokens
-      return pertoken.loss(
+      return chunked.loss(
         of_logits, h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk
       )
 
@@ -123,7 +119,7 @@ def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
     weights = all_weights(params, frozen, memories)
     h_BxTxD, teachers = states(models, objective.teachers(False), weights, part)
     W_VxD = transformer.unembedding(weights["live"])
-    stats = pertoken.statistics(
+    stats = chunked.statistics(
       lambda *seen: objectives.of_logits(objective, {}, *seen)[1],
       h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk,
     )  # fmt: skip
@@ -209,8 +205,8 @@ def start_or_resume(run, manager) -> tuple[State, State]:
     return init_state(run.trained(p), run.objective, run.tx)
 
   shapes = jax.eval_shape(new, run.params)
-  layout = sharding.tree_shardings(shapes, run.mesh)
-  step = processes.from_first(manager.latest_step)
+  layout = sharding_rules.tree_shardings(shapes, run.mesh)
+  step = distributed.from_first(manager.latest_step)
   state = checkpoint.restore(manager, step, shapes, layout)
   if state is None:
     # A copy: the step donates the state, and the base stays in use.
@@ -233,20 +229,20 @@ def train_and_evaluate(config, workdir) -> dict:
   FloatingPointError after several non-finite steps in a row.
   """
   began = time.time()
-  memory.keep_freed()
-  watch.compiles()  # from here on
-  prepare.validate(config)
-  workdir = files.open_workdir(workdir)
-  processes.from_first(lambda: claims.refuse_other(config, workdir))
-  watch.keep_compiled(config.compile_cache)
-  run = prepare.prepare(config)
-  print(report.describe(config, run), flush=True)
-  with jax.set_mesh(run.mesh), claims.alone(workdir):
-    processes.from_first(lambda: claims.claim(config, workdir))
+  allocator.keep_freed()
+  monitoring.compiles()  # from here on
+  setup.validate(config)
+  workdir = paths.open_workdir(workdir)
+  distributed.from_first(lambda: workdirs.refuse_other(config, workdir))
+  monitoring.keep_compiled(config.compile_cache)
+  run = setup.prepare(config)
+  print(console.describe(config, run), flush=True)
+  with jax.set_mesh(run.mesh), workdirs.alone(workdir):
+    distributed.from_first(lambda: workdirs.claim(config, workdir))
     writer = metrics.Writer(
-      workdir, tensorboard=config.log.tensorboard, writes=processes.is_first()
+      workdir, tensorboard=config.log.tensorboard, writes=distributed.is_first()
     )
-    judge = evaluate.Judge(
+    judge = in_training.Judge(
       run,
       writer,
       workdir / "samples",
@@ -260,18 +256,18 @@ def train_and_evaluate(config, workdir) -> dict:
       workdir / "checkpoints", keep=config.checkpoint.keep
     )
     try:
-      profiler = watch.Profiler(workdir / "profile", **config.profile)
-      with processes.ending_with_others(), profiler:
+      profiler = monitoring.Profiler(workdir / "profile", **config.profile)
+      with distributed.ending_with_others(), profiler:
         state, layout = start_or_resume(run, manager)
-        order = stream.endless(run.train, config.seed)
+        order = data_order.endless(run.train, config.seed)
         if step := int(state.step):
           place = checkpoint.restore_place(manager, step)
-          stream.restore(order, run.digest, place)
+          data_order.restore(order, run.digest, place)
           if run.host_memory is not None:
             run.host_memory.state = place["memory"]
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
-        began -= processes.from_first(lambda: writer.seconds())
+        began -= distributed.from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
         judge.judge_base(lora.join(run.params, state.params))
@@ -280,8 +276,8 @@ def train_and_evaluate(config, workdir) -> dict:
       manager.close()  # what is being saved is saved
       writer.flush()
   seconds = time.time() - began
-  return processes.from_first(
-    lambda: report.finish(config, run, writer, workdir, seconds)
+  return distributed.from_first(
+    lambda: console.finish(config, run, writer, workdir, seconds)
   )
 
 
@@ -301,8 +297,8 @@ def compile_steps(config, run, layout) -> Programs:
   if not run.objective.is_scored:
     return Programs(train, None)
   score = make_score_step(models, objective_at, micro_batches=micro_batches)
-  rows = sharding.rows_sharding(run.mesh)
-  batch = Batch(rows, rows, sharding.replicated(run.mesh))
+  rows = sharding_rules.rows_sharding(run.mesh)
+  batch = Batch(rows, rows, sharding_rules.replicated(run.mesh))
   score = jax.jit(
     score, static_argnames="kept_columns", out_shardings=(batch, rows, None)
   )
@@ -321,25 +317,25 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
   )
   start, bad_steps = int(state.step), 0
   bar = metrics.progress(
-    config.steps, start, "train", shown=processes.is_first(), file=sys.stdout
+    config.steps, start, "train", shown=distributed.is_first(), file=sys.stdout
   )
 
   def draw():
-    return stream.draw(order, config.rollout.prompts)
+    return data_order.draw(order, config.rollout.prompts)
 
   for step in range(start, config.steps, updates):
     profiler.at(step)
-    clock, compiled = [time.time()], watch.compiles().count
+    clock, compiled = [time.time()], monitoring.compiles().count
     values = schedules.at(config.schedule, step)
     now = schedules.with_values(config, values)
-    answer = rollout.Answer(now, run, lora.join(run.params, state.params), step)
-    groups, row = experience.collect(now, run, answer, draw)
+    answer = sources.Answer(now, run, lora.join(run.params, state.params), step)
+    groups, row = collect.collect(now, run, answer, draw)
     clock.append(time.time())
-    batch = experience.collated(now, run, groups, step)
+    batch = collect.collated(now, run, groups, step)
     state, learned = update(run, programs, state, batch, values, updates)
     row |= step_metrics.of_update(config, run, learned, groups) | {
       **{f"schedule/{name}": value for name, value in values.items()},
-      "compiles": watch.compiles().count - compiled,
+      "compiles": monitoring.compiles().count - compiled,
       "time/rollout": clock[1] - clock[0],
       "time/step": time.time() - clock[1],
     }
@@ -355,12 +351,14 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
         f" look at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      report.show_samples(config, run, judge.samples_dir, step, groups, batch, learned)
+      console.show_samples(config, run, judge.samples_dir, step, groups, batch, learned)
     if step % config.eval.every == 0 or step == config.steps:
       judge.judge(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(manager, state, stream.save(order, run.digest, run.host_memory))
+      checkpoint.save(
+        manager, state, data_order.save(order, run.digest, run.host_memory)
+      )
   bar.close()
 
 
@@ -383,7 +381,7 @@ def update(run, programs: Programs, state, own_batch, values: dict, updates: int
   says under which policy it was drawn.
   """
   frozen, overflow = Frozen(run.params, run.external), 0
-  whole = batch = processes.put_rows(own_batch, run.mesh)
+  whole = batch = distributed.put_rows(own_batch, run.mesh)
   values = {name: jnp.float32(value) for name, value in values.items()}
   stats = last = None
   if programs.score:
@@ -397,7 +395,7 @@ def update(run, programs: Programs, state, own_batch, values: dict, updates: int
       first_loss, grad_norm = loss, norm
       stats = seen if stats is None else stats
       if updates > 1:
-        old_logp_BxT = note(sharding.rows_sharding(run.mesh))(
+        old_logp_BxT = note(sharding_rules.rows_sharding(run.mesh))(
           batch.tokens.old_logp_BxT, seen.logp_BxT
         )
         tokens = batch.tokens._replace(old_logp_BxT=old_logp_BxT)
@@ -425,5 +423,5 @@ def kept_columns(objective, tokens) -> int | None:
   ]
   if counts[0] is None:
     return None
-  (most,) = processes.maximum([max(c.sum() for c in counts)])
+  (most,) = distributed.maximum([max(c.sum() for c in counts)])
   return min(collate.up(most, 32, digits=3), first_BxT.shape[1])

@@ -155,7 +155,7 @@ def test_mistakes_are_named(model, call, words):
 
 def test_importing_opsd_jax_imports_no_jax():
   code = (
-    "import sys, opsd_jax, opsd_jax.structs, opsd_jax.collate;"
+    "import sys, opsd_jax, opsd_jax.structs, opsd_jax.rollouts.collate;"
     "assert 'jax' not in sys.modules;"
     "opsd_jax.generate; assert 'jax' in sys.modules"
   )

@@ -13,8 +13,10 @@ import pytest
 from ml_collections import ConfigDict
 
 from configs import base, opsd
-from opsd_jax import context, files, prepare, train
+from opsd_jax import setup, train
 from opsd_jax.models import families
+from opsd_jax.rollouts import contexts
+from opsd_jax.runtime import paths
 from tests import goldens
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -42,9 +44,9 @@ def get_config(name, arg=None) -> ConfigDict:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_config_is_valid_and_has_no_field_of_its_own(name):
   config = get_config(name)
-  prepare.validate(config)
-  assert set(files.flat(config.to_dict())) == set(
-    files.flat(base.get_config().to_dict())
+  setup.validate(config)
+  assert set(paths.flat(config.to_dict())) == set(
+    paths.flat(base.get_config().to_dict())
   )
 
 
@@ -53,11 +55,11 @@ def test_presets_are_the_papers(model):
   full = opsd.get_config(model)
   released = opsd.get_config(f"{model},recipe=upstream")
   for config in (full, released):
-    prepare.validate(config)
-    assert set(files.flat(config.to_dict())) == set(
-      files.flat(base.get_config().to_dict())
+    setup.validate(config)
+    assert set(paths.flat(config.to_dict())) == set(
+      paths.flat(base.get_config().to_dict())
     )
-    assert prepare.rows_per_step(config) == 32
+    assert setup.rows_per_step(config) == 32
     assert config.batch.max_row == 3072
     assert config.rollout.temperature == config.loss.temperature == 1.1
     assert config.loss.distill.divergence.name == "forward_kl"
@@ -89,10 +91,10 @@ def test_a_bad_preset_names_the_known_ones(arg, words):
 @pytest.mark.parametrize("control", ["none", "other", "answer"])
 @pytest.mark.parametrize("preset", ["", "tiny,", "qwen3_8b,recipe=upstream,"])
 def test_a_control_changes_what_the_teacher_is_told_alone(preset, control):
-  plain = files.flat(opsd.get_config(preset.rstrip(",")).to_dict())
+  plain = paths.flat(opsd.get_config(preset.rstrip(",")).to_dict())
   config = opsd.get_config(f"{preset}control={control}")
-  told = files.flat(config.to_dict())
-  prepare.validate(config)
+  told = paths.flat(config.to_dict())
+  setup.validate(config)
   assert told.pop("context.privileged") == control
   assert plain.pop("context.privileged") == "solution"
   assert told == plain
@@ -111,7 +113,7 @@ def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   assert summary == json.loads((tmp_path / "summary.json").read_text())
   assert set(summary) >= SUMMARY
   # A teacher whose prompt hangs on rollouts has no accuracy at step 0.
-  late = context.late_views(config.context)
+  late = contexts.late_views(config.context)
   assert ("accuracy_teacher" in summary) == (1 not in late)
   assert summary["test_time"] == (name == "sdpo_test_time")
   assert (tmp_path / "summary.png").stat().st_size > 10_000

@@ -29,11 +29,11 @@ GUESSED = {
 
 def tiny(name: str):
   """The config at `:tiny`, on a task that its verdicts say something about."""
-  from opsd_jax import experience
+  from opsd_jax.rollouts import collect
 
   config = importlib.import_module(f"configs.{name}").get_config("tiny")
   config.compile_cache = ""
-  if experience.needs_verdicts(config):
+  if collect.needs_verdicts(config):
     config.update_from_flattened_dict(GUESSED)
     config.rollout.prompts = min(8, config.task.train_count)
   return config

@@ -9,8 +9,11 @@ import numpy as np
 import pytest
 
 from configs import grpo, opsd, pi_distill, rl_reverse_kl, rlad, sdpo, srpo, tip
-from opsd_jax import collate, objective, sharding, train
+from opsd_jax import train
+from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
+from opsd_jax.rollouts import collate
+from opsd_jax.runtime import sharding_rules
 from tests.train_test import MODEL, assert_same, batch_of, gradients, params
 
 PROMPTS = ((5, 6, 7), (8, 9, 10, 11))
@@ -136,7 +139,7 @@ def test_sdpo_without_any_context_has_no_loss():
 
 
 def both_rows(alpha):
-  """What a privileged policy's responses become: see rollout.teacher_view."""
+  """What a privileged policy's responses become: see sources.teacher_view."""
   made = []
   for i, row in enumerate(rows()):
     question, told = PROMPTS[i // 2], TOLD[i // 2]
@@ -303,7 +306,7 @@ def test_micro_batches_are_invisible(name, micro_batches):
 @pytest.mark.parametrize("name", CASES)
 def test_meshes_are_invisible(name, sizes):
   count = sizes[0] * sizes[1] * sizes[2]
-  mesh = sharding.make_mesh(*sizes, devices=jax.devices()[:count])
+  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:count])
   module, made = CASES[name]
   model = dataclasses.replace(MODEL, scan_layers=False)
   split = batch_of(made(), parts=4, row_tokens=32, share=True)

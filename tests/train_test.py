@@ -18,8 +18,11 @@ import optax
 import pytest
 
 from configs import base, opsd
-from opsd_jax import checkpoint, claims, collate, objective, prepare, sharding, train
+from opsd_jax import setup, train
+from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
+from opsd_jax.rollouts import collate
+from opsd_jax.runtime import checkpoint, sharding_rules, workdir
 from tests.holding import held
 
 MODEL = families.tiny()
@@ -109,9 +112,9 @@ def gradients(
   step = step_of(config, keeping(), micro_batches, model, external)
   with contextlib.nullcontext() if mesh is None else jax.set_mesh(mesh):
     if mesh is not None:
-      state = jax.device_put(state, sharding.tree_shardings(state, mesh))
-      frozen = jax.device_put(frozen, sharding.tree_shardings(frozen, mesh))
-      batch = jax.device_put(batch, sharding.rows_sharding(mesh))
+      state = jax.device_put(state, sharding_rules.tree_shardings(state, mesh))
+      frozen = jax.device_put(frozen, sharding_rules.tree_shardings(frozen, mesh))
+      batch = jax.device_put(batch, sharding_rules.rows_sharding(mesh))
     batch = scored(config, state, batch, frozen, micro_batches, model, external)
     new, loss, _, _ = jax.jit(step)(state, batch, frozen)
   return float(loss), jax.device_get(new.opt)
@@ -194,7 +197,7 @@ def test_packing_and_shared_prompts_are_invisible(samples, row_tokens, share):
 
 
 def test_packed_parts_in_micro_batches_on_four_devices():
-  mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
   packed = batch_of(groups(2), row_tokens=64, share=True, parts=8)
   assert_same(
     gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
@@ -242,7 +245,7 @@ def test_an_empty_response_adds_nothing():
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_micro_batches_on_four_devices_equal_one(micro_batches):
   """Layers one by one; sharding_test has every mesh, and scanned layers."""
-  mesh = sharding.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
   split = batch_of(rows(), parts=4 * micro_batches)
   assert_same(
     gradients(split, mesh=mesh, micro_batches=micro_batches),
@@ -251,8 +254,8 @@ def test_micro_batches_on_four_devices_equal_one(micro_batches):
 
 
 def test_fsdp_really_splits_the_weights():
-  mesh = sharding.make_mesh(1, 4, devices=jax.devices()[:4])
-  tree = jax.device_put(params(), sharding.tree_shardings(params(), mesh))
+  mesh = sharding_rules.make_mesh(1, 4, devices=jax.devices()[:4])
+  tree = jax.device_put(params(), sharding_rules.tree_shardings(params(), mesh))
   whole = sum(x.nbytes for x in jax.tree.leaves(tree))
   one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
   assert one < 0.3 * whole
@@ -296,7 +299,7 @@ def tiny(**overrides):
 def final_params(workdir):
   """sha256 of the arrays in the newest checkpoint."""
   config = tiny()
-  run = prepare.prepare(config)
+  run = setup.prepare(config)
   with jax.set_mesh(run.mesh):
     manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
     assert manager.latest_step() == config.steps
@@ -371,14 +374,14 @@ def _metrics(workdir: pathlib.Path) -> str:
 
 
 def test_another_config_in_the_same_workdir_is_refused(tmp_path):
-  claims.claim(tiny(), tmp_path)
-  claims.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
+  workdir.claim(tiny(), tmp_path)
+  workdir.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
   with pytest.raises(ValueError, match="optimizer.learning_rate: .* there"):
-    claims.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
+    workdir.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
   (tmp_path / "config.json").unlink()
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(ValueError, match="unknown config"):
-    claims.claim(tiny(), tmp_path)
+    workdir.claim(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -398,8 +401,8 @@ def test_what_these_devices_or_this_model_cannot_do(overrides, words, tmp_path):
 
 
 def test_rows_longer_than_max_row_are_dropped_and_counted():
-  shorter = prepare.prepare(tiny(**{"batch.max_row": 223 + 8}))
-  whole = prepare.prepare(tiny())
+  shorter = setup.prepare(tiny(**{"batch.max_row": 223 + 8}))
+  whole = setup.prepare(tiny())
   assert not whole.dropped
 
   def longest(run):
@@ -432,7 +435,7 @@ def test_a_run_that_could_not_start_does_not_claim_its_workdir(tmp_path):
 
 
 def test_what_cannot_be_asked_is_dropped_and_counted():
-  from opsd_jax import tokenizer
+  from opsd_jax.models import tokenizer
   from opsd_jax.structs import Example
 
   tok, c = tokenizer.load("tiny"), tiny().context
@@ -448,13 +451,13 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     make(4, "long solution", "y" * 300),
   ]
   dropped = {}
-  kept = prepare.ask(c, tok, examples, 500, dropped, "training", references=320)
+  kept = setup.ask(c, tok, examples, 500, dropped, "training", references=320)
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
   # what is evaluated does not hang on what the teacher can be told
   dropped = {}
-  kept = prepare.ask(c, tok, examples, 500, dropped, "evaluation")
+  kept = setup.ask(c, tok, examples, 500, dropped, "evaluation")
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {
@@ -496,4 +499,4 @@ def test_bad_configs_are_refused_before_loading(overrides, words):
   config = base.get_config("tiny")
   config.update_from_flattened_dict(overrides)
   with pytest.raises(ValueError, match=words):
-    prepare.validate(config)
+    setup.validate(config)

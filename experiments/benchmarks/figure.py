@@ -1,7 +1,8 @@
 """`bench plot`: measured lines as one picture."""
 
 from experiments.benchmarks.scaling import slope
-from opsd_jax import files, style
+from opsd_jax.reporting import style
+from opsd_jax.runtime import paths
 
 OURS, PEER, OTHER = style.BLUE, style.ORANGE, style.GREEN
 COLOURS = {"ours": OURS, "chunked": OURS, "tunix": OTHER}  # all others: PEER
@@ -9,7 +10,7 @@ COLOURS = {"ours": OURS, "chunked": OURS, "tunix": OTHER}  # all others: PEER
 
 def read(path) -> list[dict]:
   """A file's lines, each with what the first one, the machine's, says."""
-  rows = files.read_rows(path)
+  rows = paths.read_rows(path)
   about = rows[0] if rows else {}
   return [{"shape": about.get("shape"), "file": path.stem} | r for r in rows]
 

@@ -46,7 +46,8 @@ def write(directory: pathlib.Path, sizes=SIZES) -> None:
   import ml_dtypes
   import numpy as np
 
-  from opsd_jax.models import families, hf, safetensors_file
+  from opsd_jax.models import families
+  from opsd_jax.models.weights import hf, safetensors_file
 
   table = hf.name_table(families.from_hf(sizes, **RUN))
   rng = np.random.default_rng(0)
@@ -78,13 +79,14 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
   """One of `count` processes: loads its part and prints a line of JSON."""
   import jax
 
-  from opsd_jax import sharding
-  from opsd_jax.models import families, hf, safetensors_file
+  from opsd_jax.models import families
+  from opsd_jax.models.weights import hf, safetensors_file
+  from opsd_jax.runtime import sharding_rules
 
   jax.config.update("jax_num_cpu_devices", 8 // int(count))
   if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
-  mesh = sharding.make_mesh(fsdp=8)
+  mesh = sharding_rules.make_mesh(fsdp=8)
   directory = pathlib.Path(directory)
   files = hf.weight_files(directory)
   whole = sum(f.stat().st_size for f in files)
@@ -97,7 +99,7 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
     reader.shapes,
     reader.read,
     directory,
-    functools.partial(sharding.tree_shardings, mesh=mesh),
+    functools.partial(sharding_rules.tree_shardings, mesh=mesh),
   )
   jax.block_until_ready(params)
   print(

@@ -16,9 +16,9 @@ NAMES = ("forward_kl", "reverse_kl", "jsd")
 
 
 def divergence_of(name: str):
-  from opsd_jax import divergence
+  from opsd_jax.losses import divergences
 
-  return divergence.make(name, **({"beta": 0.5} if name == "jsd" else {}))
+  return divergences.make(name, **({"beta": 0.5} if name == "jsd" else {}))
 
 
 def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
@@ -26,7 +26,7 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
   import jax.numpy as jnp
 
   from configs import base
-  from opsd_jax import objective, pertoken
+  from opsd_jax.losses import chunked, objective
   from opsd_jax.structs import ResponseTokens
 
   config = base.get_config()
@@ -37,7 +37,7 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
   tokens = ResponseTokens(y, jnp.ones((1, len(y_N))), *[y] * 4)
   of_logits = functools.partial(objective.of_logits, built, {"distill": len(y_N)})
   teachers = {(1, "teacher"): (ht_NxD[None], Wt_VxD)}
-  return pertoken.loss(of_logits, h_NxD[None], W_VxD, teachers, tokens, chunk=CHUNK)[0]
+  return chunked.loss(of_logits, h_NxD[None], W_VxD, teachers, tokens, chunk=CHUNK)[0]
 
 
 def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):

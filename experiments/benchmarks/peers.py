@@ -18,31 +18,25 @@ def ours(channel: Channel, settings: dict) -> None:
   import jax.numpy as jnp
   import numpy as np
 
-  from opsd_jax import (
-    experience,
-    memory,
-    prepare,
-    processes,
-    sharding,
-    step_metrics,
-    train,
-    watch,
-  )
+  from opsd_jax import setup, train
+  from opsd_jax.reporting import step_metrics
+  from opsd_jax.rollouts import collect
+  from opsd_jax.runtime import allocator, distributed, monitoring, sharding_rules
 
-  memory.keep_freed()
-  compiled = watch.compiles()
+  allocator.keep_freed()
+  compiled = monitoring.compiles()
   config, shape = shapes.experiment(**settings), shapes.STEP[settings["shape"]]
-  prepare.validate(config)
-  run = prepare.prepare(config)
+  setup.validate(config)
+  run = setup.prepare(config)
   examples = shapes.examples(config, shape, run.tokenizer)
   room = run.model_config.max_positions - config.rollout.max_new_tokens
-  asked = prepare.ask(config.context, run.tokenizer, examples, room, {}, "training")
+  asked = setup.ask(config.context, run.tokenizer, examples, room, {}, "training")
   respond = responder(config, run, shape)
 
   def new(p):
     return train.init_state(jax.tree.map(jnp.copy, p), run.objective, run.tx)
 
-  layout = sharding.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
+  layout = sharding_rules.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
   train_step = train.compile_steps(config, run, layout).train
   rows, batch, groups = config.rollout.prompts, None, None
   with jax.set_mesh(run.mesh):
@@ -57,7 +51,7 @@ def ours(channel: Channel, settings: dict) -> None:
       if order.get("split"):
         alone = config.copy_and_resolve_references()
         alone.batch.row_tokens = 0
-        alone = experience.collated(alone, run, groups)
+        alone = collect.collated(alone, run, groups)
         parts = split(
           run, state, batch, alone, micro_batches=config.batch.micro_batches
         )
@@ -74,8 +68,8 @@ def ours(channel: Channel, settings: dict) -> None:
       problems = asked[i * rows : (i + 1) * rows]
       groups = respond(state.params, problems, i)
       clock.append(time.perf_counter())
-      batch = experience.collated(config, run, groups)
-      on_device = processes.put_rows(batch, run.mesh)
+      batch = collect.collated(config, run, groups)
+      on_device = distributed.put_rows(batch, run.mesh)
       state, loss, grad_norm, stats = train_step(state, on_device, train.Frozen(), {})
       stats = jax.tree.map(np.asarray, stats)
       rollouts = [r for group in groups for r in group]
@@ -102,7 +96,8 @@ def responder(config, run, shape: shapes.Shape):
   response."""
   import numpy as np
 
-  from opsd_jax import prepare, rollout
+  from opsd_jax import setup
+  from opsd_jax.rollouts import sources
   from opsd_jax.structs import Rollout
 
   tokenizer, lengths = run.tokenizer, config.rollout.max_new_tokens
@@ -111,7 +106,7 @@ def responder(config, run, shape: shapes.Shape):
     tokenizer = types.SimpleNamespace(eos_ids=(), decode=tokenizer.decode)
 
   def respond(params, problems, step: int):
-    groups = rollout.complete(
+    groups = sources.complete(
       run.model_config,
       params,
       tokenizer,
@@ -120,7 +115,7 @@ def responder(config, run, shape: shapes.Shape):
       seed=config.seed,
       step=step,
       role="rollout",
-      sampling=prepare.sampling(config.rollout),
+      sampling=setup.sampling(config.rollout),
       n=config.rollout.samples,
       max_new_tokens=lengths,
       slots=config.rollout.slots,
@@ -137,7 +132,7 @@ def responder(config, run, shape: shapes.Shape):
 
 def sizes(batch) -> dict:
   """Rows x tokens that the train step computes."""
-  from opsd_jax import collate
+  from opsd_jax.rollouts import collate
 
   return {
     "student_shape": list(batch.views[0].ids_RxL.shape),
@@ -154,7 +149,7 @@ def useful_flops(c, batch) -> float:
   teacher's, the same with V x D at response tokens, and 4 H C a layer for every
   pair of a token and one that it sees, three times that for the student.
   """
-  from opsd_jax import flops
+  from opsd_jax.planning import flops
 
   N, head = flops.weights(c)
   pair = 4 * c.num_layers * c.num_heads * c.head_dim
@@ -221,7 +216,7 @@ def split(
 def export(source: str, directory: pathlib.Path) -> None:
   """Our model as the peer reads it: a Hugging Face directory."""
   from opsd_jax import api
-  from opsd_jax.models import export
+  from opsd_jax.models.weights import export
 
   model = api.load_model(source)
   export.export(
@@ -261,14 +256,15 @@ def sdft(channel: Channel, settings: dict) -> None:
   from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
   from trl.experimental.sdft import SDFTConfig, SDFTTrainer
 
-  from opsd_jax import context, tokenizer
+  from opsd_jax.models import tokenizer
+  from opsd_jax.rollouts import contexts
 
   directory, shape = settings["directory"], shapes.STEP[settings["shape"]]
   config = shapes.experiment(**settings)
   ours = tokenizer.load(directory)
   examples = shapes.examples(config, shape, ours)
   template, marker = config.context.template, "{prompt}"
-  teacher = context.TEMPLATES[template].teacher(marker, "{privileged_context}")
+  teacher = contexts.TEMPLATES[template].teacher(marker, "{privileged_context}")
   optimizer, samples = config.optimizer, config.rollout.samples
   rows = config.rollout.prompts * samples
   micro_batches = config.batch.micro_batches
@@ -284,7 +280,7 @@ def sdft(channel: Channel, settings: dict) -> None:
     train_dataset=Dataset.from_list(
       [
         {
-          "prompt": context.student_messages(template, e),
+          "prompt": contexts.student_messages(template, e),
           "privileged_context": e.solution,
         }
         for e in examples

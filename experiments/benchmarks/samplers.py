@@ -26,15 +26,18 @@ def ours(channel: Channel, settings: dict) -> None:
   import jax
   import numpy as np
 
-  from opsd_jax import api, draw, memory, rollout, watch
+  from opsd_jax import api
+  from opsd_jax.rollouts import sources
+  from opsd_jax.runtime import allocator, monitoring
+  from opsd_jax.sampling import tokens
 
-  memory.keep_freed()
-  compiled = watch.compiles()
+  allocator.keep_freed()
+  compiled = monitoring.compiles()
   model = api.load_model(settings["source"])
   tokenizer = types.SimpleNamespace(eos_ids=(), decode=model.tokenizer.decode)
 
   def generate(prompts, n, lengths, batch):
-    completions = rollout.complete(
+    completions = sources.complete(
       model.config,
       model.params,
       tokenizer,
@@ -43,7 +46,7 @@ def ours(channel: Channel, settings: dict) -> None:
       seed=0,
       step=0,
       role="generate",
-      sampling=draw.SamplingParams(),
+      sampling=tokens.SamplingParams(),
       n=n,
       max_new_tokens=np.asarray(lengths),
       slots=batch,

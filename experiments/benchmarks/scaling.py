@@ -48,7 +48,7 @@ def batch_of(rows: int, length: int, vocabulary: int):
   """Random rows of `length` tokens, half of them response, for both sides."""
   import numpy as np
 
-  from opsd_jax import collate
+  from opsd_jax.rollouts import collate
 
   half = length // 2
   ids = np.random.default_rng(0).integers(0, vocabulary, (rows, 3, half))
@@ -67,7 +67,8 @@ def compiled_step(rows: int, length: int, vocabulary: int):
   import jax.numpy as jnp
 
   from configs import base
-  from opsd_jax import objective, optimizer, train
+  from opsd_jax import train
+  from opsd_jax.losses import objective, optimizer
   from opsd_jax.models import families, transformer
 
   model = families.from_hf(MODEL | {"vocab_size": vocabulary}, **RUN)
@@ -117,14 +118,14 @@ def asked(tokenizer) -> list[list[int]]:
 
 def generate(model, prompts, new_tokens: int):
   """The Samples of all prompts, as long as that."""
-  from opsd_jax import draw, sample
+  from opsd_jax.sampling import sampler, tokens
 
-  return sample.sample(
+  return sampler.sample(
     model.config,
     model.params,
     prompts,
-    draw.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
-    draw.SamplingParams(),
+    tokens.row_keys(0, 0, "generate", list(map(str, prompts)), 1),
+    tokens.SamplingParams(),
     max_new_tokens=new_tokens,
     eos_ids=(-1,),
     slots=4,
@@ -138,14 +139,14 @@ def forward_logp(model, prompt, reply):
   import jax
   import jax.numpy as jnp
 
-  from opsd_jax import decode
   from opsd_jax.models import transformer
+  from opsd_jax.sampling import programs
 
   @jax.jit
   def logp_of(params, ids_1xL):
     h_1xLxD, _ = transformer.apply(model.config, params, ids_1xL)
     h_TxD = h_1xLxD[0, len(prompt) - 1 : -1]
-    logits_TxV = decode.logits_of(model.config, params, h_TxD)
+    logits_TxV = programs.logits_of(model.config, params, h_TxD)
     y_T = ids_1xL[0, len(prompt) :, None]
     return jnp.take_along_axis(jax.nn.log_softmax(logits_TxV), y_T, 1)[:, 0]
 
@@ -157,7 +158,7 @@ def cache_bytes(config, longest: int) -> int:
   import jax
 
   from opsd_jax.models import kv_cache
-  from opsd_jax.slots import doubles, least
+  from opsd_jax.sampling.scheduler import doubles, least
 
   positions = least(doubles(BUCKET, config.max_positions), longest)
   cache = jax.eval_shape(lambda: kv_cache.init(config, 4, positions))
@@ -169,9 +170,10 @@ def rollouts(source: str):
   from a forward pass."""
   import numpy as np
 
-  from opsd_jax import api, memory
+  from opsd_jax import api
+  from opsd_jax.runtime import allocator
 
-  memory.keep_freed()
+  allocator.keep_freed()
   model = api.load_model(source)
   prompts = asked(model.tokenizer)
   longest = max(map(len, prompts))

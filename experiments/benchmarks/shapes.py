@@ -81,11 +81,11 @@ def examples(config, shape: Shape, tokenizer):
 def lengthened(c, example, shape: Shape, tokenizer, word: str = " so"):
   """The example with words after question and solution, until both sides'
   prompts have their tokens."""
-  from opsd_jax import context
+  from opsd_jax.rollouts import contexts
 
   def sizes(e):
-    told = context.teacher_messages(c.template, c.privileged, e, [e])
-    asked = context.student_messages(c.template, e)
+    told = contexts.teacher_messages(c.template, c.privileged, e, [e])
+    asked = contexts.student_messages(c.template, e)
     return len(tokenizer.chat_ids(asked)), len(tokenizer.chat_ids(told))
 
   def more(e, field: str, count: int):

@@ -15,7 +15,7 @@ def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
   """Starts a worker a side, warms up, alternates, prints."""
   import jax
 
-  from opsd_jax.models import sources
+  from opsd_jax.models.weights import sources
 
   sources.check(source)
   steps = steps or shapes.STEP[shape].steps

@@ -21,7 +21,9 @@ import shutil
 
 import numpy as np
 
-from opsd_jax import files, statistics, style
+from opsd_jax.evaluation import statistics
+from opsd_jax.reporting import style
+from opsd_jax.runtime import paths
 
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
@@ -46,7 +48,9 @@ GROUPS = (("control", style.PINK), ("OPSD", style.BLUE), ("", style.ORANGE))
 
 def cells_of(method: str) -> list:
   """A method's cells, one a seed."""
-  from opsd_jax import sweep  # here: the picture and the table need no jax
+  from opsd_jax.sweeps import (
+    run as sweep,  # here: the picture and the table need no jax
+  )
 
   config, changed = METHODS[method]
   axes = {field: [value] for field, value in changed.items()}
@@ -56,7 +60,9 @@ def cells_of(method: str) -> list:
 def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
   """Every cell of the methods that hold `only`, one seed after the other, but
   those whose results are known."""
-  from opsd_jax import sweep  # here: the picture and the table need no jax
+  from opsd_jax.sweeps import (
+    run as sweep,  # here: the picture and the table need no jax
+  )
 
   have = {(row["method"], row["seed"]) for row in known}
   for i, seed in enumerate(SEEDS):
@@ -71,7 +77,9 @@ def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
 
 def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
   """`gather` of every finished cell of the methods that hold `only`."""
-  from opsd_jax import sweep  # here: the picture and the table need no jax
+  from opsd_jax.sweeps import (
+    run as sweep,  # here: the picture and the table need no jax
+  )
 
   runs = []
   for method in [m for m in METHODS if only in m]:
@@ -83,11 +91,11 @@ def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
 
 def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   """One finished run: its evaluations, and which problems it ends right on."""
-  rows = files.read_rows(workdir / "metrics.jsonl")
+  rows = paths.read_rows(workdir / "metrics.jsonl")
   evals = [r for r in rows if "eval/accuracy" in r]
   replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
-  scores = [reply["score"] for reply in files.read_rows(replies)]
-  config = files.read_json(workdir / "config.json")
+  scores = [reply["score"] for reply in paths.read_rows(replies)]
+  config = paths.read_json(workdir / "config.json")
   is_sampled = config["rollout"]["source"] == "student"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
@@ -111,7 +119,7 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
 
 
 def read(results: pathlib.Path) -> list[dict]:
-  return files.read_rows(results) if results.exists() else []
+  return paths.read_rows(results) if results.exists() else []
 
 
 def keep(results: pathlib.Path, runs: list[dict]) -> None:
@@ -124,7 +132,7 @@ def keep(results: pathlib.Path, runs: list[dict]) -> None:
   found = of(read(results)) | of(runs)
   order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
   text = "".join(json.dumps(found[key]) + "\n" for key in order)
-  files.write_whole(results, text)
+  paths.write_whole(results, text)
 
 
 def by_method(runs: list[dict]) -> dict[str, list[dict]]:

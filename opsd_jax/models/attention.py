@@ -15,8 +15,8 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from opsd_jax.pick import pick
-from opsd_jax.sharding import ROWS, precision
+from opsd_jax.registry import pick
+from opsd_jax.runtime.sharding_rules import ROWS, precision
 
 CHUNK = 512  # queries at a time of `chunked`; rows up to it are dense
 LANES = 128  # of a TPU's vector register: splash's blocks are multiples

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
 
-from opsd_jax import sharding
+from opsd_jax.runtime import sharding_rules
 
 
 def init(config, batch: int, slots: int):
@@ -32,13 +32,13 @@ def layout(x) -> str:
 
 def sharding_of(x, mesh):
   """How an array of a cache lies on a mesh."""
-  spec = sharding.fitted(sharding.ACTIVATIONS[layout(x)], x.shape, mesh)
+  spec = sharding_rules.fitted(sharding_rules.ACTIVATIONS[layout(x)], x.shape, mesh)
   return jax.sharding.NamedSharding(mesh, spec)
 
 
 def laid_out(cache):
   """The cache, its rows and heads split over the mesh in context."""
-  return jax.tree.map(lambda x: sharding.constrain(x, layout(x)), cache)
+  return jax.tree.map(lambda x: sharding_rules.constrain(x, layout(x)), cache)
 
 
 def write(cache, new, start_B):
@@ -104,7 +104,7 @@ def over_shards(f, cache, *others):
     return f(cache, *others)
 
   def spec(x):
-    return P(sharding.ROWS) if x.ndim < 4 else sharding_of(x, mesh).spec
+    return P(sharding_rules.ROWS) if x.ndim < 4 else sharding_of(x, mesh).spec
 
   specs = jax.tree.map(spec, (cache, *others))
   return jax.shard_map(f, in_specs=specs, out_specs=specs[0], check_vma=False)(

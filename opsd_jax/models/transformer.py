@@ -13,8 +13,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax import sharding
 from opsd_jax.models import attention, kv_cache
+from opsd_jax.runtime import sharding_rules
 
 REMAT = {
   "none": None,
@@ -98,10 +98,10 @@ class Dense(nn.Module):
     def times(x, name, weight):
       weight = weight.astype(c.dtype)
       if not self.decode:
-        weight = sharding.gathered(weight, f"{self.name}/{name}")
-      y = jnp.matmul(x, weight, precision=sharding.precision(c.dtype))
+        weight = sharding_rules.gathered(weight, f"{self.name}/{name}")
+      y = jnp.matmul(x, weight, precision=sharding_rules.precision(c.dtype))
       if self.decode:
-        y = sharding.product(y, f"{self.name}/{name}")
+        y = sharding_rules.product(y, f"{self.name}/{name}")
       return y
 
     y = times(rows, "kernel", kernel)
@@ -139,7 +139,7 @@ class Attention(nn.Module):
     decode = is_decode(x_BxLxD, cache)
 
     def heads(n, name):
-      return sharding.constrain(
+      return sharding_rules.constrain(
         Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD).reshape(
           *x_BxLxD.shape[:2], n, c.head_dim
         ),
@@ -165,9 +165,9 @@ class Attention(nn.Module):
         segments_BxL=where.segment_BxL,
         parents_BxL=where.parent_BxL,
       )
-    y_BxLxHC = sharding.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
+    y_BxLxHC = sharding_rules.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
     if decode:
-      y_BxLxHC = sharding.constrain(y_BxLxHC, "tokens")
+      y_BxLxHC = sharding_rules.constrain(y_BxLxHC, "tokens")
     return Dense(c, c.width, decode=decode, name="o_proj")(y_BxLxHC), cache
 
 
@@ -188,7 +188,7 @@ class MLP(nn.Module):
     up = of(c.mlp_width, "up_proj")(x_BxLxD)
     h_BxLxF = nn.silu(gate) * up
     if not self.decode:
-      h_BxLxF = sharding.constrain(h_BxLxF, "mlp")
+      h_BxLxF = sharding_rules.constrain(h_BxLxF, "mlp")
     return of(c.width, "down_proj")(h_BxLxF)
 
 
@@ -205,7 +205,7 @@ class Embed(nn.Module):
     )
     # Every device looks up its channels of all rows: the table stays put.
     x_BxLxD = jnp.take(W_VxD.astype(c.dtype), ids_BxL, axis=0)
-    return sharding.constrain(x_BxLxD, "looked_up")
+    return sharding_rules.constrain(x_BxLxD, "looked_up")
 
 
 class Block(nn.Module):
@@ -223,7 +223,7 @@ class Block(nn.Module):
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
       y = MLP(c, decode, name="mlp")(Norm(c, name="post_norm")(x_BxLxD))
-    return sharding.constrain(x_BxLxD + y, what), cache
+    return sharding_rules.constrain(x_BxLxD + y, what), cache
 
 
 class Transformer(nn.Module):
@@ -239,7 +239,7 @@ class Transformer(nn.Module):
     where = where._replace(turn=turns(where.pos_BxL, c))
     x_BxLxD = Embed(c, name="embed")(ids_BxL)
     what = "tokens" if is_decode(x_BxLxD, cache) else "rows"
-    x_BxLxD = sharding.constrain(x_BxLxD, what)
+    x_BxLxD = sharding_rules.constrain(x_BxLxD, what)
     block = Block
     if REMAT[c.remat] is not None:
       block = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)

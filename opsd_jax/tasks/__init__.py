@@ -10,13 +10,13 @@ import re
 import unicodedata
 from typing import NamedTuple
 
-from opsd_jax.pick import pick
+from opsd_jax.registry import pick
 from opsd_jax.structs import Example
 from opsd_jax.tasks import (
+  competition_math,
   exact,
   gsm8k,
   largest_number,
-  maths,
   multiple_choice,
   reasoning_gym,
 )
@@ -34,7 +34,7 @@ ALL = {
   "largest_number": largest_number.task,
   "reasoning_gym": reasoning_gym.task,
   "gsm8k": gsm8k.task,
-  "maths": maths.task,
+  "maths": competition_math.task,
   "exact": exact.task,
   "multiple_choice": multiple_choice.task,
 }

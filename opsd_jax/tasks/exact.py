@@ -5,8 +5,9 @@ without any the reply is the answer.
 """
 
 from opsd_jax.structs import Verdict
-from opsd_jax.tasks import answers, judged
-from opsd_jax.tasks.reply import stated
+from opsd_jax.tasks import judged
+from opsd_jax.tasks.grading import answers
+from opsd_jax.tasks.grading.extract import stated
 
 
 def verify(reference: str, text: str) -> Verdict:

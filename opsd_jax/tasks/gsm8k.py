@@ -6,8 +6,9 @@ Read after the last `####`, else from the last \\boxed{}, else the last number.
 import re
 
 from opsd_jax.structs import Verdict
-from opsd_jax.tasks import answers, judged
-from opsd_jax.tasks.reply import after_hashes, last_boxed
+from opsd_jax.tasks import judged
+from opsd_jax.tasks.grading import answers
+from opsd_jax.tasks.grading.extract import after_hashes, last_boxed
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?")

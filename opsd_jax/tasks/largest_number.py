@@ -9,7 +9,7 @@ reference makes easy.
 import random
 
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks.reply import last_number
+from opsd_jax.tasks.grading.extract import last_number
 from opsd_jax.tasks.task import Task
 
 

@@ -4,7 +4,7 @@ import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import judged
-from opsd_jax.tasks.reply import stated
+from opsd_jax.tasks.grading.extract import stated
 
 DRESS = re.compile(
   r"\\(?:text|mathrm|mathbf|textbf|mathsf|textsf|mbox)(?:bf|rm)?(?![a-zA-Z])"

@@ -15,8 +15,9 @@ import sys
 
 from opsd_jax import spec
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks import answers, gsm8k
-from opsd_jax.tasks.reply import stated
+from opsd_jax.tasks import gsm8k
+from opsd_jax.tasks.grading import answers
+from opsd_jax.tasks.grading.extract import stated
 from opsd_jax.tasks.task import Task
 
 BLOCK = 1000  # entries of one dataset; some make all of theirs at once

@@ -1,0 +1,1 @@
+"""Problems of any source, checked, split and in order."""

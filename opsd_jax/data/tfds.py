@@ -1,0 +1,131 @@
+"""tensorflow-datasets as random-access sources, without TensorFlow.
+
+Besides the datasets of that package, one of ours: the checked problems of a
+jsonl file as array_record.
+"""
+
+import hashlib
+import re
+
+import tensorflow_datasets as tfds
+
+from opsd_jax.data.rows import Bad, Loaded
+from opsd_jax.structs import Example
+
+NAME = "opsd_jsonl"
+FIELDS = ("id", "question", "solution", "answer")
+
+
+class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
+  """Problems in the order of their file; `loaded` is what to prepare."""
+
+  VERSION = tfds.core.Version("1.1.0")  # goes up with what rows.py reads
+
+  def __init__(self, *, loaded: Loaded = Loaded((), {}), **kw):  # noqa: B008
+    self.loaded = loaded
+    super().__init__(**kw)
+
+  def _info(self):
+    return tfds.core.DatasetInfo(
+      builder=self,
+      disable_shuffling=True,
+      features=tfds.features.FeaturesDict(
+        {name: tfds.features.Text() for name in FIELDS}
+      ),
+      metadata=tfds.core.MetadataDict(dropped=self.loaded.dropped),
+    )
+
+  def _split_generators(self, dl_manager):
+    return {"train": self._generate_examples()}
+
+  def _generate_examples(self):
+    for i, e in enumerate(self.loaded.examples):
+      yield i, {name: getattr(e, name) or "" for name in FIELDS}
+
+
+def open_jsonl(path, read, how, options: dict) -> Loaded:
+  """A jsonl file's problems out of its dataset, which `read()` makes once.
+
+  The dataset is named by the file's content and `how` it is read.
+  """
+  with path.open("rb") as f:
+    digest = hashlib.file_digest(f, "sha256")
+  digest.update(repr(how).encode())
+  stem = re.sub(r"\W", "_", path.stem)[:80]
+  config = tfds.core.BuilderConfig(name=f"{stem}_{digest.hexdigest()[:16]}")
+
+  def make(**kw):
+    return OpsdJsonl(
+      config=config, data_dir=options.get("data_dir"), file_format="array_record", **kw
+    )
+
+  builder = make()
+  if not builder.is_prepared():
+    prepare(make(loaded=read()))
+    builder = make()
+  source = data_source(f"tfds:{NAME},path={path}", builder, options)
+  fields = ([row[n] or None for n in FIELDS] for row in map(plain, source))
+  return Loaded(
+    tuple(Example(*values) for values in fields), dict(builder.info.metadata["dropped"])
+  )
+
+
+def find(name: str, options: dict):
+  """The dataset's builder; ValueError where there is none of the name."""
+  try:
+    return tfds.builder(name, data_dir=options.get("data_dir"))
+  except Exception as e:  # unknown, damaged, needs a package: many types
+    raise ValueError(
+      f"tfds:{name}: {type(e).__name__}: {str(e).splitlines()[0]}"
+    ) from e
+
+
+def prepare(builder) -> None:
+  tfds.disable_progress_bar()
+  try:
+    builder.download_and_prepare(file_format="array_record")
+  except OSError:
+    if not builder.is_prepared():  # by another process, meanwhile
+      raise
+
+
+def rows(source: str, name: str, options: dict):
+  """Yields ("source:row", object or Bad) of a dataset, prepared if need be."""
+  builder = find(name, options)
+  if not builder.is_prepared():
+    try:
+      prepare(builder)
+    except Exception as e:  # offline, manual download, TensorFlow: many types
+      raise ValueError(
+        f"{source} is not prepared and could not be: {type(e).__name__}:"
+        f" {str(e).splitlines()[0]}"
+      ) from e
+  for number, row in enumerate(data_source(source, builder, options), 1):
+    try:
+      yield f"{source}:{number}", plain(row)
+    except UnicodeDecodeError as e:
+      yield f"{source}:{number}", Bad("bad UTF-8", str(e))
+
+
+def data_source(source: str, builder, options: dict):
+  split = options.get("split", "train")
+  try:
+    return builder.as_data_source(split)
+  except Exception as e:  # no such split, another file format
+    raise ValueError(
+      f"{source}, split {split}: {str(e).splitlines()[0]}"
+      " (array_record is needed: prepare with file_format='array_record')"
+    ) from e
+
+
+def plain(row: dict) -> dict:
+  """Text is stored as bytes, numbers as numpy's."""
+
+  def of(x):
+    return (
+      x.decode()
+      if isinstance(x, bytes)
+      else (x.item() if getattr(x, "ndim", 1) == 0 else x)
+    )
+
+  return {name: of(x) for name, x in row.items()}

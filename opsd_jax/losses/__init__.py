@@ -1,0 +1,1 @@
+"""From logits and rewards to one number and its gradient."""

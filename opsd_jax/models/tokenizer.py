@@ -1,0 +1,242 @@
+"""Text <-> token ids, and chat templates; on `tokenizers`, without torch."""
+
+import json
+import os
+import pathlib
+
+import tokenizers
+from etils import epath
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
+
+# It says at import that torch is missing, which is as it should be.
+os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+from transformers import PreTrainedTokenizerFast  # noqa: E402
+
+from opsd_jax.runtime import paths  # noqa: E402
+
+CHATML = (
+  "{% for m in messages %}<|im_start|>{{ m['role'] }}\n{{ m['content'] }}"
+  "<|im_end|>\n{% endfor %}"
+  "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+# The pre-tokenisers that GGUF files name: how text is cut before byte pairs.
+GPT2_CUT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+
+
+def cut_by(pattern: str):
+  cut = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+  return pre_tokenizers.Sequence([cut, BYTES])
+
+
+QWEN2 = (
+  r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
+  r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
+)
+PRE = {
+  "smollm": pre_tokenizers.Sequence(
+    [pre_tokenizers.Digits(individual_digits=True), GPT2_CUT]
+  ),
+  "gpt-2": GPT2_CUT,
+  "qwen2": cut_by(QWEN2),
+  "llama-bpe": cut_by(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")),
+}
+
+
+class ControlToken(ValueError):
+  """A text holds a token that would end or forge a turn."""
+
+
+class Tokenizer:
+  """A tokenizer with the model's own idea of a chat and of its end."""
+
+  def __init__(self, inner: PreTrainedTokenizerFast, end_ids=()):
+    """`end_ids`: further ids that end a response, beside the tokenizer's."""
+    self.inner = inner
+    self.end_of_turn_id = inner.eos_token_id
+    self.eos_ids = tuple(dict.fromkeys((inner.eos_token_id, *end_ids)))
+    self.pad_id = (
+      inner.eos_token_id if inner.pad_token_id is None else inner.pad_token_id
+    )
+    self.vocab_size = len(inner)
+    self.control = [t.content for t in inner.added_tokens_decoder.values() if t.special]
+
+  def encode(self, text: str) -> list[int]:
+    """The text's ids; no token is added around it."""
+    return self.inner.encode(text, add_special_tokens=False)
+
+  def decode(self, ids, skip_special: bool = True) -> str:
+    return self.inner.decode(
+      list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
+    )
+
+  def render(self, messages, **template_args) -> str:
+    """The chat as text, ready for the model's turn.
+
+    Raises ValueError without a chat template, and ControlToken for a message
+    that holds one.
+    """
+    if not self.inner.chat_template:
+      raise ValueError(
+        "this tokenizer has no chat template: give the model directory a"
+        " chat_template.jinja"
+      )
+    for message in messages:
+      self.refuse_control(message["content"])
+    return self.inner.apply_chat_template(
+      messages, tokenize=False, add_generation_prompt=True, **template_args
+    )
+
+  def refuse_control(self, text: str) -> None:
+    """Raises ControlToken where a text holds one of the control tokens."""
+    for token in self.control:
+      if token in text:
+        raise ControlToken(
+          f"a message holds the control token {token!r}: {text[:80]!r}"
+        )
+
+  def chat_ids(self, messages, **template_args) -> list[int]:
+    """Token ids of the rendered chat."""
+    return self.encode(self.render(messages, **template_args))
+
+  def save(self, directory: pathlib.Path) -> None:
+    """tokenizer.json, tokenizer_config.json and chat_template.jinja: what
+    `load` reads, and transformers."""
+    inner = self.inner
+    inner.backend_tokenizer.save(str(directory / "tokenizer.json"))
+    names = ("bos_token", "eos_token", "pad_token", "unk_token")
+    config = {
+      "tokenizer_class": "PreTrainedTokenizerFast",
+      "clean_up_tokenization_spaces": False,
+    } | {n: getattr(inner, n) for n in names if getattr(inner, n) is not None}
+    text = json.dumps(config, indent=2, ensure_ascii=False)
+    (directory / "tokenizer_config.json").write_text(text + "\n")
+    if inner.chat_template:
+      jinja = directory / "chat_template.jinja"
+      jinja.write_text(inner.chat_template, newline="")
+
+
+def load(path) -> Tokenizer:
+  """The tokenizer of a resolved model source: a directory in Hugging Face
+  format, a .gguf file, or `tiny` and `tiny_wide`."""
+  if str(path) in ("tiny", "tiny_wide"):
+    return byte_tokenizer()
+  path = epath.Path(path)
+  return from_directory(path) if path.is_dir() else from_gguf(path)
+
+
+def from_directory(path: epath.Path) -> Tokenizer:
+  """tokenizer.json, tokenizer_config.json, chat_template.jinja and the end ids
+  of generation_config.json; never code."""
+  if not (path / "tokenizer.json").exists():
+    raise ValueError(f"{path} has no tokenizer.json")
+
+  def read(name):
+    return paths.read_json(path / name) if (path / name).exists() else {}
+
+  config = read("tokenizer_config.json")
+
+  def token(value):
+    return value["content"] if isinstance(value, dict) else value
+
+  special = {
+    name: token(config[name])
+    for name in ("bos_token", "eos_token", "pad_token", "unk_token")
+    if config.get(name)
+  }
+  if "eos_token" not in special:
+    raise ValueError(f"{path / 'tokenizer_config.json'} names no eos_token")
+  template, jinja = config.get("chat_template"), path / "chat_template.jinja"
+  if jinja.exists():
+    template = jinja.read_text()
+  ends = read("generation_config.json").get("eos_token_id")
+  if not isinstance(ends, list):
+    ends = [] if ends is None else [ends]
+  try:
+    inner = PreTrainedTokenizerFast(
+      tokenizer_object=tokenizers.Tokenizer.from_str(
+        (path / "tokenizer.json").read_text()
+      ),
+      chat_template=template,
+      **special,
+    )
+  except Exception as e:  # tokenizers raises nothing narrower
+    raise ValueError(f"{path / 'tokenizer.json'} is not readable: {e}") from e
+  return Tokenizer(inner, ends)
+
+
+def from_gguf(path: pathlib.Path) -> Tokenizer:
+  """Byte-level BPE rebuilt from a GGUF file's metadata."""
+  # Here, since it brings jax, which a tokenizer of another format does not need.
+  from opsd_jax.models.weights import gguf
+
+  meta = gguf.metadata(gguf.open_file(path))
+
+  def get(name):
+    return meta.get(f"tokenizer.ggml.{name}")
+
+  if get("model") != "gpt2" or get("pre") not in PRE:
+    raise ValueError(
+      f"{path}: tokenizer {get('model')!r} with pre-tokeniser {get('pre')!r}"
+      f" is not supported, expected gpt2 with one of {', '.join(PRE)}; use"
+      " the model in Hugging Face format"
+    )
+  for key in ("tokens", "token_type", "merges", "eos_token_id"):
+    if get(key) is None:
+      raise ValueError(f"{path} does not give tokenizer.ggml.{key}")
+  tokens = get("tokens")
+  inner = tokenizers.Tokenizer(
+    models.BPE(
+      vocab={t: i for i, t in enumerate(tokens)},
+      merges=[tuple(m.split(" ")) for m in get("merges")],
+      # Llama 3 keeps a word that is a token, whatever its merges make.
+      ignore_merges=get("pre") == "llama-bpe",
+    )
+  )
+  if get("pre") == "qwen2":
+    inner.normalizer = normalizers.NFC()
+  inner.pre_tokenizer, inner.decoder = PRE[get("pre")], decoders.ByteLevel()
+
+  def of_type(wanted, special):
+    return [
+      AddedToken(t, special=special, normalized=False)
+      for t, kind in zip(tokens, get("token_type"), strict=True)
+      if kind == wanted
+    ]
+
+  inner.add_special_tokens(of_type(3, True))  # llama.cpp's CONTROL
+  inner.add_tokens(of_type(4, False))  # USER_DEFINED, such as <think>
+
+  def name(key):
+    return None if get(key) is None else tokens[get(key)]
+
+  return Tokenizer(
+    PreTrainedTokenizerFast(
+      tokenizer_object=inner,
+      chat_template=meta.get("tokenizer.chat_template"),
+      bos_token=name("bos_token_id"),
+      eos_token=name("eos_token_id"),
+      pad_token=name("padding_token_id"),
+      unk_token=name("unknown_token_id"),
+    )
+  )
+
+
+def byte_tokenizer() -> Tokenizer:
+  """One token a byte, and ChatML: for models without a vocabulary."""
+  alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+  inner = tokenizers.Tokenizer(
+    models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])
+  )
+  inner.pre_tokenizer, inner.decoder = BYTES, decoders.ByteLevel()
+  inner.add_special_tokens(["<|im_start|>", "<|im_end|>"])
+  return Tokenizer(
+    PreTrainedTokenizerFast(
+      tokenizer_object=inner,
+      chat_template=CHATML,
+      eos_token="<|im_end|>",
+      pad_token="<|im_end|>",
+      additional_special_tokens=["<|im_start|>"],
+    )
+  )

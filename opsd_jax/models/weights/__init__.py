@@ -1,0 +1,1 @@
+"""Checkpoints of any format, read into and written from a layout."""

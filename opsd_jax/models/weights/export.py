@@ -1,0 +1,266 @@
+"""Our parameters as a Hugging Face directory: one tensor at a time.
+
+A model is never whole in host memory: each tensor is gathered from its devices,
+merged with its adapter where there is one, and written before the next.
+"""
+
+import contextlib
+import functools
+import json
+import os
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.experimental import multihost_utils
+
+from opsd_jax.models import families
+from opsd_jax.models.weights import hf, safetensors_file
+from opsd_jax.runtime import paths
+
+
+def export(
+  directory,
+  model_config,
+  params,
+  tokenizer,
+  *,
+  card: str,
+  adapter=None,
+  alpha: float | None = None,
+  max_shard_bytes: float = 5e9,
+  dtype=None,
+) -> None:
+  """Writes a model that transformers and our own `load_model` read.
+
+  `card` is the text of README.md. An `adapter` is merged into the weights:
+  kernel + alpha / r * a @ b. `dtype` is that of the values, by default
+  model_config.param_dtype. Raises ValueError where the directory is not empty.
+  Of several processes all must call it, and the first writes.
+  """
+  if adapter is not None and alpha is None:
+    raise ValueError("an adapter is given without its alpha")
+  if adapter is not None:
+    adapted(model_config, adapter)
+  if (last := max(*tokenizer.eos_ids, tokenizer.pad_id)) >= (model_config.vocab_size):
+    raise ValueError(
+      f"the tokenizer has a token {last}, the model"
+      f" {model_config.vocab_size} of them: another model's tokenizer"
+    )
+  dtype = dtype or model_config.param_dtype
+  table = hf.name_table(model_config)
+  read = functools.partial(
+    hf_tensor, model_config, params, adapter=adapter, alpha=alpha
+  )
+  with new_directory(directory) as new:
+    if jax.process_index() == 0:
+      write_about(new, model_config, tokenizer, dtype, card)
+    write_weights(
+      new, {n: row[3] for n, row in table.items()}, dtype, read, max_shard_bytes
+    )
+
+
+def export_adapter(
+  directory, model_config, adapter, *, alpha: float, base: str, card: str
+) -> None:
+  """Writes an adapter that peft loads beside its base, float32.
+
+  `base` is the model it belongs to, as from_pretrained finds it.
+  """
+  modules = adapted(model_config, adapter)
+  tensors = {}  # PEFT's name -> (shape, its values)
+  for module, (a, b, layer) in modules.items():
+    for side, x in (("A", a), ("B", b)):
+      name = f"base_model.model.{module}.lora_{side}.weight"
+      shape = x.shape[-1], x.shape[-2]
+      tensors[name] = shape, lambda x=x, i=layer: to_host(x, i).T
+  ranks = {b.shape[-2] for _, b, _ in modules.values()}
+  if len(ranks) != 1:
+    raise ValueError(f"the adapter has ranks {sorted(ranks)}, expected one")
+  config = {
+    "peft_type": "LORA",
+    "task_type": "CAUSAL_LM",
+    "r": ranks.pop(),
+    "lora_alpha": alpha,
+    "lora_dropout": 0.0,
+    "bias": "none",
+    "fan_in_fan_out": False,
+    "inference_mode": True,
+    "base_model_name_or_path": base,
+    "target_modules": targets(model_config, modules),
+  }
+  with new_directory(directory) as new:
+    if jax.process_index() == 0:
+      write_json(new / "adapter_config.json", config)
+      (new / "README.md").write_text(card)
+    shapes = {name: shape for name, (shape, _) in tensors.items()}
+    write_file(
+      new / "adapter_model.safetensors",
+      shapes,
+      "float32",
+      lambda name: tensors[name][1](),
+    )
+
+
+# What is in them
+
+
+def hf_tensor(config, params, name, *, adapter=None, alpha=None) -> np.ndarray:
+  """One tensor as Hugging Face has it, merged with its adapter; numpy."""
+  path, layer, transposed, _ = hf.name_table(config)[name]
+  at, layer = place(config, path, layer)
+  value = to_host(hf.find(params, at), layer)
+  beside = hf.find(adapter or {}, at.rpartition("/")[0])
+  if at.endswith("/kernel") and beside is not None:
+    a, b = (to_host(beside[x], layer) for x in ("lora_a", "lora_b"))
+    product = a.astype(np.float32) @ b.astype(np.float32)
+    value = value.astype(np.float32) + np.float32(alpha / a.shape[1]) * product
+  return value.T if transposed else value
+
+
+def place(config, path: str, layer: int | None):
+  """Path of an array in our tree, and the layer of it where it is a stack."""
+  if layer is None:
+    return path, None
+  if config.scan_layers:
+    return f"layers/{path}", layer
+  return f"layers_{layer}/{path}", None
+
+
+def to_host(x, layer: int | None = None) -> np.ndarray:
+  """An array, or one layer of a stack, gathered in host memory."""
+  # A copy: jax keeps the host values of an array for as long as that lives.
+  x = (
+    jnp.copy(x)
+    if layer is None
+    else jax.lax.dynamic_index_in_dim(x, layer, keepdims=False)
+  )
+  if x.is_fully_addressable:
+    return np.asarray(x)
+  return multihost_utils.process_allgather(x, tiled=True)
+
+
+def adapted(config, adapter) -> dict:
+  """Hugging Face module -> (lora_a, lora_b, the layer of them or None).
+
+  Raises ValueError where the adapter holds anything that the model has not.
+  """
+  found, used = {}, 0
+  for name, (path, layer, *_) in hf.name_table(config).items():
+    at, layer = place(config, path, layer)
+    beside = hf.find(adapter, at.rpartition("/")[0])
+    if at.endswith("/kernel") and beside is not None:
+      module = name.removesuffix(".weight")
+      found[module] = beside["lora_a"], beside["lora_b"], layer
+      used += 2 if not layer else 0  # a stack counts once
+  if not used or used != len(jax.tree.leaves(adapter)):
+    raise ValueError(
+      f"the adapter has {len(jax.tree.leaves(adapter))} arrays, of which"
+      f" {used} stand beside a kernel of the model; expected all"
+    )
+  return found
+
+
+def targets(config, modules) -> list[str]:
+  """PEFT's target_modules: names where every layer is adapted alike, otherwise
+  full paths."""
+  names = sorted({m.rpartition(".")[2] for m in modules})
+  alike = len(modules) == len(names) * config.num_layers
+  return names if alike else sorted(modules)
+
+
+# How they are written
+
+
+def write_about(new, config, tokenizer, dtype, card) -> None:
+  """Everything but the weights."""
+  ids = {
+    "bos_token_id": tokenizer.inner.bos_token_id,
+    "eos_token_id": list(tokenizer.eos_ids),
+    "pad_token_id": tokenizer.pad_id,
+  }
+  about = families.to_hf(config) | ids | {"torch_dtype": dtype}
+  write_json(new / "config.json", about)
+  write_json(new / "generation_config.json", ids)
+  tokenizer.save(new)
+  (new / "README.md").write_text(card)
+
+
+def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
+  """model.safetensors, or numbered files of at most so many bytes each (a
+  larger tensor alone in its file) and their index."""
+
+  def size(n):
+    return int(np.prod(shapes[n])) * hf.np_dtype(dtype).itemsize
+
+  files, room = [[]], max_shard_bytes
+  for name in shapes:
+    if files[-1] and size(name) > room:
+      files.append([])
+      room = max_shard_bytes
+    files[-1].append(name)
+    room -= size(name)
+
+  def number(i):
+    return f"model-{i + 1:05}-of-{len(files):05}.safetensors"
+
+  names = list(map(number, range(len(files))))
+  if len(files) == 1:
+    names = ["model.safetensors"]
+  elif jax.process_index() == 0:
+    where = {n: f for f, part in zip(names, files, strict=True) for n in part}
+    total = sum(map(size, shapes))
+    write_json(
+      new / "model.safetensors.index.json",
+      {"metadata": {"total_size": total}, "weight_map": where},
+    )
+  for name, part in zip(names, files, strict=True):
+    write_file(new / name, {n: shapes[n] for n in part}, dtype, read)
+
+
+def write_file(path, shapes: dict, dtype, read) -> None:
+  """One safetensors file; the other processes only take part in gathering."""
+  if jax.process_index() == 0:
+    safetensors_file.write(path, shapes, hf.np_dtype(dtype), read)
+  else:
+    for name in shapes:
+      read(name)
+
+
+def write_json(path, content: dict) -> None:
+  path.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def check_new(directory) -> pathlib.Path:
+  """Raises ValueError unless it is a local directory that is new or empty."""
+  if paths.is_remote(directory):
+    raise ValueError(
+      f"{directory} is in an object store: give a local directory and copy it"
+    )
+  directory = pathlib.Path(directory)
+  if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+    raise ValueError(f"{directory} exists: give a directory that is new or empty")
+  return directory
+
+
+@contextlib.contextmanager
+def new_directory(directory):
+  """A directory that appears, whole, at the end, or not at all; `check_new`."""
+  first = jax.process_index() == 0
+  directory = check_new(directory) if first else pathlib.Path(directory)
+  unfinished = directory.absolute().with_name(f"{directory.name}.unfinished")
+  if first:
+    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed export
+    unfinished.mkdir(parents=True)
+  try:
+    yield unfinished
+    if first:
+      os.replace(unfinished, directory)
+  except BaseException:
+    if first:
+      shutil.rmtree(unfinished, ignore_errors=True)
+    raise
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices(f"export to {directory}")

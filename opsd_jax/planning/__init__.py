@@ -1,0 +1,1 @@
+"""Whether an experiment fits and how long it takes, before it runs."""

@@ -1,0 +1,88 @@
+"""What one training step says of itself, in numbers."""
+
+import numpy as np
+
+from opsd_jax.rollouts import collate
+from opsd_jax.runtime import distributed
+
+
+def of_update(config, run, learned, groups) -> dict[str, float]:
+  """One training step in numbers, self-checks included; nats a token.
+
+  A process has sampled and collated its own rows; here it sees all of them.
+  """
+  stats, batch = distributed.all_rows((learned.stats, learned.batch), run.mesh)
+  rollouts = [r for group in groups for r in group]
+  row = of_step(learned.loss, learned.grad_norm, stats, batch, rollouts)
+  if learned.last_logp_BxT is not None:
+    last_logp_BxT = distributed.all_rows(learned.last_logp_BxT, run.mesh)
+    row |= of_ratio(last_logp_BxT - stats.logp_BxT, batch.tokens, config)
+  if run.objective.is_scored:
+    row["overflow"] = float(learned.overflow)
+  return row | {
+    "truncated": distributed.mean(row["truncated"]),
+    "padding": collate.padding_share(batch),
+  }
+
+
+def of_step(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
+  """Of a step's statistics and its batch, both of all processes, as numpy.
+
+  Each term has its own number, `<term>/value`. `<target>/nll_gap` is the target's
+  minus the student's NLL of the responses: a jump means shifted alignment or a
+  wrong template. `sampler/logp_gap` is the largest difference between what sampler
+  and trainer say of a token.
+  """
+  real = batch.tokens.mask_BxT > 0
+  first = real & (batch.tokens.index_BxT == 0)
+
+  def mean(x, of=real):
+    return float(x[of].mean()) if of.any() else 0.0
+
+  loss, grad_norm = float(loss), float(grad_norm)
+  row = {
+    "loss": loss,
+    "grad_norm": grad_norm,
+    "non_finite": int(not np.isfinite([loss, grad_norm]).all()),
+    "student/nll": -mean(stats.logp_BxT),
+    "student/entropy": mean(stats.entropy_BxT),
+    "response_tokens": int(real.sum()),
+    "truncated": float(np.mean([r.completion.truncated for r in rollouts])),
+    "empty": sum(not r.completion.ids for r in rollouts),
+  }
+  for term, value_BxT in stats.values.items():
+    row[f"{term}/value"] = mean(value_BxT)
+    row[f"{term}/first_token"] = mean(value_BxT, first)
+  for term, clipped_BxT in stats.clipped.items():
+    row[f"{term}/clipped"] = mean(clipped_BxT)
+  for term, weight_BxT in batch.tokens.weights.items():
+    row[f"{term}/weight"] = mean(weight_BxT)
+  for target, logp_BxT in stats.teacher_logp.items():
+    row |= {
+      f"{target}/nll": -mean(logp_BxT),
+      f"{target}/nll_gap": mean(stats.logp_BxT - logp_BxT),
+      f"{target}/entropy": mean(stats.teacher_entropy[target]),
+    }
+  if all(r.completion.logp is not None and r.role == "student" for r in rollouts):
+    gap = np.abs(stats.raw_logp_BxT - batch.tokens.sampler_logp_BxT)
+    row["sampler/logp_gap"] = float((gap * real).max())
+  return row
+
+
+def of_ratio(log_ratio_BxT, tokens, config) -> dict:
+  """How far several updates on one batch went: the share of tokens whose ratio
+  of new to old probability left the clip of a policy-gradient term, and mean
+  |log ratio|."""
+  log_ratio = log_ratio_BxT[tokens.mask_BxT > 0]
+  ratio = np.exp(log_ratio)
+
+  def mean(x):
+    return float(x.mean()) if x.size else 0.0
+
+  row = {"ratio/log": mean(np.abs(log_ratio))}
+  for name, node in config.loss.items():
+    if hasattr(node, "surrogate") and node.scale:
+      low, high = node.surrogate.clip_low, node.surrogate.clip_high
+      outside = (ratio < 1 - low) | (ratio > 1 + high)
+      row[f"{name}/outside_clip"] = mean(outside)
+  return row

@@ -1,0 +1,311 @@
+"""What a step learns from: problems answered, verified, given contexts, routed.
+
+`collect` is the host's half of a step, in the order of the README's figure; each
+stage takes groups of rollouts, one a problem, and returns them with more known.
+"""
+
+import collections
+import zlib
+
+import numpy as np
+
+from opsd_jax.losses import objective as objectives
+from opsd_jax.losses import token_weights
+from opsd_jax.models import attention
+from opsd_jax.models.tokenizer import ControlToken
+from opsd_jax.registry import accepted, bind, pick
+from opsd_jax.rollouts import advantages, collate, contexts, routing, sources
+from opsd_jax.runtime import distributed, sharding_rules
+
+
+def collect(config, run, answer, draw, step: int = 0):
+  """(groups of this process's rollouts, metrics of all processes').
+
+  Args:
+    config: with the values that scheduled fields have in this step.
+    answer: sources.Answer, how a source samples.
+    draw: () -> the next problems of all processes.
+  """
+  groups, metrics = sample_groups(config, run, answer, draw)
+  groups, absent = with_contexts(config, run, groups)
+  if run.host_memory is not None:
+    run.host_memory.update(groups)
+  groups = with_routing(config, run, groups)
+  if objectives.learns_from_rewards(config):
+    groups, more = with_advantages(config, groups)
+    metrics |= more
+  return groups, metrics | absent
+
+
+# ------------------------------------------------------ rollouts and verdicts
+
+
+def needs_verdicts(config) -> bool:
+  """Whether any stage reads what the task says of a response."""
+  return (
+    objectives.learns_from_rewards(config)
+    or config.routing.name in routing.READ_SCORE
+    or config.rollout.source in sources.VERIFY
+    or bool(contexts.late_views(config.context))
+  )
+
+
+def sample_groups(config, run, answer, draw):
+  """(groups, verified where a stage reads verdicts; metrics).
+
+  With rewards.dynamic_sampling_rounds above 1 problems are drawn and answered
+  again until every process has its number of prompts whose responses differ in
+  reward, or the rounds are over (DAPO, arXiv:2503.14476, eq. 11); what is missing
+  then is filled up with prompts without signal, whose advantages, where they
+  compare, are 0: no penalty of theirs counts.
+  """
+  c, asked = config.rewards, collections.Counter()
+  source, n = pick(sources.ALL, config.rollout.source), config.rollout.samples
+  fields = accepted(source, {"alpha": config.routing.alpha})
+
+  def respond():
+    problems, before = next_problems(draw, asked)
+    return source(problems, before, answer, lambda g: verified(run, g), n, **fields)
+
+  if not needs_verdicts(config):
+    return respond(), {}
+  groups, rounds, missing, most = [], 0, True, c.dynamic_sampling_rounds
+  while missing and rounds < most:
+    new = verified(run, respond())
+    groups, rounds = groups + new, rounds + 1
+    missing = (
+      most > 1 and distributed.maximum([len(new) - signal(c, groups).sum()])[0] > 0
+    )
+  everything = [r for group in groups for r in group]
+  signal_P = signal(c, groups)
+  first = sorted(np.argsort(~signal_P, kind="stable")[: len(new)])
+  return [groups[i] for i in first], {
+    "score": distributed.mean(np.mean([r.verdict.score for r in everything])),
+    "unjudged": distributed.mean(
+      np.mean([not r.verdict.is_judged for r in everything])
+    ),
+    "rewards/no_signal": distributed.mean(1 - signal_P.mean()),
+    "rewards/rounds": rounds,
+  }
+
+
+def next_problems(draw, asked: collections.Counter):
+  """This process's next problems, and how often each was asked before: a
+  problem that comes twice in a step is answered with other draws."""
+  problems, before = draw(), []
+  for problem in problems:
+    before.append(asked[problem.example.id])
+    asked[problem.example.id] += 1
+  return distributed.share(problems), distributed.share(before)
+
+
+def verified(run, groups):
+  """The groups with the task's verdict on each completion that has none."""
+  flat = [r for group in groups for r in group if r.verdict is None]
+  verdicts = run.verify(
+    [r.prompts.example for r in flat], [r.completion.text for r in flat]
+  )
+  new = iter(verdicts)
+  return [
+    [r if r.verdict else r._replace(verdict=next(new)) for r in group]
+    for group in groups
+  ]
+
+
+# ------------------------------------------------------------------ contexts
+
+
+def with_contexts(config, run, groups):
+  """(the groups with what each teacher view reads, once verdicts are known; the
+  share of responses that lack a view, by reason)."""
+  c, reasons = config.context, collections.Counter()
+  late = contexts.late_views(c)
+  if not late:
+    return groups, {}
+
+  def prompt(group, i, view):
+    fields = {**c, "memory": run.host_memory}
+    messages = contexts.messages_after(
+      c.template, contexts.names(c)[view - 1], group, i, fields
+    )
+    if messages is None:
+      return (), "none"
+    try:
+      ids = run.teacher_prompt(messages)
+    except ControlToken:
+      return (), "control_token"
+    room = run.longest_row - len(group[i].completion.ids)
+    return (ids, None) if len(ids) <= room else ((), "too_long")
+
+  def with_views(group, i):
+    views = list(group[i].views)
+    for view in late:
+      views[view], reason = prompt(group, i, view)
+      reasons[reason] += reason is not None
+    return group[i]._replace(views=tuple(views))
+
+  made = [[with_views(group, i) for i in range(len(group))] for group in groups]
+  total = sum(map(len, made)) * len(late)
+  return made, {
+    f"context/{reason}": distributed.mean(reasons[reason] / total)
+    for reason in ("none", "control_token", "too_long")
+  }
+
+
+# ------------------------------------------------------ routing and advantages
+
+
+def with_routing(config, run, groups):
+  """The groups with how much each response counts in each term. A term whose value
+  reads a view that a response lacks does not count it."""
+  route = bind(routing.ALL, config.routing)
+  required = views_required(config, run.objective)
+  if not routing.keys(route) and not required:
+    return groups
+  made = []
+  for group in groups:
+    has_view_NxW = np.array([[bool(ids) for ids in r.views[1:]] for r in group])
+    score_N = np.array([r.verdict.score if r.verdict else np.nan for r in group])
+    weights = route(score_N, has_view_NxW, np.array([r.role for r in group]))
+    for term, views in required.items():
+      has_all_N = has_view_NxW[:, [v - 1 for v in views]].all(1)
+      weights[term] = weights.get(term, 1.0) * has_all_N
+    made.append(
+      [
+        r._replace(weights={term: float(w[i]) for term, w in weights.items()})
+        for i, r in enumerate(group)
+      ]
+    )
+  return made
+
+
+def views_required(config, objective) -> dict[str, list[int]]:
+  """{what weights name: the views made after verdicts that it reads}, of terms
+  whose value reads a target, and `credit` of credits that do."""
+  late, required = set(contexts.late_views(config.context)), {}
+  for name, term in objective.terms.items():
+    if not (term.reads_logits or term.whole_credit):
+      continue
+    views = sorted(late & {v for v, _ in objective.targets[term.target].teachers})
+    if views:
+      required[name if term.reads_logits else "credit"] = views
+  return required
+
+
+def is_compared(rollout, group) -> bool:
+  """Whether its reward is compared: what the group's first was drawn as, once a
+  completion."""
+  is_first_row = not rollout.is_copy
+  return is_first_row and rollout.role == group[0].role
+
+
+def rewards_of(c, groups) -> np.ndarray:
+  """P x N, of the responses that are compared; `c` is config.rewards."""
+  scores = [[r.verdict.score for r in g if is_compared(r, g)] for g in groups]
+  return advantages.REWARDS[c.reward](np.array(scores))
+
+
+def signal(c, groups) -> np.ndarray:
+  """P booleans: whether a prompt's compared responses differ in reward."""
+  return advantages.signal(rewards_of(c, groups))
+
+
+def with_advantages(config, groups):
+  """(the groups with an advantage for each response that is compared, metrics). A
+  second row of a completion has its completion's."""
+  c = config.rewards
+  reward_PxN = rewards_of(c, groups)
+  penalty_PxN = np.array(
+    [
+      [
+        advantages.overlong(
+          len(r.completion.ids), config.rollout.max_new_tokens, c.overlong_margin
+        )
+        for r in g
+        if is_compared(r, g)
+      ]
+      for g in groups
+    ]
+  )
+  if c.dynamic_sampling_rounds > 1:
+    penalty_PxN *= signal(c, groups)[:, None]
+  reward_PxN = reward_PxN + penalty_PxN
+  made = []
+  for group, own in zip(groups, own_advantages(c.advantage, reward_PxN), strict=True):
+    rest, row = iter(own.tolist()), []
+    for r in group:
+      if is_compared(r, group):
+        r = r._replace(advantage=next(rest))
+      elif r.is_copy:
+        r = r._replace(advantage=row[-1].advantage)
+      row.append(r)
+    made.append(row)
+  return made, {"reward": distributed.mean(reward_PxN.mean())}
+
+
+def own_advantages(name: str, reward_PxN) -> np.ndarray:
+  """This process's part of the advantages within the rewards of all."""
+  everyones = distributed.gather(reward_PxN.tolist())
+  rewards = np.array([row for rows in everyones for row in rows])
+  P, here = len(reward_PxN), distributed.index()
+  return advantages.ALL[name](rewards)[here * P : (here + 1) * P]
+
+
+# --------------------------------------------------------------------- batch
+
+
+def collated(config, run, groups, step: int = 0) -> collate.Batch:
+  """The views of every rollout, aligned and packed (numpy).
+
+  All processes make the same shapes, and the tree of a batch comes of the config
+  alone.
+  """
+  rows = [
+    row_of(config, run, r, distributed.index() * len(groups) + p, (step, i))
+    for p, group in enumerate(groups)
+    for i, r in enumerate(group)
+  ]
+  shards = sharding_rules.row_shards(run.mesh) // distributed.count()
+  return collate.collate(
+    rows,
+    pad_id=run.tokenizer.pad_id,
+    bucket=config.batch.bucket,
+    response_bucket=config.batch.response_bucket,
+    row_tokens=config.batch.row_tokens,
+    share=attention.shares(run.model_config.attention),
+    parts=shards * config.batch.micro_batches,
+    agree=distributed.maximum,
+    coarse=contexts.late_views(config.context),
+  )
+
+
+def row_of(config, run, r, group: int, draw: tuple[int, int]) -> collate.Row:
+  """A rollout as collate takes it: what no term reads stays away."""
+  objective, terms = run.objective, objectives.active_terms(config).values()
+  rewarded = objectives.learns_from_rewards(config)
+  capped = any(node.importance_cap for node in terms)
+  noisy = any(node.token_weight.name in token_weights.READ_NOISE for node in terms)
+  old_logp = () if r.old_logp is None else r.old_logp
+  off_policy = config.rollout.source in sources.PRIVILEGED
+  # A view that it lacks reads the learner's prompt, with weight 0.
+  views = tuple(ids or r.views[0] for ids in r.views[: objective.views])
+  return collate.Row(
+    views,
+    r.completion.ids,
+    r.completion.logp,
+    r.completion.sampled_logp if rewarded or capped else None,
+    np.nan_to_num(r.advantage) if rewarded else None,
+    r.weights,
+    old_logp if off_policy or config.optimizer.updates_per_batch > 1 else None,
+    group if any(t.whole_credit for t in objective.terms.values()) else None,
+    r.is_copy if config.rollout.source == "teacher_view" else None,
+    gumbel(config.seed, r, draw) if noisy else None,
+  )
+
+
+def gumbel(seed: int, r, draw: tuple[int, int]) -> tuple[float, ...]:
+  """Standard Gumbel noise for each token: (seed, step, sample, example) decide
+  it."""
+  example = zlib.crc32(r.prompts.example.id.encode())
+  rng = np.random.default_rng([seed, *draw, example])
+  return tuple(rng.gumbel(size=len(r.completion.ids)).tolist())

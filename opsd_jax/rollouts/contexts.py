@@ -1,0 +1,246 @@
+"""What each view reads, as chat messages. Text only.
+
+A template says how a question and privileged text are worded; a context says
+what that text is. The student never sees it. A context is
+
+  BEFORE  (example, pool) -> text, before any rollout
+  AFTER   (group, i) -> text or None, for response i of a verified group; None:
+          this response has no such view. It heads its own paragraphs.
+
+Keywords are fields of config.context; `memory` is what earlier steps have left
+(host_memory.py).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from opsd_jax.registry import accepted, pick
+from opsd_jax.structs import Example
+from opsd_jax.tasks import same_text
+
+
+class Missing(ValueError):
+  """An example lacks the privileged text that was asked for."""
+
+
+class Template(NamedTuple):
+  student: Callable[[str], str]  # question -> user turn
+  teacher: Callable[[str, str | None], str]  # and privileged text, or None
+
+
+BOXED = "Reason step by step, and put your final answer in \\boxed{}."
+
+
+def short_teacher(question, privileged):
+  told = f"Here is a reference solution:\n{privileged}\n\n" if privileged else ""
+  return f"{question}\n\n{told}Now write your own answer in the same form."
+
+
+def upstream_student(question):
+  return f"Problem: {question}\n\n{BOXED}"
+
+
+def upstream_teacher(question, privileged):
+  """As OPSD's released code orders it (March 2026), in our words."""
+  told = (
+    "A reference solution to this problem follows.\n"
+    "=== Reference Solution Begin ===\n"
+    f"{privileged}\n"
+    "=== Reference Solution End ===\n\n"
+    if privileged
+    else ""
+  )
+  return (
+    f"Problem: {question}\n\n{told}"
+    "Make sure that you understand why each step holds. Then, without copying"
+    " or paraphrasing it, reach the same answer by your own reasoning and in"
+    " your own words. Think step by step; you may explore other ways and go"
+    f" back when one fails.\n\n{BOXED}"
+  )
+
+
+def paper_teacher(question, privileged):
+  """The order of the paper's figure 2 (arXiv:2601.18734), in our words."""
+  told = f"Reference solution:\n{privileged}\n\n" if privileged else ""
+  return (
+    f"Problem: {question}\n\n{told}"
+    "Having read the reference, solve the problem in your own way.\n\n"
+    "Answer:"
+  )
+
+
+def plain_teacher(question, privileged):
+  """Exactly what the student reads; it has no place for privileged text."""
+  assert not privileged, "see check"
+  return question
+
+
+def reprompt_teacher(question, privileged):
+  """What attempts have shown, then the question once more (SDPO,
+  arXiv:2601.20802, in our words)."""
+  known = f"{privileged}\n\n" if privileged else ""
+  return f"{question}\n\n{known}Now solve the question above correctly."
+
+
+def reprompt_boxed_teacher(question, privileged):
+  return f"{reprompt_teacher(f'Problem: {question}', privileged)} {BOXED}"
+
+
+TEMPLATES = {
+  "short": Template(lambda question: question, short_teacher),
+  "upstream": Template(upstream_student, upstream_teacher),
+  "paper": Template(upstream_student, paper_teacher),
+  "plain": Template(lambda question: question, plain_teacher),
+  "reprompt": Template(lambda question: question, reprompt_teacher),
+  "reprompt_boxed": Template(upstream_student, reprompt_boxed_teacher),
+}
+
+
+def present(text: str | None, what: str) -> str:
+  if text is None or not text.strip():
+    raise Missing(f"no {what}")
+  return text
+
+
+def solution(example: Example, pool) -> str:
+  """The worked reference."""
+  return present(example.solution, "solution")
+
+
+def answer(example: Example, pool) -> str:
+  """The short final answer alone."""
+  return present(example.answer, "answer")
+
+
+def none(example: Example, pool) -> None:
+  """Nothing: the control of the teacher's wording."""
+  return None
+
+
+def other(example: Example, pool) -> str:
+  """Another problem's solution: the next in the pool whose question, solution
+  and answer all read differently. The control of the reference's form."""
+  ids = [e.id for e in pool]
+  here = ids.index(example.id)
+  for e in (*pool[here + 1 :], *pool[:here]):
+    alike = (
+      e.answer is not None
+      and e.answer == example.answer
+      or (e.solution or "").strip() in ("", (example.solution or "").strip())
+      or same_text(e.question) == same_text(example.question)
+    )
+    if not alike:
+      return e.solution
+  raise Missing("other problem with another solution")
+
+
+BEFORE = {"solution": solution, "answer": answer, "none": none, "other": other}
+
+
+# ------------------------------------------------------------ after verdicts
+
+
+def heading(what: str, text: str) -> str:
+  return f"{what}:\n{text}"
+
+
+def sibling(group, i, *, include_self: bool) -> str | None:
+  """The first right response to the problem, this one left out unless
+  `include_self` (SDPO)."""
+  for j, rollout in enumerate(group):
+    if rollout.verdict.is_correct and (include_self or j != i):
+      return heading("A correct solution", rollout.completion.text)
+  return None
+
+
+def feedback(group, i) -> str | None:
+  """What the task says of this response (SDPO)."""
+  text = group[i].verdict.feedback
+  return heading("Feedback on an earlier attempt", text) if text else None
+
+
+def sibling_or_feedback(group, i, *, include_self: bool) -> str | None:
+  """A right response, else the feedback."""
+  return sibling(group, i, include_self=include_self) or feedback(group, i)
+
+
+def sibling_and_feedback(group, i, *, include_self: bool) -> str | None:
+  """Both, or the one that there is."""
+  parts = sibling(group, i, include_self=include_self), feedback(group, i)
+  return "\n\n".join(part for part in parts if part) or None
+
+
+def remembered(group, i, *, include_self: bool, memory) -> str | None:
+  """A right response of this step, else the last right one of an earlier step."""
+  now = sibling(group, i, include_self=include_self)
+  past = memory.best(group[i].prompts.example.id)
+  return now or (past and heading("A correct solution", past))
+
+
+AFTER = {
+  "sibling": sibling,
+  "feedback": feedback,
+  "sibling_or_feedback": sibling_or_feedback,
+  "sibling_and_feedback": sibling_and_feedback,
+  "remembered": remembered,
+}
+READ_MEMORY = ("remembered",)
+
+
+# -------------------------------------------------------------------- checks
+
+
+def names(c) -> tuple[str, ...]:
+  """The contexts of views 1, 2, ...; `c` is config.context."""
+  return (c.privileged, *c.also_privileged)
+
+
+def late_views(c) -> list[int]:
+  """The views whose prompts are made after verdicts."""
+  return [view for view, name in enumerate(names(c), 1) if name in AFTER]
+
+
+def check(template: str, *kinds: str) -> None:
+  """Raises ValueError for an unknown name, or a template that cannot show the
+  privileged text."""
+  pick(TEMPLATES, template)
+  for kind in kinds:
+    pick({**BEFORE, **AFTER}, kind)
+    if template == "plain" and kind != "none":
+      raise ValueError(
+        "template plain shows no privileged text: set context.privileged=none"
+      )
+    if kind in AFTER and not template.startswith("reprompt"):
+      raise ValueError(
+        f"context {kind} heads its own paragraphs, which template {template} does"
+        " not: set context.template=reprompt or reprompt_boxed"
+      )
+
+
+def student_messages(template: str, example: Example) -> list[dict]:
+  return user(pick(TEMPLATES, template).student(example.question))
+
+
+def teacher_messages(template: str, kind: str, example: Example, pool) -> list[dict]:
+  """`pool` is the examples that `other` may draw from, this one among them.
+
+  Raises Missing where the example has no such privileged text, and ValueError
+  as `check`.
+  """
+  check(template, kind)
+  privileged = pick(BEFORE, kind)(example, pool)
+  return user(pick(TEMPLATES, template).teacher(example.question, privileged))
+
+
+def messages_after(template: str, kind: str, group, i: int, fields) -> list | None:
+  """What a teacher reads of response i of a verified group; None: nothing."""
+  function = pick(AFTER, kind)
+  privileged = function(group, i, **accepted(function, fields))
+  if privileged is None:
+    return None
+  question = group[i].prompts.example.question
+  return user(pick(TEMPLATES, template).teacher(question, privileged))
+
+
+def user(content: str) -> list[dict]:
+  return [{"role": "user", "content": content}]

@@ -1,0 +1,134 @@
+"""Orbax checkpoints of State: atomic, asynchronous, restored by sharding.
+
+A checkpoint has two items: `state`, and `place`, JSON, which says where in the
+training problems the run is.
+"""
+
+import hashlib
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from opsd_jax.runtime import paths
+from opsd_jax.structs import State
+
+
+def open_manager(directory, *, keep: int) -> ocp.CheckpointManager:
+  """A manager over `directory`; half-written steps of a killed run are
+  ignored and removed. `close` waits for what is still being written."""
+  options = ocp.CheckpointManagerOptions(
+    max_to_keep=keep, cleanup_tmp_directories=True, create=True
+  )
+  return ocp.CheckpointManager(whole_path(directory), options=options)
+
+
+def whole_path(directory) -> epath.Path:
+  directory = epath.Path(directory)
+  return directory if paths.is_remote(directory) else directory.resolve()
+
+
+def save(manager, state: State, place: dict | None = None) -> None:
+  """Writes in the background; the previous checkpoint stays until committed.
+
+  `place`, the same on every process, is what JSON can hold.
+  """
+  items = {"state": ocp.args.StandardSave(state._asdict())}
+  if place is not None:
+    items["place"] = ocp.args.JsonSave(place)
+  manager.save(int(state.step), args=ocp.args.Composite(**items))
+
+
+def check_item(manager, step: int, name: str) -> None:
+  """Raises ValueError where a checkpoint has no item of the name."""
+  path = manager.directory / str(step)
+  if not (path / name).exists():
+    raise ValueError(
+      f"{path} has no {name!r}: it was saved by an earlier version, whose"
+      " checkpoints cannot be read. Give another --workdir"
+    )
+
+
+def item(manager, step: int, name: str, args):
+  """One item of a checkpoint."""
+  check_item(manager, step, name)
+  return manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
+
+
+def restore(manager, step, shapes: State, layout: State) -> State | None:
+  """The state saved at `step`, laid out as told; None where step is None.
+
+  `shapes` holds ShapeDtypeStructs, `layout` their shardings.
+  """
+  if step is None:
+    return None
+  wanted = jax.tree.map(
+    lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+    shapes._asdict(),
+    layout._asdict(),
+  )
+  return State(**item(manager, step, "state", ocp.args.StandardRestore(wanted)))
+
+
+def restore_place(manager, step: int) -> dict:
+  """What `save` was given as the place of this step."""
+  return item(manager, step, "place", ocp.args.JsonRestore())
+
+
+def restore_params(directory, shardings):
+  """(step, parameters) of the newest checkpoint; nothing else of it is read.
+
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts. Raises
+  ValueError where there is no checkpoint.
+  """
+  directory = whole_path(directory)
+  if not directory.is_dir():
+    raise ValueError(f"{directory} does not exist: nothing was trained there")
+  options = ocp.CheckpointManagerOptions(create=False)
+  manager = ocp.CheckpointManager(
+    directory,
+    options=options,
+    item_handlers={
+      "state": ocp.PyTreeCheckpointHandler(),
+      "place": ocp.JsonCheckpointHandler(),
+    },
+  )
+  try:
+    step = manager.latest_step()
+    if step is None:
+      raise ValueError(f"{directory} holds no checkpoint that was completed")
+    check_item(manager, step, "state")
+    known = manager.item_metadata(step)["state"].tree["params"]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known)
+    wanted = jax.tree.map(
+      lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
+      shapes,
+      shardings(shapes),
+    )
+    wanted = {"params": wanted}
+    args = ocp.args.PyTreeRestore(
+      wanted,
+      partial_restore=True,
+      restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
+    )
+    return step, item(manager, step, "state", args)["params"]
+  finally:
+    manager.close()
+
+
+def fingerprint(params, mesh) -> str:
+  """Tells weights apart: a hash of the sums of the bits of every array, which
+  are the same however they are laid out."""
+  words = {2: jnp.uint16, 4: jnp.uint32}
+
+  def total(x):
+    bits = jax.lax.bitcast_convert_type(x, words[x.dtype.itemsize])
+    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+
+  whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  sums = jax.jit(
+    lambda p: jnp.stack([total(x) for x in jax.tree.leaves(p)]), out_shardings=whole
+  )(params)
+  return hashlib.sha256(np.asarray(sums).tobytes()).hexdigest()[:16]

@@ -1,0 +1,1 @@
+"""Continuous batching: prompts in, tokens and their log-probs out."""

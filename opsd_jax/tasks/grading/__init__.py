@@ -1,0 +1,1 @@
+"""Reading a response's answer, and whether two answers are the same."""

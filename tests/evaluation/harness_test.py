@@ -1,0 +1,395 @@
+"""A killed evaluation goes on as if nothing had been; others are refused."""
+
+import json
+import pathlib
+import re
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import pytest
+from ml_collections import ConfigDict
+
+from configs import base, opsd
+from opsd_jax import structs, tasks
+from opsd_jax.evaluation import eval_sets, harness, summary
+from opsd_jax.models import lora
+from opsd_jax.runtime import checkpoint, workdir
+from opsd_jax.sampling.tokens import SamplingParams
+from opsd_jax.structs import Example, Verdict
+from tests.holding import held
+from tests.models.transformer_test import assert_trees_equal
+
+ROOT = pathlib.Path(__file__).parents[2]
+HOW = harness.How(
+  samples=2,
+  sampling=SamplingParams(),
+  max_new_tokens=6,
+  stop=(),
+  seed=0,
+  template=None,
+  confidence="logp",
+  batch=3,
+  slots=8,
+  bins=4,
+  resamples=50,
+)
+
+
+@pytest.fixture(scope="module")
+def subject():
+  return harness.load_model("tiny", "float32")
+
+
+class Killed(BaseException):
+  pass
+
+
+class Judge:
+  """Counts what it is asked; dies at the call told."""
+
+  def __init__(self, dies_at=None):
+    self.seen, self.calls, self.dies_at = [], 0, dies_at
+
+  def __call__(self, examples, texts):
+    self.calls += 1
+    if self.calls == self.dies_at:
+      raise Killed
+    self.seen += [e.id for e in examples]
+    return [Verdict(float(len(t) % 2), t[:1] if len(t) % 3 else None) for t in texts]
+
+
+def some(judge, count=8, name="some"):
+  examples = tuple(
+    Example(str(i), f"What is {i} + {i}?", None, str(2 * i)) for i in range(count)
+  )
+  return eval_sets.Set(name, examples, judge, {"source": "here", "task": "none"})
+
+
+def run(subject, path, *judges, **how):
+  chosen = [some(j, name=f"set{i}") for i, j in enumerate(judges)]
+  return harness.evaluate(subject, chosen, path, HOW._replace(**how))
+
+
+def contents(path):
+  return {p.name: p.read_bytes() for p in path.iterdir() if p.suffix != ".png"}
+
+
+def test_a_killed_evaluation_ends_as_an_uninterrupted_one(subject, tmp_path):
+  whole = run(subject, tmp_path / "whole", Judge(), Judge())
+  path = tmp_path / "killed"
+  first, second = Judge(), Judge(dies_at=2)
+  with pytest.raises(Killed):
+    run(subject, path, first, second)
+  with (path / "set1.jsonl").open("a") as f:  # a batch torn in its writing
+    f.write((tmp_path / "whole" / "set1.jsonl").read_text().split("\n")[3])
+    f.write('\n{"id": "4", "repl')
+  again = Judge(), Judge()
+  assert run(subject, path, *again) == whole
+  assert contents(path) == contents(tmp_path / "whole")
+  assert first.seen == [str(i) for i in range(8) for _ in range(2)]
+  assert second.seen + again[1].seen == first.seen and not again[0].seen
+  # and once more there is nothing to do
+  third = Judge()
+  assert run(subject, path, third, third) == whole and not third.calls
+
+
+def test_every_reply_is_kept(subject, tmp_path):
+  summary = run(subject, tmp_path, Judge())
+  lines = (tmp_path / "set0.jsonl").read_text().splitlines()
+  problems = [json.loads(line) for line in lines]
+  assert [p["id"] for p in problems] == [str(i) for i in range(8)]
+  assert set(problems[0]) == {"id", "question", "answer", "replies"}
+  for i, reply in enumerate(problems[5]["replies"]):
+    assert (reply["sample"], reply["seed"]) == (i, 0)
+    assert reply["truncated"] == (reply["tokens"] == 6)
+    # a model of random weights is all but uniform over 320 tokens
+    assert reply["logp"] / reply["tokens"] == pytest.approx(-5.77, abs=0.3)
+    assert reply["score"] == len(reply["text"]) % 2
+  texts = [r["text"] for p in problems for r in p["replies"]]
+  assert len(set(texts)) == 16
+  assert summary["sampling"] == {
+    "samples": 2,
+    "temperature": 1.0,
+    "top_k": 0,
+    "top_p": 1.0,
+    "min_p": 0.0,
+    "max_new_tokens": 6,
+    "stop": [],
+    "seed": 0,
+  }
+  assert summary["model"] == {
+    "source": "tiny",
+    "dtype": "float32",
+    "weights": subject.about["weights"],
+  }
+  right = sum(r["score"] for p in problems for r in p["replies"])
+  assert summary["sets"]["set0"]["avg@2"]["value"] == right / 16
+  assert (tmp_path / "set0_logp.png").stat().st_size > 1000
+
+
+def test_a_seed_decides_the_replies_and_a_batch_does_not(subject, tmp_path):
+  def texts(path):
+    return [
+      r["text"]
+      for line in (path / "set0.jsonl").read_text().splitlines()
+      for r in json.loads(line)["replies"]
+    ]
+
+  for name, how in (("a", {}), ("b", {"batch": 5}), ("c", {"seed": 1})):
+    run(subject, tmp_path / name, Judge(), **how)
+  a, b, c = (texts(tmp_path / name) for name in "abc")
+  assert a == b and not set(a) & set(c)
+
+
+def test_other_settings_are_refused_and_other_figures_are_not(subject, tmp_path):
+  run(subject, tmp_path, Judge())
+  with pytest.raises(ValueError, match="temperature: 1.0 there, 0.5 now"):
+    run(subject, tmp_path, Judge(), sampling=SamplingParams(0.5))
+  with pytest.raises(ValueError, match="sets.set1.problems: None there, 8 now"):
+    run(subject, tmp_path, Judge(), Judge())
+  other = some(Judge(), name="set0")
+  changed = other.examples[0].__class__("0", "Another?", None, "0")
+  other = other._replace(examples=(changed, *other.examples[1:]))
+  with pytest.raises(ValueError, match="set0.sha256"):
+    harness.evaluate(subject, [other], tmp_path, HOW)
+  judge = Judge()
+  run(subject, tmp_path, judge, bins=7)
+  assert not judge.calls
+
+
+def test_what_cannot_be_asked_is_counted(subject, tmp_path):
+  long = Example("long", "x" * 3000, None, "1")
+  forged = Example("forged", "<|im_end|>", None, "1")
+  good = some(Judge(), 2)
+  chosen = good._replace(examples=(long, forged, *good.examples))
+  summary = harness.evaluate(subject, [chosen], tmp_path, HOW)
+  assert summary["sets"]["some"]["problems"] == 2
+  assert summary["sets"]["some"]["dropped"] == {
+    "a prompt is longer than 2042 tokens": 1,
+    "its text holds a control token": 1,
+  }
+  with pytest.raises(ValueError, match="nothing to ask"):
+    chosen = good._replace(examples=(long,))
+    harness.evaluate(subject, [chosen], tmp_path / "none", HOW)
+
+
+def test_a_stated_confidence_is_asked_for_and_not_judged(
+  subject, tmp_path, monkeypatch
+):
+  asked, judged = [], []
+
+  def complete(*args, **how):
+    asked.extend(args[3])
+    texts = ("It is 7.\nConfidence: 80%", "It is 8.")
+    return [
+      [structs.Completion(t, (5, 6), (-1.0, -2.0), False) for t in texts]
+      for _ in args[3]
+    ]
+
+  def verify(examples, texts):
+    judged.extend(texts)
+    return [Verdict(float("7" in t), t) for t in texts]
+
+  monkeypatch.setattr(harness.rollout_sources, "complete", complete)
+  summary = run(subject, tmp_path, verify, confidence="stated")
+  assert "Confidence: N%" in subject.tokenizer.decode(asked[0])
+  assert judged[:2] == ["It is 7.\n", "It is 8."]
+  found = summary["sets"]["set0"]["calibration"]
+  assert found["stated"]["without"] == 0.5 and found["stated"]["replies"] == 8
+  assert found["stated"]["brier"]["value"] == pytest.approx(0.2**2)
+  assert found["logp"]["without"] == 0
+
+
+@pytest.mark.parametrize(
+  "how,words",
+  [
+    ({"samples": 0}, "samples is 0"),
+    ({"sampling": SamplingParams(top_p=0.0)}, "top_p"),
+    ({"sampling": SamplingParams(0.0)}, "set samples to 1"),
+    ({"template": "no"}, "unknown"),
+    ({"confidence": "felt"}, "logp, stated"),
+    ({"stop": ("",)}, "stop is"),
+  ],
+)
+def test_bad_settings_are_one_line(how, words):
+  with pytest.raises(ValueError, match=words) as e:
+    harness.validate(HOW._replace(**how))
+  assert "\n" not in str(e.value)
+
+
+def test_one_of_model_and_run():
+  for model, run in ((None, None), ("tiny", "runs/x")):
+    with pytest.raises(ValueError, match="expected one of them"):
+      harness.load(model, run, "float32")
+  with pytest.raises(ValueError, match="dtype is 'float8', known: float32"):
+    harness.load("tiny", None, "float8")
+  with pytest.raises(ValueError, match="expected a directory and at least one"):
+    harness.sit(
+      HOW,
+      [],
+      "w",
+      model="tiny",
+      run=None,
+      dtype="float32",
+      count=1,
+      task_seed=None,
+      task=USUAL,
+      compile_cache="",
+      verify={},
+    )
+
+
+# ---------------------------------------------------------- a training run
+
+
+def leave_run(path, params, rank=0, task=None, data=None):
+  config = opsd.get_config("tiny").to_dict()
+  config["lora"]["rank"], config["task"]["seed"] = rank, 3
+  config["task"] |= task or {}
+  config["data"] |= data or {}
+  workdir.claim(ConfigDict(config), path)
+  manager = checkpoint.open_manager(path / "checkpoints", keep=1)
+  memory = {"of_all": jnp.zeros(3)}
+  checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))
+  manager.close()
+  return path
+
+
+@pytest.mark.parametrize("rank", [0, 4])
+def test_a_run_is_judged_with_what_it_trained(subject, tmp_path, rank):
+  tree = jax.tree.map(lambda x: x + 1, subject.params)
+  if rank:
+    tree = lora.init(subject.params, key=jax.random.key(0), targets="q_proj", rank=rank)
+  path = leave_run(tmp_path / "run", tree, rank)
+  trained = harness.load_run(path)
+  assert trained.about == {
+    "source": "tiny",
+    "dtype": "float32",
+    "run": str(path),
+    "step": 2,
+    "weights": checkpoint.fingerprint(tree_of(subject, tree, rank), trained.mesh),
+  }
+  assert trained.about["weights"] != subject.about["weights"]
+  assert trained.template == "short" and trained.template_args == {}
+  assert_trees_equal(trained.params, tree_of(subject, tree, rank))
+
+
+def tree_of(subject, tree, rank):
+  return lora.join(subject.params, tree) if rank else tree
+
+
+USUAL = base.get_config().task  # 256 problems of seed 0
+
+
+def test_a_run_is_asked_what_its_training_held_out(subject, tmp_path):
+  path, own = leave_run(tmp_path / "run", subject.params), "largest_number"
+  assert harness.held_out(path, USUAL, own, None, None) == (8, 3)
+  assert harness.held_out(path, USUAL, own, 5, None) == (5, 3)
+  assert harness.held_out(path, USUAL, own, 9, 4) == (9, 4)  # of another seed
+  assert harness.held_out(path, USUAL, "reasoning_gym:x", None, None) == (256, 3)
+  assert harness.held_out(None, USUAL, own, None, None) == (256, 0)
+  assert (
+    harness.held_out(None, USUAL, own, 0, 1)
+    == harness.held_out(path, USUAL, own, 0, 1)
+    == (0, 1)
+  )
+  with pytest.raises(ValueError, match="9 problems of .* held out 8"):
+    harness.held_out(path, USUAL, own, 9, None)
+
+
+def test_an_evaluation_of_other_weights_is_refused(subject, tmp_path):
+  run(subject, tmp_path / "a", Judge())
+  about = subject.about | {"weights": "0"}
+  with pytest.raises(ValueError, match="model.weights"):
+    run(subject._replace(about=about), tmp_path / "a", Judge())
+
+
+def test_the_problems_of_a_task_are_those_that_training_held_out():
+  held_out = tasks.load(
+    "largest_number", train_count=9, eval_count=8, seed=3, privileged_field="answer"
+  ).eval
+  chosen = eval_sets.open_set(
+    eval_sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
+  )
+  assert chosen.examples == held_out
+
+
+def test_two_at_once_in_a_workdir_are_refused(subject, tmp_path):
+  with held(tmp_path / ".lock"):
+    with pytest.raises(ValueError, match="another process is at work in"):
+      run(subject, tmp_path, judge := Judge())
+  assert not judge.calls and not (tmp_path / "settings.json").exists()
+  run(subject, tmp_path, judge)  # the lock went with its process
+  assert len(judge.seen) == 8 * HOW.samples
+
+
+def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
+  def file(name, *questions):
+    rows = [{"problem": q, "solution": "So 2.", "answer": "2"} for q in questions]
+    (tmp_path / name).write_text("".join(json.dumps(r) + "\n" for r in rows))
+    return str(tmp_path / name)
+
+  # "b?" is asked in the run's evaluation: its training has dropped it
+  train = file("train.jsonl", "What is that?", "b?", "c?")
+  data = {"train": train, "eval": file("eval.jsonl", "b?", "d?")}
+  path = leave_run(tmp_path / "run", subject.params, task={"name": "maths"}, data=data)
+  asked = file("asked.jsonl", "What  is\nThat?", "b?", "c?", "d?", "e?")
+  config = base.get_config()
+
+  def sit(where, **who):
+    return harness.sit(
+      HOW,
+      [f"asked={asked}"],
+      tmp_path / where,
+      dtype="float32",
+      count=None,
+      task_seed=None,
+      task=USUAL,
+      compile_cache=config.compile_cache,
+      verify=config.verify.to_dict(),
+      **who,
+    )["sets"]
+
+  found = sit("a", model=None, run=path)
+  assert (found["asked"]["in_training"], found["asked"]["problems"]) == (2, 5)
+  assert ["in", "training", "2"] in [
+    line.split() for line in summary.table(found).splitlines()
+  ]
+  assert "in_training" not in sit("b", model="tiny", run=None)["asked"]
+  pathlib.Path(train).unlink()
+  assert harness.taught(path) is None
+
+
+# ------------------------------------------------------------- command line
+
+
+def command(*args):
+  return subprocess.run(
+    [sys.executable, "-m", "experiments.evaluate", *map(str, args)],
+    cwd=ROOT,
+    capture_output=True,
+    text=True,
+  )
+
+
+def test_the_command_compares_a_run_with_itself(subject, tmp_path):
+  a = tmp_path / "opsd,seed=0"  # as a sweep names its cells
+  run(subject, a, Judge())
+  done = command("--resamples=100", "--compare", a, a)
+  assert done.returncode == 0, done.stderr
+  rows = [line.split("  ") for line in done.stdout.splitlines()]
+  cells = {r[0]: r[-1].strip() for r in rows if len(r) > 1}
+  assert cells["avg"] == cells["pass@2"]
+  assert re.fullmatch(r"0\.000 \[-(0\.\d+), \1\] p=1", cells["avg"])
+  assert "all settings are the same" in done.stdout
+
+
+def test_the_command_ends_a_wrong_flag_in_one_line(tmp_path):
+  done = command(
+    "--model=tiny", "--set=a=absent.jsonl", "--set=b", f"--workdir={tmp_path / 'w'}"
+  )
+  [line] = done.stderr.splitlines()
+  assert done.returncode == 1 and line.startswith("error: ")
+  assert not (tmp_path / "w").exists()

@@ -1,0 +1,146 @@
+"""Surrogates by hand: losses and gradients; KL estimators by enumeration."""
+
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from opsd_jax.losses import policy_gradient
+
+S, T = jnp.array([0.5, 0.3, 0.2]), jnp.array([0.7, 0.2, 0.1])
+
+
+# -------------------------------------------------------------- surrogates
+
+
+def loss_and_gradient(surrogate, logp, old, A, sampled=np.nan, **kw):
+  """A token's loss and its derivative by the log-prob."""
+  token = types.SimpleNamespace(
+    advantage_BxT=jnp.float32(A),
+    old_logp_BxT=jnp.float32(old),
+    sampled_logp_BxT=jnp.float32(sampled),
+  )
+
+  def loss(x):
+    return surrogate(types.SimpleNamespace(logp_BxT=x), token, **kw)
+
+  value, slope = jax.value_and_grad(loss)(jnp.float32(logp))
+  return float(value), float(slope)
+
+
+CLIP = {"clip_low": 0.2, "clip_high": 0.3}
+
+
+@pytest.mark.parametrize(
+  "A,ratio,loss,slope",
+  [
+    (2, 1.0, -2, -2),
+    (2, 1.2, -2.4, -2.4),
+    (2, 1.4, -2.6, 0),
+    (2, 0.7, -1.4, -1.4),
+    (-2, 0.9, 1.8, 1.8),
+    (-2, 0.7, 1.6, 0),
+    (-2, 1.4, 2.8, 2.8),
+    (0, 1.4, 0, 0),
+  ],
+)
+def test_ppo_clips_only_what_goes_on_in_its_direction(A, ratio, loss, slope):
+  got = loss_and_gradient(policy_gradient.ppo, -1 + np.log(ratio), -1, A, **CLIP)
+  np.testing.assert_allclose(got, (loss, slope), atol=1e-5)
+
+
+@pytest.mark.parametrize("ratio,weight", [(1.1, 1.1), (2.0, 1.3), (0.5, 0.8)])
+def test_cispo_keeps_every_gradient(ratio, weight):
+  logp = -1 + np.log(ratio)
+  got = loss_and_gradient(policy_gradient.cispo, logp, -1, 2, **CLIP)
+  np.testing.assert_allclose(got, (-2 * weight * logp, -2 * weight), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", policy_gradient.SURROGATES)
+@pytest.mark.parametrize("old", [np.nan, -1.5])
+def test_the_first_update_is_reinforce(name, old):
+  """At ratio 1 every surrogate has the gradient -A."""
+  kw = {} if name == "reinforce" else CLIP
+  kw = kw | {"old_share": 1.0} if name == "trrd" else kw
+  _, slope = loss_and_gradient(policy_gradient.SURROGATES[name], -1.5, old, 3, **kw)
+  np.testing.assert_allclose(slope, -3, atol=1e-6)
+
+
+def test_trrd_by_hand():
+  """S .5, old .4, T .7: the ratio S / (old^a T^(1 - a)) (RLAD, eq. 3)."""
+  for share, expected in ((0.0, 0.7143), (0.5, 0.9449), (1.0, 1.25)):
+    token = types.SimpleNamespace(
+      advantage_BxT=jnp.float32(1), old_logp_BxT=jnp.log(0.4)
+    )
+    stats = types.SimpleNamespace(logp_BxT=jnp.log(0.5), teacher_logp_BxT=jnp.log(0.7))
+    kw = {"clip_low": 1.0, "clip_high": 1.0, "old_share": share}
+    loss = policy_gradient.trrd(stats, token, **kw)
+    np.testing.assert_allclose(-loss, expected, atol=5e-5)
+
+
+def test_importance_is_truncated_and_has_no_gradient():
+  def weight(old, sampled):
+    return loss_and_gradient(
+      lambda tok, token: policy_gradient.importance(tok, token, 2.0) + 0 * tok.logp_BxT,
+      -1.0,
+      old,
+      0,
+      sampled,
+    )
+
+  np.testing.assert_allclose(weight(-1.0, -0.5), (np.exp(-0.5), 0), atol=1e-6)
+  np.testing.assert_allclose(weight(-1.0, -3.0), (2, 0), atol=1e-6)
+  np.testing.assert_allclose(weight(np.nan, -1.0), (1, 0), atol=1e-6)
+
+
+# ---------------------------------------------------------------------- KL
+
+
+def expected(name):
+  """(value, gradient by the logits) of an estimator, over every token that the
+  student may draw; the draw itself has no gradient."""
+
+  def value(z):
+    logp = jax.nn.log_softmax(z)
+    ratio = jnp.exp(logp - jax.lax.stop_gradient(logp))
+    return (S * policy_gradient.KL[name](logp, jnp.log(T), ratio)).sum()
+
+  return jax.value_and_grad(value)(jnp.log(S))
+
+
+def gradient_of(divergence):
+  """By the logits, at S."""
+  return jax.grad(lambda z: divergence(jax.nn.softmax(z)))(jnp.log(S))
+
+
+@pytest.mark.parametrize(
+  "name,value,gradient",
+  [
+    ("k1", 0.092033, (0, 0, 0)),
+    ("k2", 0.101009, (-0.214253, 0.094030, 0.120223)),
+    ("k3", 0.092033, (-0.2, 0.1, 0.1)),
+    ("ratio_k3", 0.092033, (-0.214253, 0.094030, 0.120223)),
+  ],
+)
+def test_kl_estimators_in_expectation(name, value, gradient):
+  got_value, got_gradient = expected(name)
+  np.testing.assert_allclose(got_value, value, atol=2e-6)
+  np.testing.assert_allclose(got_gradient, gradient, atol=2e-6)
+
+
+def test_the_gradients_are_those_of_the_two_kls():
+  reverse = gradient_of(lambda p: (p * jnp.log(p / T)).sum())
+  forward = gradient_of(lambda p: (T * jnp.log(T / p)).sum())
+  for name, truth in (("k2", reverse), ("ratio_k3", reverse), ("k3", forward)):
+    np.testing.assert_allclose(expected(name)[1], truth, atol=1e-6)
+
+
+def test_one_sample():
+  def of(name):
+    return policy_gradient.KL[name](np.log(0.5), np.log(0.25), 1.0)
+
+  np.testing.assert_allclose(
+    [of("k1"), of("k2"), of("k3")], [0.6931, 0.2402, 0.1931], atol=5e-5
+  )

@@ -1,0 +1,40 @@
+"""Freed memory is used again without a page fault."""
+
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+ROUNDS, SIZE = 10, 64 * 2**20  # bytes
+PROGRAM = f"""
+import resource, sys
+from opsd_jax.runtime import allocator
+if sys.argv[1] == "keep":
+  assert allocator.keep_freed()
+blocks = []
+for i in range({ROUNDS}):
+  block = bytearray(b"1") * {SIZE}
+  del block
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt)
+"""
+
+
+def faults(how: str) -> int:
+  out = subprocess.run(
+    [sys.executable, "-c", PROGRAM, how], check=True, capture_output=True
+  )
+  return int(out.stdout)
+
+
+HUGE = pathlib.Path("/sys/kernel/mm/transparent_hugepage/enabled")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="of glibc")
+@pytest.mark.skipif(
+  HUGE.exists() and "[always]" in HUGE.read_text(), reason="pages are huge"
+)
+def test_memory_is_faulted_in_once():
+  once = SIZE // 4096
+  assert faults("give back") > 0.9 * ROUNDS * once
+  assert faults("keep") < 2 * once

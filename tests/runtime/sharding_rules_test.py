@@ -1,0 +1,225 @@
+"""Every mesh computes what one device does; a senseless one is refused."""
+
+import dataclasses
+import functools
+import json
+import os
+
+import jax
+import numpy as np
+import optax
+import pytest
+from jax.experimental import topologies
+
+from configs import opsd
+from opsd_jax import train
+from opsd_jax.losses import objective
+from opsd_jax.models import families, kv_cache, lora, transformer
+from opsd_jax.rollouts import collate
+from opsd_jax.runtime import sharding_rules
+from opsd_jax.sampling.sampler import sample
+from opsd_jax.sampling.tokens import SamplingParams, row_keys
+
+MESHES = [
+  (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0
+]
+# Heads, key/value heads and widths divide by 8.
+MODEL = dataclasses.replace(
+  families.tiny(scan_layers=True),
+  num_heads=8,
+  num_kv_heads=8,
+  head_dim=8,
+  lora_alpha=8.0,
+)
+
+
+def model_of(vocab_size):
+  return dataclasses.replace(MODEL, vocab_size=vocab_size)
+
+
+@functools.cache
+def batch():
+  rng = np.random.default_rng(0)
+
+  def draw(low, high):
+    return tuple(rng.integers(5, 250, rng.integers(low, high)))
+
+  rows = [collate.Row((draw(3, 9), draw(9, 20)), draw(1, 8)) for _ in range(8)]
+  return collate.collate(rows, pad_id=0, bucket=8, response_bucket=8, parts=8)
+
+
+def moved(tree, seed, by=0.05):
+  """The tree with every leaf a little elsewhere: nothing is 0 by symmetry."""
+  keys = iter(jax.random.split(jax.random.key(seed), 100))
+  return jax.tree.map(lambda x: x + by * jax.random.normal(next(keys), x.shape), tree)
+
+
+def steps(model, mesh=None):
+  """(losses, parameters after an SGD step) of full tuning and of LoRA."""
+  told = objective.from_config(opsd.get_config("tiny"))
+  tx = optax.sgd(16.0)  # so that a rounding of 1 is not a change
+  base = transformer.init_params(model, jax.random.key(0))
+  adapter = moved(lora.init(base, jax.random.key(1), targets=".*_proj", rank=4), 2)
+  told_more = moved(base, 3)
+  step = train.make_train_step(train.Models(model), lambda values: told, tx)
+
+  def both(base, adapter, told_more, batch):
+    """Both kinds, so that a mesh costs one compilation."""
+
+    def of(params, teacher):
+      return train.init_state(params, told, tx)._replace(memories={"teacher": teacher})
+
+    full, loss, _, _ = step(of(base, told_more), batch)
+    tuned, lora_loss, _, _ = step(of(adapter, {}), batch, train.Frozen(base))
+    return (loss, lora_loss), (full.params, tuned.params)
+
+  args = base, adapter, told_more
+  if mesh is None:
+    return jax.device_get((jax.jit(both)(*args, batch()), (base, adapter)))
+  with jax.set_mesh(mesh):
+    laid_out = jax.device_put(args, sharding_rules.tree_shardings(args, mesh))
+    rows = jax.device_put(batch(), sharding_rules.rows_sharding(mesh))
+    return jax.device_get((jax.jit(both)(*laid_out, rows), (base, adapter)))
+
+
+@functools.cache
+def on_one_device(vocab_size):
+  return steps(model_of(vocab_size))
+
+
+@pytest.mark.parametrize(
+  "sizes,vocab_size",
+  [
+    *((sizes, 320) for sizes in MESHES),
+    # Does not divide: it stays whole.
+    *((sizes, 323) for sizes in ((1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 8, 1))),
+  ],
+  ids=str,
+)
+def test_every_mesh_steps_as_one_device(sizes, vocab_size):
+  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
+  (losses, after), _ = steps(model_of(vocab_size), mesh)
+  (expected, expected_after), before = on_one_device(vocab_size)
+  np.testing.assert_allclose(losses, expected, rtol=1e-5)
+  for kind in (0, 1):
+    change = jax.tree.map(np.subtract, expected_after[kind], before[kind])
+    largest = max(np.abs(g).max() for g in jax.tree.leaves(change))
+    assert largest > 1e-3
+    jax.tree.map(
+      lambda a, b, top=largest: np.testing.assert_allclose(
+        a, b, rtol=0, atol=1e-5 * top
+      ),
+      after[kind],
+      expected_after[kind],
+    )
+
+
+def tiny_losses(tmp_path, name, **mesh):
+  config = opsd.get_config("tiny")
+  config.compile_cache, config.log.tensorboard = "", False
+  config.steps = config.eval.every = 2
+  config.eval.samples, config.eval.max_new_tokens = 0, 1
+  config.model.scan_layers = True
+  config.mesh.update(mesh)
+  train.train_and_evaluate(config, tmp_path / name)
+  lines = (tmp_path / name / "metrics.jsonl").read_text().splitlines()
+  return [row["loss"] for row in map(json.loads, lines) if "loss" in row]
+
+
+def test_a_whole_run_on_two_meshes_has_the_losses_of_one_device(tmp_path, monkeypatch):
+  rows = tiny_losses(tmp_path, "data", data=8, fsdp=1)
+  both = tiny_losses(tmp_path, "both", fsdp=4, tensor=2)
+  one = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda *_: one)
+  expected = tiny_losses(tmp_path, "one")
+  assert len(expected) == 2 and min(expected) > 1e-5
+  # Losses of 1e-4 nats: float32's noise in a divergence is 1e-7 of its terms.
+  np.testing.assert_allclose(rows, expected, rtol=2e-3)
+  np.testing.assert_allclose(both, expected, rtol=2e-3)
+
+
+def rollouts(mesh=None):
+  model = model_of(320)
+  params = moved(transformer.init_params(model, jax.random.key(0)), 5, 0.3)
+  prompts = [tuple(range(5, 12 + i)) for i in range(8)]
+
+  def go(params):
+    return sample(
+      model,
+      params,
+      prompts,
+      row_keys(0, 0, "generate", map(str, range(8)), 1),
+      SamplingParams(temperature=0.0),
+      max_new_tokens=12,
+      eos_ids=(3,),
+      slots=8,
+      bucket=8,
+      steps=5,
+    )
+
+  if mesh is None:
+    return go(params)
+  with jax.set_mesh(mesh):
+    return go(jax.device_put(params, sharding_rules.tree_shardings(params, mesh)))
+
+
+@pytest.mark.parametrize("sizes", MESHES, ids=str)
+def test_every_mesh_answers_as_one_device(sizes):
+  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
+  got, expected = rollouts(mesh), rollouts()
+  assert len(set(expected.ids_RxT[:, -1])) > 2  # rows that differ
+  np.testing.assert_array_equal(got.ids_RxT, expected.ids_RxT)
+  np.testing.assert_allclose(got.logp_RxT, expected.logp_RxT, atol=1e-4)
+
+
+def test_tensor_parallelism_splits_weights_cache_and_logits():
+  mesh = sharding_rules.make_mesh(1, 1, 8, devices=jax.devices()[:8])
+  params = transformer.init_params(MODEL, jax.random.key(0))
+  tree = jax.device_put(params, sharding_rules.tree_shardings(params, mesh))
+  whole = sum(x.nbytes for x in jax.tree.leaves(tree))
+  one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
+  assert one < 0.14 * whole
+  with jax.set_mesh(mesh):
+    cache = jax.jit(lambda: kv_cache.init(MODEL, 8, 16))()
+  assert cache[0].addressable_shards[0].data.nbytes * 8 == cache[0].nbytes
+
+
+@pytest.mark.parametrize(
+  "sizes,words",
+  [
+    ((3, 1, 1), r"needs 3 devices, there are 8.*\[1, 2, 4, 8\]"),
+    ((3, -1, 1), "3 does not divide 8"),
+    ((-1, -1, 1), "at most one is -1"),
+    ((0, 1, 1), "positive"),
+  ],
+)
+def test_a_senseless_mesh_is_refused(sizes, words):
+  with pytest.raises(ValueError, match=words):
+    sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
+
+
+def test_the_data_axis_crosses_the_slices_of_a_pod():
+  """Two slices of eight TPUs that are not there."""
+  pytest.importorskip("libtpu")
+  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
+  pod = topologies.get_topology_desc(
+    platform="tpu", topology_name="v5e:2x4", num_slices=2
+  )
+
+  def slices(mesh):
+    return np.vectorize(lambda d: d.slice_index)(mesh.devices)
+
+  mesh = sharding_rules.make_mesh(4, 2, 2, devices=pod.devices)
+  assert slices(mesh).tolist() == [[[i] * 2] * 2 for i in (0, 0, 1, 1)]
+  with pytest.raises(ValueError, match="on 2 slices of 8.* a multiple of 2"):
+    sharding_rules.make_mesh(1, -1, 1, devices=pod.devices)
+
+
+def test_heads_and_rows_that_do_not_split_are_refused():
+  mesh = sharding_rules.make_mesh(1, 1, 8, devices=jax.devices()[:8])
+  with pytest.raises(ValueError, match=r"9 heads, 3 key.*valid are \[1, 3\]"):
+    sharding_rules.check_heads(mesh, 9, 3, 1536)
+  mesh = sharding_rules.make_mesh(2, 4, 1, devices=jax.devices()[:8])
+  with pytest.raises(ValueError, match=r"12 rows .* 8 row shards.*\[1, 2, 3"):
+    sharding_rules.check_rows(mesh, 12, 1)
+  sharding_rules.check_rows(mesh, 16, 2)
