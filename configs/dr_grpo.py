@@ -16,8 +16,8 @@ from configs import grpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = grpo.get_config(arg)
-  c.rewards.advantage = "mean_baseline"
-  term = c.loss.policy_gradient
+  config = grpo.get_config(arg)
+  config.rewards.advantage = "mean_baseline"
+  term = config.loss.policy_gradient
   term.token_weight.name, term.denominator = "uniform", "budget"
-  return c
+  return config

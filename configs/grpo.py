@@ -21,18 +21,18 @@ from configs import base
 def get_config(arg=None):
   """`arg`: None or "tiny"; with each `kl=0.04`, the weight of a KL to the base."""
   preset, options = base.parse(arg, ("tiny",), ("kl",))
-  c = base.get_config(preset)
-  c.context.template, c.context.privileged = "plain", "none"
-  c.rollout.prompts, c.rollout.samples = 2, 8
-  c.loss.policy_gradient.scale = 1.0
-  term = c.loss.policy_gradient
+  config = base.get_config(preset)
+  config.context.template, config.context.privileged = "plain", "none"
+  config.rollout.prompts_per_step, config.rollout.samples_per_prompt = 2, 8
+  config.loss.policy_gradient.scale = 1.0
+  term = config.loss.policy_gradient
   term.token_weight.name, term.denominator = "sequence_mean", "responses"
   if "kl" in options:
-    c.loss.kl_penalty = base.term(
+    config.loss.kl_penalty = base.term(
       "kl_penalty",
       scale=float(options["kl"]),
       token_weight=term.token_weight,
       denominator=term.denominator,
     )
-  c.optimizer.learning_rate, c.optimizer.decay = 5e-5, "constant"
-  return c
+  config.optimizer.learning_rate, config.optimizer.decay = 5e-5, "constant"
+  return config

@@ -13,21 +13,21 @@ from configs import base
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = base.get_config(arg)
-  c.loss.distill.scale = 1.0
-  c.task.name = "reasoning_gym:gsm_symbolic"
-  c.task.privileged_field = "answer_cot"
-  c.task.train_count = 1024
-  c.task.eval_count = 32
-  c.steps, c.optimizer.warmup_steps = 20, 4
-  c.rollout.prompts = 8
-  c.rollout.max_new_tokens = 160
-  c.eval.max_new_tokens = 160
-  c.eval.every = 20
-  c.batch.row_tokens = 768
+  config = base.get_config(arg)
+  config.loss.distill.scale = 1.0
+  config.task.name = "reasoning_gym:gsm_symbolic"
+  config.task.privileged_field = "answer_cot"
+  config.task.train_count = 1024
+  config.task.eval_count = 32
+  config.steps, config.optimizer.warmup_steps = 20, 4
+  config.rollout.prompts_per_step = 8
+  config.rollout.max_new_tokens = 160
+  config.eval.max_new_tokens = 160
+  config.eval.every = 20
+  config.batch.pack_len = 768
   # Shapes to compile in 100 steps: about 14, with the defaults 40; the padding is
   # 13% instead of 8%.
-  c.batch.bucket, c.batch.response_bucket = 128, 256
+  config.batch.bucket, config.batch.response_bucket = 128, 256
   if arg == "tiny":
-    base.shrink(c)
-  return c
+    base.shrink(config)
+  return config

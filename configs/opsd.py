@@ -48,47 +48,47 @@ def get_config(arg=None):
     )
   if control not in ("solution", "none", "other", "answer"):
     raise ValueError(f"control is {control!r}, known: none, other, answer")
-  c = base.get_config(preset if preset == "tiny" else None)
-  c.loss.distill.scale = 1.0
-  c.context.privileged = control
+  config = base.get_config(preset if preset == "tiny" else None)
+  config.loss.distill.scale = 1.0
+  config.context.privileged = control
   if preset not in MODELS:
-    return c
-  at_scale(c, preset)
+    return config
+  at_scale(config, preset)
   if recipe not in (None, "upstream"):
     raise ValueError(f"recipe is {recipe!r}, known: upstream")
   if recipe:
-    c.lora.rank, c.lora.alpha = 64, 128.0
-    c.loss.distill.divergence.clip = "signed"
-    c.loss.distill.divergence.tau = 0.06 if preset == "qwen3_8b" else 0.05
-  return c
+    config.lora.rank, config.lora.alpha = 64, 128.0
+    config.loss.distill.divergence.clip = "signed"
+    config.loss.distill.divergence.tau = 0.06 if preset == "qwen3_8b" else 0.05
+  return config
 
 
-def at_scale(c, preset):
+def at_scale(config, preset):
   """The paper's hyper-parameters (its table 7 and released scripts)."""
-  c.model.source = MODELS[preset]
-  c.model.dtype = c.model.param_dtype = "bfloat16"
-  c.model.scan_layers, c.model.remat = True, "full"
+  config.model.source = MODELS[preset]
+  config.model.dtype = config.model.param_dtype = "bfloat16"
+  config.model.scan_layers, config.model.remat = True, "full"
   if preset == "qwen3_32b":
-    c.mesh.tensor = 2  # 32 rows split over at most 32 devices
-  c.steps = 100
-  c.task.name = "reasoning_gym:gsm_symbolic"
-  c.task.privileged_field = "answer_cot"
-  c.task.train_count = 3200
-  c.context.template = "upstream"
+    config.mesh.tensor = 2  # 32 rows split over at most 32 devices
+  config.steps = 100
+  config.task.name = "reasoning_gym:gsm_symbolic"
+  config.task.privileged_field = "answer_cot"
+  config.task.train_count = 3200
+  config.context.template = "upstream"
   if preset.startswith("qwen3"):
-    c.context.student_args.enable_thinking = False
-    c.context.teacher_args.enable_thinking = True
-  c.rollout.prompts = c.rollout.slots = 32
-  c.rollout.max_new_tokens = 1024
-  c.rollout.temperature = c.loss.temperature = 1.1
-  c.rollout.top_p, c.rollout.top_k = 0.95, 20
-  c.batch.max_row = 3072
-  c.batch.row_tokens = 3072
-  c.batch.bucket = c.batch.response_bucket = c.batch.prompt_bucket = 512
-  c.loss.chunk = 512
-  c.optimizer.learning_rate, c.optimizer.decay = 5e-6, "constant"
-  c.optimizer.warmup_steps = 0
-  c.optimizer.b2, c.optimizer.clip_norm = 0.999, 0.1
-  c.eval.max_new_tokens = 1024
-  c.eval.slots = 32
-  c.eval.every = c.checkpoint.every = 25
+    config.context.student_args.enable_thinking = False
+    config.context.teacher_args.enable_thinking = True
+  config.rollout.prompts_per_step = config.rollout.slots = 32
+  config.rollout.max_new_tokens = 1024
+  config.rollout.temperature = config.loss.temperature = 1.1
+  config.rollout.top_p, config.rollout.top_k = 0.95, 20
+  config.batch.max_sequence_len = 3072
+  config.batch.pack_len = 3072
+  config.batch.bucket = config.batch.response_bucket = config.batch.prompt_bucket = 512
+  config.loss.chunk = 512
+  config.optimizer.learning_rate, config.optimizer.decay = 5e-6, "constant"
+  config.optimizer.warmup_steps = 0
+  config.optimizer.b2, config.optimizer.clip_norm = 0.999, 0.1
+  config.eval.max_new_tokens = 1024
+  config.eval.slots = 32
+  config.eval.every = config.checkpoint.every = 25

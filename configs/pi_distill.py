@@ -17,14 +17,21 @@ from configs import base
 def get_config(arg=None):
   """`arg`: None or "tiny"; with each `alpha=0.5`."""
   preset, options = base.parse(arg, ("tiny",), ("alpha",))
-  c = base.get_config(preset)
-  c.rollout.source, c.rollout.prompts, c.rollout.samples = "teacher_view", 4, 4
-  c.teacher.name = "live"
-  c.routing.name, c.routing.alpha = "both_views", float(options.get("alpha", 0.5))
-  c.loss.distill.scale = 0.25  # b
-  c.loss.policy_gradient.scale = 1.0
-  c.loss.policy_gradient.credit.name = "less_kl"
-  c.loss.policy_gradient.credit.strength = 0.25  # b
-  c.rewards.advantage = "mean_baseline"
-  c.optimizer.learning_rate, c.optimizer.decay = 5e-5, "constant"
-  return c
+  config = base.get_config(preset)
+  (
+    config.rollout.source,
+    config.rollout.prompts_per_step,
+    config.rollout.samples_per_prompt,
+  ) = "teacher_view", 4, 4
+  config.teacher.name = "live"
+  config.routing.name, config.routing.alpha = (
+    "both_views",
+    float(options.get("alpha", 0.5)),
+  )
+  config.loss.distill.scale = 0.25  # b
+  config.loss.policy_gradient.scale = 1.0
+  config.loss.policy_gradient.credit.name = "less_kl"
+  config.loss.policy_gradient.credit.strength = 0.25  # b
+  config.rewards.advantage = "mean_baseline"
+  config.optimizer.learning_rate, config.optimizer.decay = 5e-5, "constant"
+  return config

@@ -15,9 +15,9 @@ from configs import grpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = grpo.get_config(arg)
-  c.rewards.advantage = "reward"
-  term = c.loss.policy_gradient
+  config = grpo.get_config(arg)
+  config.rewards.advantage = "reward"
+  term = config.loss.policy_gradient
   term.surrogate.name = "reinforce"
   term.token_weight.name, term.denominator = "uniform", "active_tokens"
-  return c
+  return config

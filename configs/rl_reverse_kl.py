@@ -15,13 +15,14 @@ from configs import base
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = base.get_config(arg)
-  c.rollout.prompts, c.rollout.samples = 2, 8
-  c.teacher.name = "live"
-  c.loss.distill.scale, c.loss.distill.divergence.name = 0.5, "reverse_kl"  # b
-  c.loss.policy_gradient.scale = 1.0
-  c.loss.policy_gradient.credit.name = "less_kl"
-  c.loss.policy_gradient.credit.strength = 0.5  # b
-  c.rewards.advantage = "mean_baseline"
-  c.optimizer.learning_rate, c.optimizer.decay = 5e-5, "constant"
-  return c
+  config = base.get_config(arg)
+  config.rollout.prompts_per_step, config.rollout.samples_per_prompt = 2, 8
+  config.teacher.name = "live"
+  # b
+  config.loss.distill.scale, config.loss.distill.divergence.name = 0.5, "reverse_kl"
+  config.loss.policy_gradient.scale = 1.0
+  config.loss.policy_gradient.credit.name = "less_kl"
+  config.loss.policy_gradient.credit.strength = 0.5  # b
+  config.rewards.advantage = "mean_baseline"
+  config.optimizer.learning_rate, config.optimizer.decay = 5e-5, "constant"
+  return config

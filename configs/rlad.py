@@ -17,11 +17,11 @@ from configs import grpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"; with each `kl=0.04`, the weight of a KL to the base."""
-  c = grpo.get_config(arg)
-  is_tiny = c.model.source == "tiny"
-  c.external.source = "tiny_wide" if is_tiny else c.model.source
-  c.targets.teacher.view, c.targets.teacher.weights = 0, "external"
-  c.loss.policy_gradient.surrogate.name = "trrd"
-  c.loss.policy_gradient.surrogate.old_share = 0.5
-  c.loss.policy_gradient.surrogate.clip_high = 0.28
-  return c
+  config = grpo.get_config(arg)
+  is_tiny = config.model.source == "tiny"
+  config.external.source = "tiny_wide" if is_tiny else config.model.source
+  config.targets.teacher.view, config.targets.teacher.weights = 0, "external"
+  config.loss.policy_gradient.surrogate.name = "trrd"
+  config.loss.policy_gradient.surrogate.old_share = 0.5
+  config.loss.policy_gradient.surrogate.clip_high = 0.28
+  return config

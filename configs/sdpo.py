@@ -17,13 +17,13 @@ from configs import base
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = base.get_config(arg)
-  c.rollout.prompts, c.rollout.samples = 2, 8
-  c.context.template, c.context.privileged = "reprompt", "sibling"
-  c.teacher.name, c.teacher.rate = "ema", 0.05
-  term = c.loss.distill
+  config = base.get_config(arg)
+  config.rollout.prompts_per_step, config.rollout.samples_per_prompt = 2, 8
+  config.context.template, config.context.privileged = "reprompt", "sibling"
+  config.teacher.name, config.teacher.rate = "ema", 0.05
+  term = config.loss.distill
   term.scale, term.denominator = 1.0, "weighted_tokens"
   term.divergence.name, term.divergence.beta = "jsd", 0.5
   term.divergence.support, term.divergence.k = "top_k_tail", 100
   term.divergence.support_from = "student"
-  return c
+  return config

@@ -12,8 +12,8 @@ from configs import sdpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = sdpo.get_config(arg)
-  c.data.test_time, c.task.train_count, c.task.eval_count = True, 1, 1
-  c.context.privileged = "remembered"
-  c.rollout.prompts, c.rollout.samples = 1, 16
-  return c
+  config = sdpo.get_config(arg)
+  config.data.test_time, config.task.train_count, config.task.eval_count = True, 1, 1
+  config.context.privileged = "remembered"
+  config.rollout.prompts_per_step, config.rollout.samples_per_prompt = 1, 16
+  return config

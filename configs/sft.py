@@ -14,7 +14,7 @@ from configs import base
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = base.get_config(arg)
-  c.rollout.source = "dataset"
-  c.loss.nll.scale = 1.0
-  return c
+  config = base.get_config(arg)
+  config.rollout.source = "dataset"
+  config.loss.nll.scale = 1.0
+  return config

@@ -14,12 +14,12 @@ from configs import sdpo
 
 def get_config(arg=None):
   """`arg`: None or "tiny"."""
-  c = sdpo.get_config(arg)
-  c.routing.name = "wrong_to_teacher"
-  c.loss.distill.token_weight.name = "calm_teacher"
-  c.loss.distill.token_weight.sharpness = 1.0
-  c.loss.distill.denominator = "tokens"
-  c.loss.policy_gradient.scale = 1.0
-  c.loss.policy_gradient.surrogate.clip_high = 0.28
-  c.rewards.advantage = "mean_baseline"
-  return c
+  config = sdpo.get_config(arg)
+  config.routing.name = "wrong_to_teacher"
+  config.loss.distill.token_weight.name = "calm_teacher"
+  config.loss.distill.token_weight.sharpness = 1.0
+  config.loss.distill.denominator = "tokens"
+  config.loss.policy_gradient.scale = 1.0
+  config.loss.policy_gradient.surrogate.clip_high = 0.28
+  config.rewards.advantage = "mean_baseline"
+  return config

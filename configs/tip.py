@@ -23,9 +23,9 @@ WEIGHTS = {
 def get_config(arg=None):
   """`arg`: None or "tiny"; with each `weight=soft_or`, `entropy` or `q3`."""
   preset, options = base.parse(arg, ("tiny",), ("weight",))
-  c = base.get_config(preset)
+  config = base.get_config(preset)
   name = base.choice(WEIGHTS, "weight", options.get("weight", "soft_or"))
-  term = c.loss.distill
+  term = config.loss.distill
   term.scale, term.divergence.name = 1.0, "reverse_kl"
   term.token_weight.name, term.denominator = name, "weighted_tokens"
-  return c
+  return config

@@ -47,18 +47,18 @@ def main():
   from opsd_jax.sampling.tokens import SamplingParams
 
   config = base.get_config()
-  sampling, how = (
+  sampling, settings = (
     {name: flag.value for name, flag in group.items()} for group in (SAMPLING, HOW)
   )
-  how = harness.How(sampling=SamplingParams(**sampling), **how)
+  settings = harness.EvalSettings(sampling=SamplingParams(**sampling), **settings)
   if COMPARE.value:
-    return print(summaries.compared(COMPARE.value, how.resamples, how.seed))
-  summary = harness.sit(
-    how,
+    return print(summaries.compared(COMPARE.value, settings.resamples, settings.seed))
+  summary = harness.run_from_flags(
+    settings,
     SETS.value,
     WORKDIR.value,
     model=MODEL.value,
-    run=RUN.value,
+    run_dir=RUN.value,
     dtype=DTYPE.value,
     count=COUNT.value,
     task_seed=SEED.value,

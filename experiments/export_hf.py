@@ -42,7 +42,7 @@ def main():
   ours, usual = (paths.flat(c.to_dict()) for c in (config, base.get_config()))
   text = model_card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
   path = sources.resolve(config.model.source)
-  run = setup.how_to_run(config) | {"attention": "xla"}  # nothing is run
+  run = setup.runtime_fields(config) | {"attention": "xla"}  # nothing is run
   model_config = sources.read_config(path, **run)
   lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
   if ADAPTER.value:

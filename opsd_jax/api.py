@@ -30,7 +30,7 @@ class Model(NamedTuple):
 def load_model(source: str, dtype: str = "float32") -> Model:
   """A model from any source that `config.model.source` accepts."""
   path = weight_sources.resolve(source)
-  config, params = weight_sources.load_model_weights(
+  model_config, params = weight_sources.load_model_weights(
     path,
     dtype=dtype,
     param_dtype=dtype,
@@ -39,7 +39,7 @@ def load_model(source: str, dtype: str = "float32") -> Model:
     attention="xla",
     lora_alpha=1.0,
   )
-  return Model(config, params, tokenizer.load(path))
+  return Model(model_config, params, tokenizer.load(path))
 
 
 def chat_ids(model: Model, prompt) -> tuple[int, ...]:
@@ -91,7 +91,7 @@ def generate(
     n=n,
     max_new_tokens=max_new_tokens,
     slots=ROWS,
-    decode_steps=STEPS,
+    host_sync_every=STEPS,
     prompt_bucket=BUCKET,
   )
 
@@ -130,14 +130,14 @@ def score(model: Model, prompts, completions) -> list[np.ndarray]:
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def _logp(config, params, batch):
+def _logp(model_config, params, batch):
   def logp(z_NxV, teachers, tokens):
     logp_NxV = jax.nn.log_softmax(z_NxV)
     return jnp.take_along_axis(logp_NxV, tokens.y_BxT[:, None], 1)[:, 0]
 
   return chunked.statistics(
     logp,
-    transformer.states(config, params, batch.views[0]),
+    transformer.response_states(model_config, params, batch.views[0]),
     transformer.unembedding(params),
     {},
     batch.tokens,

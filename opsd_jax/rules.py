@@ -26,17 +26,17 @@ from opsd_jax.rollouts import advantages, contexts, routing, sources
 from opsd_jax.structs import ResponseTokens
 
 COUNTS = (  # fields that must be at least 1
-  "steps", "rollout.prompts", "rollout.samples", "rollout.max_new_tokens",
-  "rollout.slots", "rollout.decode_steps", "batch.micro_batches", "batch.bucket",
+  "steps", "rollout.prompts_per_step", "rollout.samples_per_prompt", "rollout.max_new_tokens",
+  "rollout.slots", "rollout.host_sync_every", "batch.micro_batches", "batch.bucket",
   "batch.response_bucket", "batch.prompt_bucket", "loss.chunk", "eval.every",
-  "eval.slots", "eval.decode_steps", "eval.max_new_tokens", "eval.drift_prompts",
+  "eval.slots", "eval.host_sync_every", "eval.max_new_tokens", "eval.drift_prompts",
   "eval.drift_tokens", "checkpoint.every", "checkpoint.keep", "log.samples_every",
   "task.eval_count", "task.train_count", "optimizer.max_bad_steps",
   "verify.workers", "verify.memory_mb", "optimizer.updates_per_batch",
   "rewards.dynamic_sampling_rounds",
 )  # fmt: skip
 AT_LEAST_0 = (
-  "seed", "eval.samples", "lora.rank", "batch.max_row", "batch.row_tokens",
+  "seed", "eval.samples", "lora.rank", "batch.max_sequence_len", "batch.pack_len",
   "profile.start", "profile.steps", "rewards.overlong_margin", "data.skip_bad",
   "data.train_limit", "data.eval_limit",
 )  # fmt: skip
@@ -74,7 +74,7 @@ def check_numbers(config) -> None:
         f"{path} is {field(config, path)}, expected a multiple of"
         f" optimizer.updates_per_batch = {updates}"
       )
-  rows = config.rollout.prompts * config.rollout.samples
+  rows = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
   if rows % config.batch.micro_batches:
     raise ValueError(
       f"{rows} rows a step do not split into batch.micro_batches ="
@@ -84,9 +84,9 @@ def check_numbers(config) -> None:
     raise ValueError(f"loss.temperature is {config.loss.temperature}, expected above 0")
   if not config.lora.alpha > 0:
     raise ValueError(f"lora.alpha is {config.lora.alpha}, expected above 0")
-  if 0 < config.batch.max_row <= config.rollout.max_new_tokens:
+  if 0 < config.batch.max_sequence_len <= config.rollout.max_new_tokens:
     raise ValueError(
-      f"batch.max_row is {config.batch.max_row}, which leaves no prompt beside"
+      f"batch.max_sequence_len is {config.batch.max_sequence_len}, which leaves no prompt beside"
       f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
     )
 
@@ -198,10 +198,10 @@ def check_sources(config) -> None:
   source = config.rollout.source
   pick(sources.ALL, source), pick(routing.ALL, config.routing.name)
   late = contexts.late_views(config.context)
-  if source == "dataset" and config.rollout.samples != 1:
+  if source == "dataset" and config.rollout.samples_per_prompt != 1:
     raise ValueError(
       "rollout.source=dataset has one response a problem: set"
-      f" rollout.samples=1, it is {config.rollout.samples}"
+      f" rollout.samples_per_prompt=1, it is {config.rollout.samples_per_prompt}"
     )
   if source in sources.PRIVILEGED and (
     1 in late or config.context.privileged == "none"
@@ -236,10 +236,10 @@ def check_rewards(config) -> None:
   nodes = [node for node in nodes if node.kind == "policy_gradient"]
   if not nodes:
     return
-  if c.advantage not in advantages.ALONE and r.samples < 2:
+  if c.advantage not in advantages.ALONE and r.samples_per_prompt < 2:
     raise ValueError(
       f"rewards.advantage={c.advantage} compares responses to one prompt:"
-      f" set rollout.samples to at least 2, it is {r.samples}"
+      f" set rollout.samples_per_prompt to at least 2, it is {r.samples_per_prompt}"
     )
   if r.source == "dataset":
     raise ValueError(

@@ -23,8 +23,8 @@ from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.structs import UNJUDGED, Prompts
 from opsd_jax.tasks import pool
 
-REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `unverified`
-AUDITED = 5000  # solutions that `misleading` looks at
+REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `count_unverifiable`
+AUDITED = 5000  # solutions that `count_contradicting_solutions` looks at
 DTYPES = ("float32", "bfloat16", "float16")
 
 REASONS = (contexts.Missing, tokenizer.ControlToken)  # not to ask a problem
@@ -87,7 +87,7 @@ def validate(config, problems: bool = True) -> None:
 def rows_per_step(config) -> int:
   """Rows of a batch at most: a source may learn a completion twice, or sample as
   many again."""
-  responses = config.rollout.prompts * config.rollout.samples
+  responses = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
   twice = config.rollout.source == "rescue" or (
     config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
   )
@@ -104,27 +104,27 @@ def prepare(config) -> Run:
   mesh = sharding_rules.make_mesh(**config.mesh)
   distributed.check_rows(mesh)
   sharding_rules.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
-  if config.rollout.prompts % distributed.count():
+  if config.rollout.prompts_per_step % distributed.count():
     raise ValueError(
-      f"rollout.prompts is {config.rollout.prompts}, expected a multiple of"
+      f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, expected a multiple of"
       f" the {distributed.count()} processes"
     )
   verify, problems = read_problems(config)
   path = weight_sources.resolve(config.model.source)
   tok = tokenizer.load(path)
-  how = how_to_run(config)
-  model_config = fit_to(
-    weight_sources.read_config(path, **how), mesh, config.batch.row_tokens > 0
+  runtime = runtime_fields(config)
+  model_config = resolve_attention(
+    weight_sources.read_config(path, **runtime), mesh, config.batch.pack_len > 0
   )
   _, params = weight_sources.load_model_weights(
     path,
     functools.partial(sharding_rules.tree_shardings, mesh=mesh),
-    **how | {"attention": model_config.attention},
+    **runtime | {"attention": model_config.attention},
   )
   jax.eval_shape(trained(config), params)  # do its targets exist?
   check_vocabulary(config, model_config)
   positions, dropped = longest_row(config, model_config), problems.dropped
-  train = ask(
+  train = build_prompts(
     config.context,
     tok,
     problems.train,
@@ -133,7 +133,7 @@ def prepare(config) -> Run:
     "training",
     references=positions if config.rollout.source == "dataset" else 0,
   )
-  held_out = ask(
+  held_out = build_prompts(
     config.context,
     tok,
     problems.eval,
@@ -141,10 +141,10 @@ def prepare(config) -> Run:
     dropped,
     "evaluation",
   )
-  if len(train) < config.rollout.prompts or not held_out:
+  if len(train) < config.rollout.prompts_per_step or not held_out:
     raise ValueError(
       f"{len(train)} problems are left to train on, expected at least"
-      f" rollout.prompts = {config.rollout.prompts}, and {len(held_out)} to"
+      f" rollout.prompts_per_step = {config.rollout.prompts_per_step}, and {len(held_out)} to"
       f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
       f" dropped: {dropped or 'none'}"
     )
@@ -203,7 +203,7 @@ def teacher_prompt(config, tok):
 def external_fields(config) -> dict:
   """The fields of the external model's ModelConfig that are not its own."""
   dtype = config.external.dtype
-  fields = how_to_run(config)
+  fields = runtime_fields(config)
   return fields | {"dtype": dtype, "param_dtype": dtype, "remat": "none"}
 
 
@@ -222,8 +222,8 @@ def load_external(config, mesh, model_config, tok):
       f"external.source={config.external.source} has another tokenizer than"
       f" model.source={config.model.source}: their tokens cannot be compared"
     )
-  sizes = fit_to(
-    weight_sources.read_config(path, **fields), mesh, config.batch.row_tokens > 0
+  sizes = resolve_attention(
+    weight_sources.read_config(path, **fields), mesh, config.batch.pack_len > 0
   )
   if sizes.vocab_size < model_config.vocab_size:
     raise ValueError(
@@ -238,7 +238,7 @@ def load_external(config, mesh, model_config, tok):
   return params, sizes
 
 
-def problems_of(config) -> data_sources.Problems:
+def problems_of(config) -> data_sources.Split:
   """What a run of this config trains and evaluates on."""
   c, d = config.task, config.data
   problems = data_sources.both(
@@ -274,24 +274,24 @@ def read_problems(config):
   problems = problems_of(config)
   counts = dict(problems.counts)
   if d.eval != data_sources.TASK:
-    wrong = unverified(verify, problems.eval, c.name, d.eval)
+    wrong = count_unverifiable(verify, problems.eval, c.name, d.eval)
     counts["evaluation answers not verified"] = wrong
   if d.train != data_sources.TASK and objectives.learns_from_rewards(config):
-    wrong = unverified(verify, problems.train, c.name, d.train)
+    wrong = count_unverifiable(verify, problems.train, c.name, d.train)
     counts["training answers not verified"] = wrong
   if d.train != data_sources.TASK and c.name != "exact":  # which reads whole replies
-    wrong = misleading(verify, problems.train)
+    wrong = count_contradicting_solutions(verify, problems.train)
     name = f"of {AUDITED:,} training solutions at most, with another answer"
     counts[name] = wrong
   return verify, problems._replace(counts=counts)
 
 
-def unverified(verify, examples, task: str, source: str) -> int:
+def count_unverifiable(verify, examples, task: str, source: str) -> int:
   """How many answers the task finds wrong, read as a reply, bare and in a box;
   ValueError where these are all, or where it cannot judge a problem."""
-  own = [e for e in examples if e.answer is not None]
-  replies = [form.format(e.answer) for form in REPLIES for e in own]
-  asked = own * len(REPLIES)
+  answered = [e for e in examples if e.answer is not None]
+  replies = [form.format(e.answer) for form in REPLIES for e in answered]
+  asked = answered * len(REPLIES)
   verdicts = verify(asked, replies)
   for e, v in zip(asked, verdicts, strict=True):
     if v.feedback.startswith(f"{UNJUDGED}: "):
@@ -300,26 +300,28 @@ def unverified(verify, examples, task: str, source: str) -> int:
         f" {e.answer!r} ({v.feedback}): choose another"
       )
   scores = [v.score for v in verdicts]
-  bare, boxed, _ = (scores[i:][: len(own)] for i in (0, len(own), 2 * len(own)))
+  bare, boxed, _ = (
+    scores[i:][: len(answered)] for i in (0, len(answered), 2 * len(answered))
+  )
   wrong = sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
-  if own and wrong == len(own):
+  if answered and wrong == len(answered):
     raise ValueError(
       f"task {task} finds none of the {wrong} answers of {source} right, read"
-      f" as a reply, {own[0].answer!r} the first: choose another"
+      f" as a reply, {answered[0].answer!r} the first: choose another"
     )
   return wrong
 
 
-def misleading(verify, examples) -> int:
+def count_contradicting_solutions(verify, examples) -> int:
   """How many of the first AUDITED solutions, read as a reply, end in another
   answer than their row's; one that states none is not among them."""
-  own = [e for e in examples if e.answer is not None and e.solution]
-  own = own[:AUDITED]
-  verdicts = verify(own, [e.solution for e in own])
+  answered = [e for e in examples if e.answer is not None and e.solution]
+  answered = answered[:AUDITED]
+  verdicts = verify(answered, [e.solution for e in answered])
   return sum(v.answer is not None and v.score < 1 for v in verdicts)
 
 
-def how_to_run(config) -> dict:
+def runtime_fields(config) -> dict:
   """The fields of a ModelConfig that are not the model's own."""
   fields = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
   return {name: config.model[name] for name in fields} | {
@@ -327,7 +329,7 @@ def how_to_run(config) -> dict:
   }
 
 
-def fit_to(model_config, mesh, packed: bool):
+def resolve_attention(model_config, mesh, packed: bool):
   """The model as these devices run it: `auto` attention becomes a name.
 
   `packed`: training rows hold several sequences.
@@ -359,33 +361,39 @@ def trained(config):
 
 
 def longest_row(config, model_config) -> int:
-  """Tokens of a row at most: batch.max_row within the model's positions."""
-  if config.batch.max_row > model_config.max_positions:
+  """Tokens of a row at most: batch.max_sequence_len within the model's positions."""
+  if config.batch.max_sequence_len > model_config.max_positions:
     raise ValueError(
-      f"batch.max_row is {config.batch.max_row}, the model has"
+      f"batch.max_sequence_len is {config.batch.max_sequence_len}, the model has"
       f" {model_config.max_positions} positions"
     )
-  return config.batch.max_row or model_config.max_positions
+  return config.batch.max_sequence_len or model_config.max_positions
 
 
-def ask(
-  c, tok, examples, room: int, dropped: dict, use: str, references: int = 0
+def build_prompts(
+  c,
+  tokenizer,
+  examples,
+  max_prompt_len: int,
+  dropped: dict,
+  use: str,
+  references: int = 0,
 ) -> tuple[Prompts, ...]:
   """Both sides' prompts of every example; what cannot be asked is dropped and
   counted by use and reason. In evaluation that is what the student cannot be
   asked; what only the teacher cannot has no teacher's prompt.
 
-  `c` is config.context, `room` the longest prompt. `references`, unless 0: the
+  `c` is config.context, `max_prompt_len` the longest prompt. `references`, unless 0: the
   response will be the reference solution, in a row of at most so many tokens.
   """
 
   def args(a):
     return {k: v for k, v in a.items() if v is not None}
 
-  def prompt(messages, how):
-    ids = tuple(tok.chat_ids(messages, **args(how)))
-    if len(ids) > room:
-      raise contexts.Missing(f"a prompt is longer than {room} tokens")
+  def prompt(messages, template_args):
+    ids = tuple(tokenizer.chat_ids(messages, **args(template_args)))
+    if len(ids) > max_prompt_len:
+      raise contexts.Missing(f"a prompt is longer than {max_prompt_len} tokens")
     return ids
 
   def teacher_view(example, kind):
@@ -406,7 +414,7 @@ def ask(
     teachers = [teacher_view(example, kind) for kind in contexts.names(c)]
     if references:
       text = contexts.present(example.solution, "solution")
-      size = len(rollout_sources.reference(tok, text).ids)
+      size = len(rollout_sources.reference(tokenizer, text).ids)
       if len(student) + size > references:
         raise contexts.Missing(f"a row is longer than {references} tokens")
     return Prompts(example, (student, *teachers))

@@ -155,13 +155,15 @@ def states(models: Models, pairs, weights: dict, part):
   """The learner's states, and {(view, weights): (states, unembedding)} of each
   teacher: the same weights or others, on what that view reads."""
   with jax.named_scope("student"):
-    h_BxTxD = transformer.states(models.live, weights["live"], part.views[0])
+    h_BxTxD = transformer.response_states(models.live, weights["live"], part.views[0])
   teachers, vocab_size = {}, len(transformer.unembedding(weights["live"]))
   for view, who in pairs:
     with jax.named_scope(f"teacher_{view}_{who}"):
       h = h_BxTxD
       if (view, who) != (0, "live"):
-        h = transformer.states(models.of(who), sg(weights[who]), part.views[view])
+        h = transformer.response_states(
+          models.of(who), sg(weights[who]), part.views[view]
+        )
       W_VxD = transformer.unembedding(weights[who])
       is_padded = len(W_VxD) > vocab_size  # another model's vocabulary
       teachers[view, who] = sg(h), W_VxD[:vocab_size] if is_padded else W_VxD
@@ -206,7 +208,7 @@ def start_or_resume(run, manager) -> tuple[State, State]:
 
   shapes = jax.eval_shape(new, run.params)
   layout = sharding_rules.tree_shardings(shapes, run.mesh)
-  step = distributed.from_first(manager.latest_step)
+  step = distributed.broadcast_from_first(manager.latest_step)
   state = checkpoint.restore(manager, step, shapes, layout)
   if state is None:
     # A copy: the step donates the state, and the base stays in use.
@@ -233,16 +235,16 @@ def train_and_evaluate(config, workdir) -> dict:
   monitoring.compiles()  # from here on
   setup.validate(config)
   workdir = paths.open_workdir(workdir)
-  distributed.from_first(lambda: workdirs.refuse_other(config, workdir))
+  distributed.broadcast_from_first(lambda: workdirs.check_same_config(config, workdir))
   monitoring.keep_compiled(config.compile_cache)
   run = setup.prepare(config)
   print(console.describe(config, run), flush=True)
-  with jax.set_mesh(run.mesh), workdirs.alone(workdir):
-    distributed.from_first(lambda: workdirs.claim(config, workdir))
+  with jax.set_mesh(run.mesh), workdirs.exclusive(workdir):
+    distributed.broadcast_from_first(lambda: workdirs.write_config(config, workdir))
     writer = metrics.Writer(
       workdir, tensorboard=config.log.tensorboard, writes=distributed.is_first()
     )
-    judge = in_training.Judge(
+    evaluator = in_training.Evaluator(
       run,
       writer,
       workdir / "samples",
@@ -261,22 +263,22 @@ def train_and_evaluate(config, workdir) -> dict:
         state, layout = start_or_resume(run, manager)
         order = data_order.endless(run.train, config.seed)
         if step := int(state.step):
-          place = checkpoint.restore_place(manager, step)
-          data_order.restore(order, run.digest, place)
+          iterator_state = checkpoint.restore_place(manager, step)
+          data_order.restore(order, run.digest, iterator_state)
           if run.host_memory is not None:
-            run.host_memory.state = place["memory"]
+            run.host_memory.state = iterator_state["memory"]
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
-        began -= distributed.from_first(lambda: writer.seconds())
+        began -= distributed.broadcast_from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
-        judge.judge_base(lora.join(run.params, state.params))
-        learn(config, run, state, layout, order, writer, judge, manager, profiler)
+        evaluator.evaluate_base(lora.join(run.params, state.params))
+        learn(config, run, state, layout, order, writer, evaluator, manager, profiler)
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
   seconds = time.time() - began
-  return distributed.from_first(
+  return distributed.broadcast_from_first(
     lambda: console.finish(config, run, writer, workdir, seconds)
   )
 
@@ -305,7 +307,9 @@ def compile_steps(config, run, layout) -> Programs:
   return Programs(train, score)
 
 
-def learn(config, run, state, layout, order, writer, judge, manager, profiler) -> None:
+def learn(
+  config, run, state, layout, order, writer, evaluator, manager, profiler
+) -> None:
   """The loop: a step, then what is looked at and saved.
 
   `state` is donated: the caller must not keep it. `order` is a stream of the
@@ -321,17 +325,17 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
   )
 
   def draw():
-    return data_order.draw(order, config.rollout.prompts)
+    return data_order.draw(order, config.rollout.prompts_per_step)
 
   for step in range(start, config.steps, updates):
-    profiler.at(step)
+    profiler.begin_step(step)
     clock, compiled = [time.time()], monitoring.compiles().count
     values = schedules.at(config.schedule, step)
     now = schedules.with_values(config, values)
     answer = sources.Answer(now, run, lora.join(run.params, state.params), step)
     groups, row = collect.collect(now, run, answer, draw)
     clock.append(time.time())
-    batch = collect.collated(now, run, groups, step)
+    batch = collect.make_batch(now, run, groups, step)
     state, learned = update(run, programs, state, batch, values, updates)
     row |= step_metrics.of_update(config, run, learned, groups) | {
       **{f"schedule/{name}": value for name, value in values.items()},
@@ -351,9 +355,11 @@ def learn(config, run, state, layout, order, writer, judge, manager, profiler) -
         f" look at {writer.path}"
       )
     if step % config.log.samples_every == 0:
-      console.show_samples(config, run, judge.samples_dir, step, groups, batch, learned)
+      console.show_samples(
+        config, run, evaluator.samples_dir, step, groups, batch, learned
+      )
     if step % config.eval.every == 0 or step == config.steps:
-      judge.judge(lora.join(run.params, state.params), step)
+      evaluator.evaluate(lora.join(run.params, state.params), step)
     if step % config.checkpoint.every == 0 or step == config.steps:
       writer.flush()  # a checkpoint is not ahead of its rows
       checkpoint.save(
@@ -373,7 +379,7 @@ class Learned(NamedTuple):
   batch: Batch  # on the devices, as it was before scoring
 
 
-def update(run, programs: Programs, state, own_batch, values: dict, updates: int):
+def update(run, programs: Programs, state, local_batch, values: dict, updates: int):
   """`updates` optimiser steps on one batch -> (state, Learned).
 
   Where a weight looks at other tokens, the batch is scored once, before. From the
@@ -381,11 +387,11 @@ def update(run, programs: Programs, state, own_batch, values: dict, updates: int
   says under which policy it was drawn.
   """
   frozen, overflow = Frozen(run.params, run.external), 0
-  whole = batch = distributed.put_rows(own_batch, run.mesh)
+  whole = batch = distributed.to_global(local_batch, run.mesh)
   values = {name: jnp.float32(value) for name, value in values.items()}
   stats = last = None
   if programs.score:
-    columns = kept_columns(run.objective, own_batch.tokens)
+    columns = kept_columns(run.objective, local_batch.tokens)
     batch, stats, overflow = programs.score(
       state, batch, frozen, values, kept_columns=columns
     )
@@ -424,4 +430,4 @@ def kept_columns(objective, tokens) -> int | None:
   if counts[0] is None:
     return None
   (most,) = distributed.maximum([max(c.sum() for c in counts)])
-  return min(collate.up(most, 32, digits=3), first_BxT.shape[1])
+  return min(collate.round_up(most, 32, digits=3), first_BxT.shape[1])

@@ -95,8 +95,8 @@ def test_logp_is_what_score_says_of_the_same_ids(model, temperature):
 
 
 def test_score_of_a_string_includes_its_end(model):
-  tok = model.tokenizer
-  with_end = (*tok.encode("four"), tok.end_of_turn_id)
+  stats = model.tokenizer
+  with_end = (*stats.encode("four"), stats.end_of_turn_id)
   (as_text,), (as_ids,) = (score(model, PROMPTS[:1], [c]) for c in ("four", with_end))
   assert as_text.shape == (5,)
   np.testing.assert_array_equal(as_text, as_ids)

@@ -60,7 +60,7 @@ def test_presets_are_the_papers(model):
       paths.flat(base.get_config().to_dict())
     )
     assert setup.rows_per_step(config) == 32
-    assert config.batch.max_row == 3072
+    assert config.batch.max_sequence_len == 3072
     assert config.rollout.temperature == config.loss.temperature == 1.1
     assert config.loss.distill.divergence.name == "forward_kl"
     assert config.teacher.name == "fixed"

@@ -35,7 +35,7 @@ def tiny(name: str):
   config.compile_cache = ""
   if collect.needs_verdicts(config):
     config.update_from_flattened_dict(GUESSED)
-    config.rollout.prompts = min(8, config.task.train_count)
+    config.rollout.prompts_per_step = min(8, config.task.train_count)
   return config
 
 

@@ -195,7 +195,7 @@ def test_pi_distill_is_autodiff_of_the_joint_loss(alpha):
   expected = dense(functools.partial(joint_loss, alpha, 0.25), params())
   got = gradients(batch_of(both_rows(alpha)), config)
   assert_same(got, expected)
-  packed = batch_of(both_rows(alpha), row_tokens=32, share=True)
+  packed = batch_of(both_rows(alpha), pack_len=32, share_prompts=True)
   assert_same(gradients(packed, config), expected)
 
 
@@ -309,12 +309,12 @@ def test_meshes_are_invisible(name, sizes):
   mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:count])
   module, made = CASES[name]
   model = dataclasses.replace(MODEL, scan_layers=False)
-  split = batch_of(made(), parts=4, row_tokens=32, share=True)
+  split = batch_of(made(), parts=4, pack_len=32, share_prompts=True)
   assert_same(gradients(split, config_of(module), mesh=mesh, model=model), plain(name))
 
 
 def test_packing_is_invisible_to_tip():
-  packed = batch_of(rows((0.0,) * 4), row_tokens=32, share=True)
+  packed = batch_of(rows((0.0,) * 4), pack_len=32, share_prompts=True)
   assert_same(gradients(packed, config_of(tip)), plain("tip"))
 
 

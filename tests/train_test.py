@@ -183,11 +183,11 @@ def groups(samples, seed=0):
 
 
 @pytest.mark.parametrize("samples", [1, 4])
-@pytest.mark.parametrize("row_tokens", [32, 64, 1000])
+@pytest.mark.parametrize("pack_len", [32, 64, 1000])
 @pytest.mark.parametrize("share", [False, True])
-def test_packing_and_shared_prompts_are_invisible(samples, row_tokens, share):
+def test_packing_and_shared_prompts_are_invisible(samples, pack_len, share):
   plain = batch_of(groups(samples))
-  packed = batch_of(groups(samples), row_tokens=row_tokens, share=share)
+  packed = batch_of(groups(samples), pack_len=pack_len, share_prompts=share)
 
   def rows(batch):
     return len(batch.views[1].ids_RxL)
@@ -198,7 +198,7 @@ def test_packing_and_shared_prompts_are_invisible(samples, row_tokens, share):
 
 def test_packed_parts_in_micro_batches_on_four_devices():
   mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
-  packed = batch_of(groups(2), row_tokens=64, share=True, parts=8)
+  packed = batch_of(groups(2), pack_len=64, share_prompts=True, parts=8)
   assert_same(
     gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
   )
@@ -374,14 +374,14 @@ def _metrics(workdir: pathlib.Path) -> str:
 
 
 def test_another_config_in_the_same_workdir_is_refused(tmp_path):
-  workdir.claim(tiny(), tmp_path)
-  workdir.claim(tiny(**{"eval.every": 3}), tmp_path)  # only looks
+  workdir.write_config(tiny(), tmp_path)
+  workdir.write_config(tiny(**{"eval.every": 3}), tmp_path)  # only looks
   with pytest.raises(ValueError, match="optimizer.learning_rate: .* there"):
-    workdir.claim(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
+    workdir.write_config(tiny(**{"optimizer.learning_rate": 1.0}), tmp_path)
   (tmp_path / "config.json").unlink()
   (tmp_path / "checkpoints").mkdir()
   with pytest.raises(ValueError, match="unknown config"):
-    workdir.claim(tiny(), tmp_path)
+    workdir.write_config(tiny(), tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -389,8 +389,8 @@ def test_another_config_in_the_same_workdir_is_refused(tmp_path):
   [
     ({"model.attention": "splash"}, "kernels are for TPUs, this is cpu"),
     ({"mesh.fsdp": 1, "mesh.tensor": 8}, r"2 key/value heads.*\[1, 2\]"),
-    ({"rollout.prompts": 12}, r"12 rows .* a multiple of 8"),
-    ({"batch.max_row": 4096}, "2048 positions"),
+    ({"rollout.prompts_per_step": 12}, r"12 rows .* a multiple of 8"),
+    ({"batch.max_sequence_len": 4096}, "2048 positions"),
     ({"lora.rank": 4, "lora.targets": "query"}, "q_proj"),
   ],
 )
@@ -400,8 +400,8 @@ def test_what_these_devices_or_this_model_cannot_do(overrides, words, tmp_path):
   assert not (tmp_path / "metrics.jsonl").exists()
 
 
-def test_rows_longer_than_max_row_are_dropped_and_counted():
-  shorter = setup.prepare(tiny(**{"batch.max_row": 223 + 8}))
+def test_rows_longer_than_max_sequence_len_are_dropped_and_counted():
+  shorter = setup.prepare(tiny(**{"batch.max_sequence_len": 223 + 8}))
   whole = setup.prepare(tiny())
   assert not whole.dropped
 
@@ -438,7 +438,7 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
   from opsd_jax.models import tokenizer
   from opsd_jax.structs import Example
 
-  tok, c = tokenizer.load("tiny"), tiny().context
+  stats, c = tokenizer.load("tiny"), tiny().context
 
   def make(i, q, s):
     return Example(str(i), q, s, "1")
@@ -451,13 +451,15 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     make(4, "long solution", "y" * 300),
   ]
   dropped = {}
-  kept = setup.ask(c, tok, examples, 500, dropped, "training", references=320)
+  kept = setup.build_prompts(
+    c, stats, examples, 500, dropped, "training", references=320
+  )
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
   # what is evaluated does not hang on what the teacher can be told
   dropped = {}
-  kept = setup.ask(c, tok, examples, 500, dropped, "evaluation")
+  kept = setup.build_prompts(c, stats, examples, 500, dropped, "evaluation")
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {
@@ -489,10 +491,10 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     ({"lora.rank": -1}, "lora.rank"),
     ({"lora.targets": "(q"}, "regular"),
     ({"lora.alpha": 0.0}, "lora.alpha"),
-    ({"batch.max_row": 8}, "no prompt"),
-    ({"batch.max_row": -1}, "max_row"),
+    ({"batch.max_sequence_len": 8}, "no prompt"),
+    ({"batch.max_sequence_len": -1}, "max_sequence_len"),
     ({"optimizer.mu_dtype": "int8"}, "bfloat16"),
-    ({"rollout.source": "dataset", "rollout.samples": 2}, "one response"),
+    ({"rollout.source": "dataset", "rollout.samples_per_prompt": 2}, "one response"),
   ],
 )
 def test_bad_configs_are_refused_before_loading(overrides, words):

@@ -30,7 +30,9 @@ def ours(channel: Channel, settings: dict) -> None:
   run = setup.prepare(config)
   examples = shapes.examples(config, shape, run.tokenizer)
   room = run.model_config.max_positions - config.rollout.max_new_tokens
-  asked = setup.ask(config.context, run.tokenizer, examples, room, {}, "training")
+  asked = setup.build_prompts(
+    config.context, run.tokenizer, examples, room, {}, "training"
+  )
   respond = responder(config, run, shape)
 
   def new(p):
@@ -38,7 +40,7 @@ def ours(channel: Channel, settings: dict) -> None:
 
   layout = sharding_rules.tree_shardings(jax.eval_shape(new, run.params), run.mesh)
   train_step = train.compile_steps(config, run, layout).train
-  rows, batch, groups = config.rollout.prompts, None, None
+  rows, batch, groups = config.rollout.prompts_per_step, None, None
   with jax.set_mesh(run.mesh):
     state = jax.jit(new, out_shardings=layout)(run.params)
     channel.answer(
@@ -50,8 +52,8 @@ def ours(channel: Channel, settings: dict) -> None:
     for order in channel.orders:
       if order.get("split"):
         alone = config.copy_and_resolve_references()
-        alone.batch.row_tokens = 0
-        alone = collect.collated(alone, run, groups)
+        alone.batch.pack_len = 0
+        alone = collect.make_batch(alone, run, groups)
         parts = split(
           run, state, batch, alone, micro_batches=config.batch.micro_batches
         )
@@ -68,8 +70,8 @@ def ours(channel: Channel, settings: dict) -> None:
       problems = asked[i * rows : (i + 1) * rows]
       groups = respond(state.params, problems, i)
       clock.append(time.perf_counter())
-      batch = collect.collated(config, run, groups)
-      on_device = distributed.put_rows(batch, run.mesh)
+      batch = collect.make_batch(config, run, groups)
+      on_device = distributed.to_global(batch, run.mesh)
       state, loss, grad_norm, stats = train_step(state, on_device, train.Frozen(), {})
       stats = jax.tree.map(np.asarray, stats)
       rollouts = [r for group in groups for r in group]
@@ -116,10 +118,10 @@ def responder(config, run, shape: shapes.Shape):
       step=step,
       role="rollout",
       sampling=setup.sampling(config.rollout),
-      n=config.rollout.samples,
+      n=config.rollout.samples_per_prompt,
       max_new_tokens=lengths,
       slots=config.rollout.slots,
-      decode_steps=config.rollout.decode_steps,
+      host_sync_every=config.rollout.host_sync_every,
       prompt_bucket=config.batch.prompt_bucket,
     )
     return [
@@ -265,8 +267,8 @@ def sdft(channel: Channel, settings: dict) -> None:
   examples = shapes.examples(config, shape, ours)
   template, marker = config.context.template, "{prompt}"
   teacher = contexts.TEMPLATES[template].teacher(marker, "{privileged_context}")
-  optimizer, samples = config.optimizer, config.rollout.samples
-  rows = config.rollout.prompts * samples
+  optimizer, samples = config.optimizer, config.rollout.samples_per_prompt
+  rows = config.rollout.prompts_per_step * samples
   micro_batches = config.batch.micro_batches
   on_gpu = settings["backend"] == "gpu"
   done = torch.cuda.synchronize if on_gpu else lambda: None
@@ -301,7 +303,7 @@ def sdft(channel: Channel, settings: dict) -> None:
       per_device_train_batch_size=rows // micro_batches,
       gradient_accumulation_steps=micro_batches,
       num_generations=samples,
-      max_steps=len(examples) // config.rollout.prompts,
+      max_steps=len(examples) // config.rollout.prompts_per_step,
       max_prompt_length=None,
       max_completion_length=config.rollout.max_new_tokens,
       temperature=config.rollout.temperature,

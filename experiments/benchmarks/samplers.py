@@ -50,7 +50,7 @@ def ours(channel: Channel, settings: dict) -> None:
       n=n,
       max_new_tokens=np.asarray(lengths),
       slots=batch,
-      decode_steps=32,
+      host_sync_every=32,
       prompt_bucket=16,
     )
     return [len(c.ids) for group in completions for c in group]

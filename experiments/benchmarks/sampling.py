@@ -34,7 +34,7 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   config = shapes.experiment(source, "ragged", steps=1)
   tokenizer = tokenizers.load(sources.resolve(source))
   examples = shapes.examples(config, shapes.STEP["ragged"], tokenizer)
-  asked = setup.ask(config.context, tokenizer, examples, 1024, {}, "training")
+  asked = setup.build_prompts(config.context, tokenizer, examples, 1024, {}, "training")
   with tempfile.TemporaryDirectory() as directory:
     settings = {
       "source": source,

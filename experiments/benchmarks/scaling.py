@@ -52,9 +52,12 @@ def batch_of(rows: int, length: int, vocabulary: int):
 
   half = length // 2
   ids = np.random.default_rng(0).integers(0, vocabulary, (rows, 3, half))
-  told = [tuple(map(tuple, three)) for three in ids.tolist()]
+  triples = [tuple(map(tuple, three)) for three in ids.tolist()]
   return collate.collate(
-    [collate.Row((student, teacher), response) for student, teacher, response in told],
+    [
+      collate.Row((student, teacher), response)
+      for student, teacher, response in triples
+    ],
     pad_id=0,
     bucket=8,
     response_bucket=8,
@@ -146,7 +149,7 @@ def forward_logp(model, prompt, reply):
   def logp_of(params, ids_1xL):
     h_1xLxD, _ = transformer.apply(model.config, params, ids_1xL)
     h_TxD = h_1xLxD[0, len(prompt) - 1 : -1]
-    logits_TxV = programs.logits_of(model.config, params, h_TxD)
+    logits_TxV = programs.next_token_logits(model.config, params, h_TxD)
     y_T = ids_1xL[0, len(prompt) :, None]
     return jnp.take_along_axis(jax.nn.log_softmax(logits_TxV), y_T, 1)[:, 0]
 
@@ -158,9 +161,9 @@ def cache_bytes(config, longest: int) -> int:
   import jax
 
   from opsd_jax.models import kv_cache
-  from opsd_jax.sampling.scheduler import doubles, least
+  from opsd_jax.sampling.scheduler import bucket_for, size_ladder
 
-  positions = least(doubles(BUCKET, config.max_positions), longest)
+  positions = bucket_for(size_ladder(BUCKET, config.max_positions), longest)
   cache = jax.eval_shape(lambda: kv_cache.init(config, 4, positions))
   return sum(x.size * x.dtype.itemsize for x in jax.tree.leaves(cache))
 

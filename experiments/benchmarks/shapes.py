@@ -50,10 +50,10 @@ def experiment(source: str, shape: str, steps: int, **_):
   c.model.source = source
   c.steps = WARM_UP + steps
   c.task.name = "reasoning_gym:chain_sum"
-  c.rollout.prompts, c.rollout.samples = of.prompts, of.samples
+  c.rollout.prompts_per_step, c.rollout.samples_per_prompt = of.prompts, of.samples
   c.rollout.max_new_tokens = max(of.lengths or [64])
   c.batch.micro_batches = of.micro_batches
-  c.task.train_count = c.rollout.prompts * c.steps
+  c.task.train_count = c.rollout.prompts_per_step * c.steps
   c.task.eval_count = 1
   c.token_weight.name = "sequence_mean"  # as TRL
   c.loss.denominator = "responses"
@@ -84,9 +84,9 @@ def lengthened(c, example, shape: Shape, tokenizer, word: str = " so"):
   from opsd_jax.rollouts import contexts
 
   def sizes(e):
-    told = contexts.teacher_messages(c.template, c.privileged, e, [e])
+    messages = contexts.teacher_messages(c.template, c.privileged, e, [e])
     asked = contexts.student_messages(c.template, e)
-    return len(tokenizer.chat_ids(asked)), len(tokenizer.chat_ids(told))
+    return len(tokenizer.chat_ids(asked)), len(tokenizer.chat_ids(messages))
 
   def more(e, field: str, count: int):
     text = getattr(e, field) + word * count

@@ -143,8 +143,8 @@ def by_method(runs: list[dict]) -> dict[str, list[dict]]:
 def interval(rows: list[dict]) -> tuple[float, float, float]:
   """Final accuracy over seeds, with the 95% interval of a bootstrap over
   problems: of these seeds, on problems such as these."""
-  right_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
-  each_Nx1 = right_SxN.mean(0)[:, None]
+  correct_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
+  each_Nx1 = correct_SxN.mean(0)[:, None]
   (found,) = statistics.estimates(each_Nx1, [True], resamples=10_000, seed=0)
   return found.value, found.low, found.high
 
@@ -156,10 +156,10 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
   both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
   if not both or rows[0]["method"] == "OPSD":
     return ""
-  right_2xSxN = [
+  correct_2xSxN = [
     [[int(c) for c in r["right"]] for r in side] for side in zip(*both, strict=True)
   ]
-  a_N, b_N = np.mean(right_2xSxN, 1)
+  a_N, b_N = np.mean(correct_2xSxN, 1)
   d = statistics.compare(a_N, b_N, resamples=10_000, seed=0)
   return f"{d.value:+.3f} [{d.low:+.3f}, {d.high:+.3f}], p={d.p:.2g}"
 

@@ -14,7 +14,7 @@ import re
 from typing import NamedTuple
 
 from opsd_jax.structs import Example
-from opsd_jax.tasks import same_text
+from opsd_jax.tasks import normalize_question
 from opsd_jax.tasks.grading.extract import last_boxed
 
 MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
@@ -305,7 +305,9 @@ def closing(solution: str) -> str | None:
 
 def with_id(example: Example, repeats) -> Example:
   """Its question's text decides the id, in whatever file or line it stands."""
-  digest = hashlib.sha256(same_text(example.question).encode()).hexdigest()[:16]
+  digest = hashlib.sha256(normalize_question(example.question).encode()).hexdigest()[
+    :16
+  ]
   repeats[digest] += 1
   id = digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}"
   return Example(id, example.question, example.solution, example.answer)

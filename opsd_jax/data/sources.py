@@ -21,7 +21,7 @@ from opsd_jax.data.rows import Columns, Loaded
 from opsd_jax.runtime import paths
 from opsd_jax.structs import Example
 
-__all__ = ["Columns", "Loaded", "Problems", "both", "check", "load"]
+__all__ = ["Columns", "Loaded", "Split", "both", "check", "load"]
 
 TASK = "task"
 
@@ -34,7 +34,7 @@ class Source(NamedTuple):
   options: tuple[str, ...] | None  # known ones; None: any
 
 
-class Problems(NamedTuple):
+class Split(NamedTuple):
   """What a run trains and evaluates on; no question is in both."""
 
   train: tuple[Example, ...]
@@ -259,7 +259,7 @@ SOURCES = {
 def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
   """Raises ValueError where a source cannot exist, or where the task, opened by
   this name, has no problems of its own or cannot judge a source's."""
-  own, _ = spec.parse(name)
+  own_source, _ = spec.parse(name)
   for use, source in (("train", train), ("eval", eval)):
     try:
       if source == TASK:
@@ -268,7 +268,7 @@ def check_both(train: str, eval: str, name: str, task: tasks.Task) -> None:
     except ValueError as e:
       raise ValueError(f"data.{use}: {e}") from e
     here, _ = spec.parse(source)
-    if own.startswith("reasoning_gym:") and here not in (TASK, own):
+    if own_source.startswith("reasoning_gym:") and here not in (TASK, own_source):
       raise ValueError(
         f"task.name={name} judges by records of its own, which data.{use}="
         f"{source} does not hold: choose another task.name to judge by"
@@ -285,7 +285,7 @@ def both(
   eval_limit: int,
   rewarded: bool,
   task: dict,
-) -> Problems:
+) -> Split:
   """Training and evaluation problems, disjoint by their questions' text.
 
   `rewarded`: replies to training problems are judged, so those without an
@@ -296,10 +296,10 @@ def both(
   if train == eval == TASK:
     d = tasks.load(**task)
     counts = {"evaluation repeated (removed)": d.removed_as_repeated}
-    return Problems(d.train, d.eval, d.removed_as_overlap, {}, counts)
+    return Split(d.train, d.eval, d.removed_as_overlap, {}, counts)
   dropped, counts = {}, {}
   if eval == TASK:
-    held_out, repeated = own_problems(task, "eval", set())
+    held_out, repeated = task_problems(task, "eval", set())
   else:
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
     rows = answered(task["name"], rows, dropped, "evaluation")
@@ -310,26 +310,26 @@ def both(
     held_out = limited(held_out, eval_limit, "evaluation", dropped)
   asked = by_text(held_out)
   if train == TASK:
-    learnt, overlap = own_problems(task, "train", asked)
+    learnt, overlap = task_problems(task, "train", asked)
   else:
     rows = read(train, columns, skip_bad, "training", dropped, counts)
     if rewarded:
       rows = answered(task["name"], rows, dropped, "training")
-    learnt = tuple(e for e in rows if tasks.same_text(e.question) not in asked)
+    learnt = tuple(e for e in rows if tasks.normalize_question(e.question) not in asked)
     overlap = len(rows) - len(learnt)
     learnt = limited(learnt, train_limit, "training", dropped)
-  taught = by_text(learnt)
+  learnt_by_text = by_text(learnt)
   if train != TASK:
-    counts["training questions with several answers"] = contradictory(taught)
+    counts["training questions with several answers"] = contradictory(learnt_by_text)
   counts["evaluation repeated (removed)"] = repeated
-  counts["training repeated (kept)"] = len(learnt) - len(taught)
+  counts["training repeated (kept)"] = len(learnt) - len(learnt_by_text)
   for use, examples in (("training", learnt), ("evaluation", held_out)):
     missing = sum(e.solution is None for e in examples)
     counts[f"{use} without solution"] = missing
-  return Problems(learnt, held_out, overlap, dropped, counts)
+  return Split(learnt, held_out, overlap, dropped, counts)
 
 
-def own_problems(task: dict, use: str, taken):
+def task_problems(task: dict, use: str, taken):
   """A task's own, as tasks.load draws them -> (examples, passed over)."""
   stream = tasks.open_task(task["name"], task["privileged_field"]).examples(
     f"{use}/{task['seed']}"
@@ -369,7 +369,7 @@ def by_text(examples) -> dict[str, list[Example]]:
   """Those that ask the same question, together, in order."""
   found = {}
   for e in examples:
-    found.setdefault(tasks.same_text(e.question), []).append(e)
+    found.setdefault(tasks.normalize_question(e.question), []).append(e)
   return found
 
 

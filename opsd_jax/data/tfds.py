@@ -43,14 +43,14 @@ class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
       yield i, {name: getattr(e, name) or "" for name in FIELDS}
 
 
-def open_jsonl(path, read, how, options: dict) -> Loaded:
+def open_jsonl(path, read, reading, options: dict) -> Loaded:
   """A jsonl file's problems out of its dataset, which `read()` makes once.
 
-  The dataset is named by the file's content and `how` it is read.
+  The dataset is named by the file's content and `reading` it is read.
   """
   with path.open("rb") as f:
     digest = hashlib.file_digest(f, "sha256")
-  digest.update(repr(how).encode())
+  digest.update(repr(reading).encode())
   stem = re.sub(r"\W", "_", path.stem)[:80]
   config = tfds.core.BuilderConfig(name=f"{stem}_{digest.hexdigest()[:16]}")
 

@@ -96,7 +96,7 @@ def equal_mass(confidence_R, bins: int):
 BINS = {"equal_width": equal_width, "equal_mass": equal_mass}
 
 
-def binned(confidence_R, right_R, kind: str, bins: int) -> Bins:
+def binned(confidence_R, correct_R, kind: str, bins: int) -> Bins:
   """Count, mean confidence and share right of each bin that holds replies."""
   edges = BINS[kind](confidence_R, bins)
   at_R = np.searchsorted(edges, confidence_R)  # left: an edge ends its bin
@@ -109,29 +109,29 @@ def binned(confidence_R, right_R, kind: str, bins: int) -> Bins:
   return Bins(
     count[has],
     sums(confidence_R)[has] / count[has],
-    sums(np.asarray(right_R, float))[has] / count[has],
+    sums(np.asarray(correct_R, float))[has] / count[has],
   )
 
 
-def ece(confidence_R, right_R, *, kind: str = "equal_width", bins: int = 10):
+def ece(confidence_R, correct_R, *, kind: str = "equal_width", bins: int = 10):
   """Expected calibration error: sum over bins of share * |accuracy - mean
   confidence| (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
   Biased upwards where a bin holds few replies.
   """
-  b = binned(confidence_R, right_R, kind, bins)
+  b = binned(confidence_R, correct_R, kind, bins)
   return float((b.count * np.abs(b.accuracy - b.confidence)).sum() / b.count.sum())
 
 
-def brier(confidence_R, right_R) -> float:
+def brier(confidence_R, correct_R) -> float:
   """Mean of (confidence - right)^2 (Brier 1950)."""
-  return float(np.mean((np.asarray(confidence_R) - np.asarray(right_R)) ** 2))
+  return float(np.mean((np.asarray(confidence_R) - np.asarray(correct_R)) ** 2))
 
 
-def separation(confidence_R, right_R) -> float | None:
+def separation(confidence_R, correct_R) -> float | None:
   """How often a right reply is surer than a wrong one, ties counting as not:
   P(c+ > c-) (CaOPD, arXiv:2604.16830). None without both."""
-  c_R, is_R = np.asarray(confidence_R), np.asarray(right_R, bool)
+  c_R, is_R = np.asarray(confidence_R), np.asarray(correct_R, bool)
   wrong = np.sort(c_R[~is_R])
   if not is_R.any() or not len(wrong):
     return None
@@ -140,7 +140,7 @@ def separation(confidence_R, right_R) -> float | None:
 
 
 def summarise(
-  confidence_R, right_R, problem_R, *, bins: int, resamples: int, seed: int
+  confidence_R, correct_R, problem_R, *, bins: int, resamples: int, seed: int
 ) -> dict:
   """ECE, Brier score and overconfidence (mean confidence - accuracy), with
   bootstrap intervals over problems, and separation.
@@ -151,7 +151,7 @@ def summarise(
   [2 ece - q_high, 2 ece - q_low], within [0, 1] (Davison and Hinkley 1997,
   eq. 5.6).
   """
-  c_R, y_R = np.asarray(confidence_R, float), np.asarray(right_R, float)
+  c_R, y_R = np.asarray(confidence_R, float), np.asarray(correct_R, float)
   names, row_R = np.unique(problem_R, return_inverse=True)
   gap_R, N = c_R - y_R, len(names)
 
@@ -191,16 +191,16 @@ def summarise(
 # ------------------------------------------------------------------- picture
 
 
-def draw(path, confidence_R, right_R, *, bins: int, title: str):
+def draw(path, confidence_R, correct_R, *, bins: int, title: str):
   """A reliability diagram as PNG: accuracy over confidence in bins of equal
   width, the diagonal, and below how many replies a bin holds."""
-  b = binned(confidence_R, right_R, "equal_width", bins)
+  b = binned(confidence_R, correct_R, "equal_width", bins)
   figure = style.figure(4.6, 5.6)
   top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   top.plot([0, 1], [0, 1], ":", color=style.GREY, label="calibrated")
   top.vlines(b.confidence, b.confidence, b.accuracy, color=style.ORANGE, lw=1)
   top.plot(b.confidence, b.accuracy, "o-", color=style.BLUE, label="replies")
-  error = ece(confidence_R, right_R, bins=bins)
+  error = ece(confidence_R, correct_R, bins=bins)
   top.set(
     title=f"{title}\nECE {error:.3f}",
     ylabel="share right",

@@ -49,7 +49,7 @@ def parse(text: str) -> Spec:
   return Spec(name, source, options.get("task") or "maths")
 
 
-def open_set(wanted: Spec, *, count: int | None, seed: int | None, judge):
+def open_set(wanted: Spec, *, count: int | None, seed: int | None, open_verifier):
   """Spec -> Set: the first `count` problems of a file, or all, or `count` of a
   task that makes its own (those that training with `seed` as task.seed holds
   out).
@@ -59,7 +59,7 @@ def open_set(wanted: Spec, *, count: int | None, seed: int | None, judge):
   if count is not None and count < 1:
     raise ValueError(f"{count} problems of {wanted.name}, expected at least 1")
   task = wanted.task or wanted.source
-  verify = judge(task)
+  verify = open_verifier(task)
   if wanted.task:
     dropped = {}
     examples = sources.load(wanted.source, sources.Columns()).examples

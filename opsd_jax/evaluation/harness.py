@@ -40,7 +40,7 @@ BUCKET = 32  # tokens; prompts are padded to a multiple of it
 STEPS = 32  # tokens decoded between two looks for ended replies
 
 
-class Subject(NamedTuple):
+class EvaluatedModel(NamedTuple):
   """Who is examined: weights, and how it is spoken to."""
 
   mesh: Any
@@ -52,7 +52,7 @@ class Subject(NamedTuple):
   about: dict  # source, run, step, dtype: for settings.json
 
 
-class How(NamedTuple):
+class EvalSettings(NamedTuple):
   """How replies are sampled, and what is made of them."""
 
   samples: int
@@ -60,7 +60,7 @@ class How(NamedTuple):
   max_new_tokens: int
   stop: tuple[str, ...]
   seed: int
-  template: str | None  # how a question is worded; None: as Subject.template
+  template: str | None  # how a question is worded; None: as EvaluatedModel.template
   confidence: str  # of CONFIDENCE: "stated" asks for it too
   batch: int  # problems answered between two writes
   slots: int  # replies decoded at once
@@ -68,24 +68,24 @@ class How(NamedTuple):
   resamples: int  # of bootstrap and permutation
 
 
-def validate(how: How) -> None:
+def validate(settings: EvalSettings) -> None:
   """Raises ValueError for what is known to be wrong before a model loads."""
-  check(how.sampling)
-  if how.template is not None:
-    contexts.check(how.template, "none")
-  rollout_sources.check_stop("stop", how.stop)
+  check(settings.sampling)
+  if settings.template is not None:
+    contexts.check(settings.template, "none")
+  rollout_sources.check_stop("stop", settings.stop)
   for name in ("samples", "max_new_tokens", "batch", "slots", "bins", "resamples"):
-    if (value := getattr(how, name)) < 1:
+    if (value := getattr(settings, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
-  if how.seed < 0:
-    raise ValueError(f"seed is {how.seed}, expected at least 0")
-  if how.confidence not in CONFIDENCE:
+  if settings.seed < 0:
+    raise ValueError(f"seed is {settings.seed}, expected at least 0")
+  if settings.confidence not in CONFIDENCE:
     raise ValueError(
-      f"confidence is {how.confidence!r}, known: {', '.join(CONFIDENCE)}"
+      f"confidence is {settings.confidence!r}, known: {', '.join(CONFIDENCE)}"
     )
-  if how.sampling.temperature == 0 and how.samples > 1:
+  if settings.sampling.temperature == 0 and settings.samples > 1:
     raise ValueError(
-      f"samples is {how.samples} at temperature 0, where all of a problem's"
+      f"samples is {settings.samples} at temperature 0, where all of a problem's"
       " replies are the same: set samples to 1"
     )
 
@@ -93,14 +93,14 @@ def validate(how: How) -> None:
 # ------------------------------------------------------------------- subject
 
 
-def load(model: str | None, run, dtype: str) -> Subject:
+def load(model: str | None, run_dir, dtype: str) -> EvaluatedModel:
   """`load_model` or `load_run`: one of the two is given."""
-  if bool(model) == bool(run):
-    raise ValueError(f"model is {model!r} and run {run!r}, expected one of them")
-  return load_run(run) if run else load_model(model, dtype)
+  if bool(model) == bool(run_dir):
+    raise ValueError(f"model is {model!r} and run {run_dir!r}, expected one of them")
+  return load_run(run_dir) if run_dir else load_model(model, dtype)
 
 
-def held_out(run, usual, source: str, count: int | None, seed: int | None):
+def held_out(run_dir, usual, source: str, count: int | None, seed: int | None):
   """(count, seed) of a task's problems, where they are not given: those that
   the run's training held out, of another task or without a run as `usual`, a
   config.task, says.
@@ -111,42 +111,42 @@ def held_out(run, usual, source: str, count: int | None, seed: int | None):
   def given(value, otherwise):
     return otherwise if value is None else value
 
-  if not run:
+  if not run_dir:
     return given(count, usual.eval_count), given(seed, usual.seed)
-  own = setup.read_config(paths.open_workdir(run)).task
-  seed = given(seed, own.seed)
-  if (source, seed) != (own.name, own.seed):
+  task = setup.read_config(paths.open_workdir(run_dir)).task
+  seed = given(seed, task.seed)
+  if (source, seed) != (task.name, task.seed):
     return given(count, usual.eval_count), seed
-  if given(count, 0) > own.eval_count:
+  if given(count, 0) > task.eval_count:
     raise ValueError(
-      f"{count} problems of {source}: the training of {run} held out"
-      f" {own.eval_count} (task.eval_count), and may have seen the others"
+      f"{count} problems of {source}: the training of {run_dir} held out"
+      f" {task.eval_count} (task.eval_count), and may have seen the others"
     )
-  return given(count, own.eval_count), seed
+  return given(count, task.eval_count), seed
 
 
-def taught(run) -> set[str] | None:
-  """The questions that a run trains on, as `tasks.same_text` writes them; None
+def training_questions(run_dir) -> set[str] | None:
+  """The questions that a run trains on, as `tasks.normalize_question` writes them; None
   without a run, or where its data cannot be had."""
-  if not run:
+  if not run_dir:
     return None
-  config = setup.read_config(paths.open_workdir(run))
+  config = setup.read_config(paths.open_workdir(run_dir))
   try:
     problems = setup.problems_of(config)
   except ValueError as e:
-    print(f"not known which questions {run} has trained on: {e}", flush=True)
+    print(f"not known which questions {run_dir} has trained on: {e}", flush=True)
     return None
-  return {tasks.same_text(e.question) for e in problems.train}
+  return {tasks.normalize_question(e.question) for e in problems.train}
 
 
-def load_model(source: str, dtype: str) -> Subject:
+def load_model(source: str, dtype: str) -> EvaluatedModel:
   """A model as it is, from any source that config.model.source accepts."""
   weight_sources.check(source)
   if dtype not in setup.DTYPES:
     raise ValueError(f"dtype is {dtype!r}, known: {', '.join(setup.DTYPES)}")
   mesh = sharding_rules.make_mesh(fsdp=-1)
   path = weight_sources.resolve(source)
-  run = dict(
+  runtime = dict(
     dtype=dtype,
     param_dtype=dtype,
     scan_layers=False,
@@ -154,18 +154,20 @@ def load_model(source: str, dtype: str) -> Subject:
     attention="auto",
     lora_alpha=1.0,
   )
-  return _subject(
+  return _evaluated_model(
     mesh,
     path,
-    run,
+    runtime,
     {"source": source, "dtype": dtype},
-    lambda layout, run: weight_sources.load_model_weights(path, layout, **run)[1],
+    lambda layout, runtime: weight_sources.load_model_weights(path, layout, **runtime)[
+      1
+    ],
     "upstream",
     {},
   )
 
 
-def load_run(workdir) -> Subject:
+def load_run(workdir) -> EvaluatedModel:
   """The newest checkpoint of a training run, with LoRA its base beside it."""
   workdir = paths.open_workdir(workdir)
   config = setup.read_config(workdir)
@@ -174,18 +176,18 @@ def load_run(workdir) -> Subject:
   about = {"source": config.model.source, "dtype": config.model.dtype}
   about["run"] = str(workdir)
 
-  def load(layout, run):
+  def load(layout, runtime):
     about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
     if config.lora.rank:
-      _, base = weight_sources.load_model_weights(path, layout, **run)
+      _, base = weight_sources.load_model_weights(path, layout, **runtime)
       params = lora.join(base, params)
     return params
 
   args = config.context.student_args.to_dict()
-  return _subject(
+  return _evaluated_model(
     mesh,
     path,
-    setup.how_to_run(config),
+    setup.runtime_fields(config),
     about,
     load,
     config.context.template,
@@ -193,13 +195,17 @@ def load_run(workdir) -> Subject:
   )
 
 
-def _subject(mesh, path, run, about, load, template, args) -> Subject:
+def _evaluated_model(
+  mesh, path, runtime, about, load, template, args
+) -> EvaluatedModel:
   distributed.check_rows(mesh)
-  model_config = setup.fit_to(weight_sources.read_config(path, **run), mesh, False)
+  model_config = setup.resolve_attention(
+    weight_sources.read_config(path, **runtime), mesh, False
+  )
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
-  params = load(layout, run | {"attention": model_config.attention})
+  params = load(layout, runtime | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
-  return Subject(
+  return EvaluatedModel(
     mesh, model_config, params, tokenizer.load(path), template, args, about
   )
 
@@ -207,23 +213,25 @@ def _subject(mesh, path, run, about, load, template, args) -> Subject:
 # -------------------------------------------------------------------- answer
 
 
-def ask(subject: Subject, how: How, set_: Set):
+def build_prompts(subject: EvaluatedModel, settings: EvalSettings, set_: Set):
   """([(example, prompt ids)], dropped by reason): what fits the model."""
   positions = subject.model_config.max_positions
-  room = positions - how.max_new_tokens
-  if room < 1:
+  max_prompt_len = positions - settings.max_new_tokens
+  if max_prompt_len < 1:
     raise ValueError(
-      f"max_new_tokens is {how.max_new_tokens}, which leaves no prompt beside"
+      f"max_new_tokens is {settings.max_new_tokens}, which leaves no prompt beside"
       f" it: the model has {positions} positions"
     )
   asked, dropped = [], {}
   for example in set_.examples:
-    messages = contexts.student_messages(how.template, example)
-    if how.confidence == "stated":
+    messages = contexts.student_messages(settings.template, example)
+    if settings.confidence == "stated":
       messages[-1]["content"] += f"\n\n{calibration.ASK}"
     try:
       ids = subject.tokenizer.chat_ids(messages, **subject.template_args)
-      reason = f"a prompt is longer than {room} tokens" * (len(ids) > room)
+      reason = f"a prompt is longer than {max_prompt_len} tokens" * (
+        len(ids) > max_prompt_len
+      )
     except tokenizer.ControlToken:
       reason = "its text holds a control token"
     if reason:
@@ -235,12 +243,14 @@ def ask(subject: Subject, how: How, set_: Set):
   return asked, dropped
 
 
-def record(how: How, example, completions, texts, verdicts, sure) -> dict:
+def record(
+  settings: EvalSettings, example, completions, texts, verdicts, confidences
+) -> dict:
   """A problem and its replies, as a line of <set>.jsonl."""
   replies = [
     {
       "sample": i,
-      "seed": how.seed,
+      "seed": settings.seed,
       "text": c.text,
       "score": v.score,
       "answer": v.answer,
@@ -250,7 +260,7 @@ def record(how: How, example, completions, texts, verdicts, sure) -> dict:
       "logp": sum(c.logp),
       "confidence": p,
     }
-    for i, (c, v, p) in enumerate(zip(completions, verdicts, sure, strict=True))
+    for i, (c, v, p) in enumerate(zip(completions, verdicts, confidences, strict=True))
   ]
   return {
     "id": example.id,
@@ -260,38 +270,44 @@ def record(how: How, example, completions, texts, verdicts, sure) -> dict:
   }
 
 
-def answer(subject: Subject, how: How, set_: Set, part) -> list[dict]:
+def answer(
+  subject: EvaluatedModel, settings: EvalSettings, set_: Set, part
+) -> list[dict]:
   """Answers and judges [(example, prompt ids)] -> one record each.
 
   Each process answers and verifies its share.
   """
-  mine = distributed.share(part)
+  mine = distributed.local_shard(part)
   groups = rollout_sources.complete(
     subject.model_config,
     subject.params,
     subject.tokenizer,
     [ids for _, ids in mine],
     [f"{set_.name}/{e.id}" for e, _ in mine],
-    seed=how.seed,
+    seed=settings.seed,
     step=0,
     role="evaluate",
-    sampling=how.sampling,
-    n=how.samples,
-    max_new_tokens=how.max_new_tokens,
-    slots=how.slots,
-    decode_steps=STEPS,
+    sampling=settings.sampling,
+    n=settings.samples,
+    max_new_tokens=settings.max_new_tokens,
+    slots=settings.slots,
+    host_sync_every=STEPS,
     prompt_bucket=BUCKET,
-    stop=how.stop,
+    stop=settings.stop,
   )
-  read = calibration.stated if how.confidence == "stated" else _unread
-  texts, sure = zip(*(read(c.text) for g in groups for c in g), strict=True)
-  examples = [e for e, _ in mine for _ in range(how.samples)]
+  read = calibration.stated if settings.confidence == "stated" else _unread
+  texts, confidences = zip(*(read(c.text) for g in groups for c in g), strict=True)
+  examples = [e for e, _ in mine for _ in range(settings.samples)]
   verdicts = set_.verify(examples, texts)
   records = []
   for i, ((example, _), group) in enumerate(zip(mine, groups, strict=True)):
-    at = slice(i * how.samples, (i + 1) * how.samples)
-    records.append(record(how, example, group, texts, verdicts[at], sure[at]))
-  return distributed.gather_shares(records, len(part))
+    of_example = slice(i * settings.samples, (i + 1) * settings.samples)
+    records.append(
+      record(
+        settings, example, group, texts, verdicts[of_example], confidences[of_example]
+      )
+    )
+  return distributed.gather_shards(records, len(part))
 
 
 def _unread(text: str):
@@ -322,9 +338,9 @@ def append(path, records) -> None:
     f.write(text)
 
 
-def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
+def settings_of(subject: EvaluatedModel, settings: EvalSettings, chosen, asked) -> dict:
   """All that decides the replies, and under `summary` what is made of them."""
-  fields = how._asdict()
+  fields = settings._asdict()
   fields |= fields.pop("sampling")._asdict()  # one flat table in the file
   bins, resamples = fields.pop("bins"), fields.pop("resamples")
   outer = {k: fields.pop(k) for k in ("template", "confidence", "batch", "slots")}
@@ -338,60 +354,64 @@ def settings_of(subject: Subject, how: How, chosen, asked) -> dict:
     "model": subject.about,
     **outer,
     "template_args": subject.template_args,
-    "sampling": fields | {"stop": list(how.stop)},
+    "sampling": fields | {"stop": list(settings.stop)},
     "sets": {
       s.name: s.about
       | {"problems": len(part), "dropped": dropped, "sha256": digest(part)}
       for s, (part, dropped) in zip(chosen, asked, strict=True)
     },
-    "summary": {"bins": bins, "resamples": resamples, "seed": how.seed},
+    "summary": {"bins": bins, "resamples": resamples, "seed": settings.seed},
   }
 
 
-def evaluate(subject: Subject, chosen, workdir, how: How) -> dict:
+def evaluate(subject: EvaluatedModel, chosen, workdir, settings: EvalSettings) -> dict:
   """Answers all sets, or what is left of them, and returns the summary.
 
   Raises ValueError for bad settings and for a workdir of other ones.
   """
-  validate(how)
-  how = how._replace(template=how.template or subject.template)
+  validate(settings)
+  settings = settings._replace(template=settings.template or subject.template)
   names = [s.name for s in chosen]
   if not chosen or len(set(names)) < len(names):
     raise ValueError(f"sets are named {names}, expected one or more, each once")
   workdir = paths.open_workdir(workdir)
-  asked = [ask(subject, how, s) for s in chosen]
-  about = settings_of(subject, how, chosen, asked)
+  asked = [build_prompts(subject, settings, s) for s in chosen]
+  about = settings_of(subject, settings, chosen, asked)
   with (
     jax.set_mesh(subject.mesh),
-    workdirs.alone(workdir),
+    workdirs.exclusive(workdir),
     distributed.ending_with_others(),
   ):
-    distributed.from_first(lambda: workdirs.claim_evaluation(about, workdir))
+    distributed.broadcast_from_first(lambda: workdirs.write_settings(about, workdir))
     for set_, (problems, _) in zip(chosen, asked, strict=True):
-      answer_set(subject, how, set_, problems, workdir / f"{set_.name}.jsonl")
-  return distributed.from_first(lambda: summary.summarise(workdir))
+      answer_set(subject, settings, set_, problems, workdir / f"{set_.name}.jsonl")
+  return distributed.broadcast_from_first(lambda: summary.summarise(workdir))
 
 
-def answer_set(subject, how: How, set_: Set, problems, path) -> None:
+def answer_set(subject, settings: EvalSettings, set_: Set, problems, path) -> None:
   """Answers a set's problems that `path` does not hold yet, in batches."""
   total = len(problems)
-  done = distributed.from_first(lambda: whole_batches(path, how.batch, total))
+  done = distributed.broadcast_from_first(
+    lambda: whole_batches(path, settings.batch, total)
+  )
   shown = distributed.is_first()
   with metrics.progress(total, done, set_.name, shown=shown, file=sys.stderr) as bar:
-    for start in range(done, total, how.batch):
-      records = answer(subject, how, set_, problems[start : start + how.batch])
+    for start in range(done, total, settings.batch):
+      records = answer(
+        subject, settings, set_, problems[start : start + settings.batch]
+      )
       if distributed.is_first():
         append(path, records)
       bar.update(len(records))
 
 
-def sit(
-  how: How,
+def run_from_flags(
+  settings: EvalSettings,
   sets_as_text,
   workdir,
   *,
   model,
-  run,
+  run_dir,
   dtype: str,
   count: int | None,
   task_seed: int | None,
@@ -405,7 +425,7 @@ def sit(
   `verify` how replies are judged, as config.verify says it.
   What needs no model is checked before one is loaded.
   """
-  validate(how)
+  validate(settings)
   if not workdir or not sets_as_text:
     raise ValueError(
       f"workdir is {workdir!r} and set {sets_as_text!r}, expected a directory"
@@ -414,21 +434,23 @@ def sit(
   allocator.keep_freed()
   monitoring.keep_compiled(compile_cache)
 
-  def judge(task):
+  def open_verifier(task):
     return pool.shared(task, "answer", **verify)
 
-  chosen, trained = [], taught(run)
+  chosen, trained = [], training_questions(run_dir)
   for spec in map(eval_sets.parse, sets_as_text):
     number, seed = count, None  # of a file
     if not spec.task:
-      number, seed = held_out(run, task, spec.source, count, task_seed)
-    found = eval_sets.open_set(spec, count=number, seed=seed, judge=judge)
+      number, seed = held_out(run_dir, task, spec.source, count, task_seed)
+    found = eval_sets.open_set(
+      spec, count=number, seed=seed, open_verifier=open_verifier
+    )
     if spec.task:
-      found.about["not_verified"] = setup.unverified(
+      found.about["not_verified"] = setup.count_unverifiable(
         found.verify, found.examples, spec.task, spec.source
       )
     if trained is not None:
-      asked = [tasks.same_text(e.question) for e in found.examples]
+      asked = [tasks.normalize_question(e.question) for e in found.examples]
       found.about["in_training"] = sum(text in trained for text in asked)
     chosen.append(found)
-  return evaluate(load(model, run, dtype), chosen, workdir, how)
+  return evaluate(load(model, run_dir, dtype), chosen, workdir, settings)

@@ -28,7 +28,7 @@ def rate(name: str, scores) -> dict[str, float]:
   return {name: value, f"{name}_ci_low": low, f"{name}_ci_high": high}
 
 
-class Reply(NamedTuple):
+class ScoredCompletion(NamedTuple):
   """A reply, judged."""
 
   text: str
@@ -46,49 +46,49 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
   problem count as one observation, their mean. Each process answers and
   verifies its share of the problems.
   """
-  mine = distributed.share(examples)
+  mine = distributed.local_shard(examples)
   completions = complete(
     params,
-    distributed.share(prompts),
+    distributed.local_shard(prompts),
     [e.id for e in mine],
     sampling=SamplingParams(temperature=(0.0,) + (temperature,) * samples),
     n=1 + samples,
   )
   flat = [(e, c) for e, group in zip(mine, completions, strict=True) for c in group]
   verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
-  own = [
+  outcomes = [
     (c.text, v.score, bool(c.truncated), len(c.ids), not v.is_judged)
     for (_, c), v in zip(flat, verdicts, strict=True)
   ]
   each = 1 + samples
-  judged = distributed.gather_shares(
-    [own[i : i + each] for i in range(0, len(own), each)], len(examples)
+  graded = distributed.gather_shards(
+    [outcomes[i : i + each] for i in range(0, len(outcomes), each)], len(examples)
   )
-  right = np.array([[score >= 1 for _, score, *_ in g] for g in judged])
-  metrics = rate("accuracy", right[:, 0])
+  correct = np.array([[score >= 1 for _, score, *_ in g] for g in graded])
+  metrics = rate("accuracy", correct[:, 0])
   if samples:
-    metrics |= rate("sampled_accuracy", right[:, 1:].mean(1))
-  greedy = [Reply(*group[0]) for group in judged]
+    metrics |= rate("sampled_accuracy", correct[:, 1:].mean(1))
+  greedy = [ScoredCompletion(*group[0]) for group in graded]
   metrics["truncated"] = float(np.mean([r.truncated for r in greedy]))
   metrics["tokens"] = float(np.mean([r.tokens for r in greedy]))
   metrics["unjudged"] = float(np.mean([r.unjudged for r in greedy]))
   return metrics, greedy
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _states(config, params, view):
-  return transformer.states(config, params, view)
+@functools.partial(jax.jit, static_argnames="model_config")
+def _states(model_config, params, view):
+  return transformer.response_states(model_config, params, view)
 
 
-@functools.partial(jax.jit, static_argnames=("config", "chunk"))
-def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
+@functools.partial(jax.jit, static_argnames=("model_config", "chunk"))
+def _kl(model_config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
   def kl(z_NxV, teachers, tokens):
     logq, logp = (jax.nn.log_softmax(z) for z in (teachers["base"], z_NxV))
     return divergences.forward_kl(logp, logq).sum(-1)
 
   kl_BxT = chunked.statistics(
     kl,
-    transformer.states(config, params, batch.views[0]),
+    transformer.response_states(model_config, params, batch.views[0]),
     transformer.unembedding(params),
     {"base": (base_h_BxTxD, base_W_VxD)},
     batch.tokens,
@@ -97,7 +97,7 @@ def _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk):
   return kl_BxT.sum() / batch.tokens.mask_BxT.sum()
 
 
-def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
+def drift_from(model_config, params, rows, *, pad_id, bucket, chunk, parts):
   """Remembers `params` (the base) on its own replies -> params -> drift.
 
   Drift is the mean over reply tokens of KL(base || model), nats, over the full
@@ -108,14 +108,14 @@ def drift_from(config, params, rows, *, pad_id, bucket, chunk, parts):
   batch = collate.collate(
     rows, pad_id=pad_id, bucket=bucket, response_bucket=bucket, parts=parts
   )
-  base_h_BxTxD = _states(config, params, batch.views[0])
+  base_h_BxTxD = _states(model_config, params, batch.views[0])
   base_W_VxD = jnp.copy(transformer.unembedding(params))
   return lambda params: float(
-    _kl(config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
+    _kl(model_config, params, base_h_BxTxD, base_W_VxD, batch, chunk=chunk)
   )
 
 
-class Judge:
+class Evaluator:
   """Evaluates weights and writes rows of `eval/...` and the replies.
 
   Every evaluation draws the same random numbers, so that two differ by their
@@ -137,7 +137,7 @@ class Judge:
     samples,
     max_new_tokens,
     slots,
-    decode_steps,
+    host_sync_every,
     stop,
     drift_prompts,
     drift_tokens,
@@ -155,7 +155,7 @@ class Judge:
       step=0,
       role="evaluate",
       slots=slots,
-      decode_steps=decode_steps,
+      host_sync_every=host_sync_every,
       prompt_bucket=prompt_bucket,
     )
     prompts = unrelated.prompts(drift_prompts)
@@ -164,13 +164,13 @@ class Judge:
     ]
     mine = self.complete(
       params=run.params,
-      prompts=distributed.share(ids),
-      ids=distributed.share(prompts),
+      prompts=distributed.local_shard(ids),
+      ids=distributed.local_shard(prompts),
       n=1,
       sampling=SamplingParams(temperature=0.0),
       max_new_tokens=drift_tokens,
     )
-    replies = distributed.gather_shares([r[0].ids for r in mine], len(ids))
+    replies = distributed.gather_shards([r[0].ids for r in mine], len(ids))
     self.drift = drift_from(
       run.model_config,
       run.params,
@@ -190,32 +190,32 @@ class Judge:
       [getattr(p, f"{side}_ids") for p in asked],
       [p.example for p in asked],
       self.run.verify,
-      lambda params, prompts, ids, **how: self.complete(
+      lambda params, prompts, ids, **keywords: self.complete(
         params=params,
         prompts=prompts,
         ids=ids,
         max_new_tokens=self.max_new_tokens,
         stop=self.stop,
-        **how,
+        **keywords,
       ),
       temperature=self.temperature,
       samples=samples,
     )
 
-  def judge_base(self, params) -> None:
+  def evaluate_base(self, params) -> None:
     """Step 0: the student, and the same weights told more. Skipped where a
     killed run had got past it."""
 
     def done():
       return any("eval/accuracy" in row for row in self.writer.rows())
 
-    if distributed.from_first(done):
+    if distributed.broadcast_from_first(done):
       return
     asked = [p for p in self.run.eval if p.teacher_ids]
     teacher = None if asked else {}  # None: as the student
     if any(p.teacher_ids != p.student_ids for p in asked):
       teacher, _ = self.accuracy(params, "teacher", self.samples)
-    self.judge(
+    self.evaluate(
       params,
       0,
       lambda student: {
@@ -224,7 +224,7 @@ class Judge:
       },
     )
 
-  def judge(self, params, step: int, more=lambda scores: {}) -> None:
+  def evaluate(self, params, step: int, more=lambda scores: {}) -> None:
     """`more`: the student's scores -> what else the row says."""
     began = time.time()
     scores, replies = self.accuracy(params, "student", self.samples)

@@ -71,7 +71,7 @@ def maj_at_k(answers, scores, k: int) -> float:
   votes = {}
   for answer, score in zip(answers, scores, strict=True):
     votes.setdefault(answer, []).append(float(score))
-  silent = len(votes.pop(None, ()))
+  no_answer = len(votes.pop(None, ()))
   groups = [(len(v), sum(v) / len(v)) for v in votes.values()]
   most = max((size for size, _ in groups), default=0)
   if k == n:
@@ -91,7 +91,7 @@ def maj_at_k(answers, scores, k: int) -> float:
     # by samples taken and answers at j: the chance, and with it the sum of the
     # scores of the answers at j
     p, s = np.zeros((2, k + 1, k // j + 1))
-    p[: min(silent, k) + 1, 0] = chance(silent)
+    p[: min(no_answer, k) + 1, 0] = chance(no_answer)
     for m, score in groups:
       odds = chance(m)[: j + 1]
       new_p, new_s = np.zeros_like(p), np.zeros_like(s)
@@ -184,11 +184,11 @@ def compare(a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int) -> Dif
       f"{a_N.shape} and {b_N.shape} values, expected one of each problem"
     )
   d_N = b_N - a_N
-  how = {"resamples": resamples, "seed": seed}
-  [(value, low, high)] = estimates(d_N[:, None], [False], **how)
+  bootstrap = {"resamples": resamples, "seed": seed}
+  [(value, low, high)] = estimates(d_N[:, None], [False], **bootstrap)
   if is_rate and few_differ(d_N):
     low, high = plus_two(d_N)
-  return Difference(value, low, high, sign_flip(d_N, **how))
+  return Difference(value, low, high, sign_flip(d_N, **bootstrap))
 
 
 def plus_two(d_N) -> tuple[float, float]:

@@ -44,7 +44,7 @@ def settings(workdir) -> dict:
   return there
 
 
-def columns(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
+def per_problem_metrics(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   """name -> (one value a problem, whether it is a rate).
 
   avg, pass@k and maj@k for every k, truncated, no_answer, unjudged, tokens. A
@@ -55,31 +55,31 @@ def columns(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   def of(field):
     return [[r[field] for r in group] for group in replies]
 
-  right_NxK = np.array([[s >= 1 for s in group] for group in of("score")])
-  n, c_N = right_NxK.shape[1], right_NxK.sum(1)
+  correct_NxK = np.array([[s >= 1 for s in group] for group in of("score")])
+  n, c_N = correct_NxK.shape[1], correct_NxK.sum(1)
   votes = [[vote(r) for r in group] for group in replies]
 
   def voted(k):
     return np.array(
       [
-        statistics.maj_at_k(a, right, k)
-        for a, right in zip(votes, right_NxK, strict=True)
+        statistics.maj_at_k(a, correct, k)
+        for a, correct in zip(votes, correct_NxK, strict=True)
       ]
     )
 
-  each = {"avg": (right_NxK.mean(1), True)}
+  each = {"avg": (correct_NxK.mean(1), True)}
   each |= {f"pass@{k}": (statistics.pass_at_k(n, c_N, k), True) for k in ks}
   each |= {f"maj@{k}": (voted(k), True) for k in ks}
 
-  def lost(r):
+  def is_unjudged(r):
     return r["feedback"].startswith(UNJUDGED)
 
-  lost_NxK = np.array([[lost(r) for r in g] for g in replies])
-  silent_NxK = np.array([[r["answer"] is None for r in g] for g in replies])
+  unjudged_NxK = np.array([[is_unjudged(r) for r in g] for g in replies])
+  no_answer_NxK = np.array([[r["answer"] is None for r in g] for g in replies])
   return each | {
     "truncated": (np.array(of("truncated")).mean(1), True),
-    "no_answer": ((silent_NxK & ~lost_NxK).mean(1), True),
-    "unjudged": (lost_NxK.mean(1), True),
+    "no_answer": ((no_answer_NxK & ~unjudged_NxK).mean(1), True),
+    "unjudged": (unjudged_NxK.mean(1), True),
     "tokens": (np.array(of("tokens")).mean(1), False),
   }
 
@@ -103,13 +103,13 @@ def confidences(problems: list[dict], kind: str):
   for number, problem in enumerate(problems):
     for r in problem["replies"]:
       count += 1
-      sure = (
+      confidence = (
         r["confidence"]
         if kind == "stated"
         else calibration.of_logp(r["logp"], r["tokens"])
       )
-      if sure is not None:
-        rows.append((sure, r["score"] >= 1, number))
+      if confidence is not None:
+        rows.append((confidence, r["score"] >= 1, number))
   parts = [np.array(x) for x in zip(*rows, strict=True)] or [np.zeros(0)] * 3
   return (*parts, 1 - len(rows) / count)
 
@@ -118,24 +118,29 @@ def of_set(problems, *, kinds, bins: int, resamples: int, seed: int) -> dict:
   """Every figure of one set with its interval, calibration by kind (of
   `confidences`)."""
   samples = len(problems[0]["replies"])
-  named = columns(problems, statistics.powers_of_two(samples))
+  named = per_problem_metrics(problems, statistics.powers_of_two(samples))
   values, is_rate = zip(*named.values(), strict=True)
-  how = {"resamples": resamples, "seed": seed}
-  found = statistics.estimates(np.stack(values, 1), is_rate, **how)
+  bootstrap = {"resamples": resamples, "seed": seed}
+  found = statistics.estimates(np.stack(values, 1), is_rate, **bootstrap)
   figures = {
     f"avg@{samples}" if name == "avg" else name: estimate._asdict()
     for name, estimate in zip(named, found, strict=True)
   }
-  sure = {}
+  by_kind = {}
   for kind in kinds:
     *rows, without = confidences(problems, kind)
-    sure[kind] = {"replies": len(rows[0]), "without": without}
+    by_kind[kind] = {"replies": len(rows[0]), "without": without}
     if len(rows[0]):
-      found = calibration.summarise(*rows, bins=bins, **how)
-      sure[kind] |= {
+      found = calibration.summarise(*rows, bins=bins, **bootstrap)
+      by_kind[kind] |= {
         k: v._asdict() if hasattr(v, "_asdict") else v for k, v in found.items()
       }
-  return {"problems": len(problems), "samples": samples, **figures, "calibration": sure}
+  return {
+    "problems": len(problems),
+    "samples": samples,
+    **figures,
+    "calibration": by_kind,
+  }
 
 
 def summarise(workdir) -> dict:
@@ -148,12 +153,12 @@ def summarise(workdir) -> dict:
     problems = read(workdir, name)
     summary["sets"][name] = of | of_set(problems, kinds=kinds, **about["summary"])
     for kind in kinds:
-      sure, right, *_ = confidences(problems, kind)
-      if len(sure):
+      confidence, correct, *_ = confidences(problems, kind)
+      if len(confidence):
         calibration.draw(
           workdir / f"{name}_{kind}.png",
-          sure,
-          right,
+          confidence,
+          correct,
           bins=about["summary"]["bins"],
           title=f"{name}, {kind}",
         )
@@ -162,7 +167,7 @@ def summarise(workdir) -> dict:
   return summary
 
 
-def shown(e: dict) -> str:
+def format_estimate(e: dict) -> str:
   """An estimate, with its p-value where it has one."""
   digits = 3 if max(abs(e["low"]), abs(e["high"])) < 10 else 1
   value, low, high = (f"{e[k]:z.{digits}f}" for k in ("value", "low", "high"))
@@ -183,11 +188,11 @@ def table(sets: dict[str, dict]) -> str:
       if of.get(key) or (key == "in_training" and key in of):
         column[title] = str(of[key])
     column |= {f"dropped: {k}": str(n) for k, n in of.get("dropped", {}).items()}
-    column |= {k: shown(v) for k, v in of.items() if is_figure(v)}
+    column |= {k: format_estimate(v) for k, v in of.items() if is_figure(v)}
     for kind, found in of.get("calibration", {}).items():
       for key, value in found.items():
         column[f"{kind} {key}"] = (
-          shown(value)
+          format_estimate(value)
           if is_figure(value)
           else "-"
           if value is None
@@ -232,7 +237,7 @@ def compare(workdir_a, workdir_b, *, resamples: int, seed: int):
     pa, pb, unpaired = paired(read(workdir_a, name), read(workdir_b, name), name)
     least = min(len(pa[0]["replies"]), len(pb[0]["replies"]))
     ks = statistics.powers_of_two(least)
-    of_a, of_b = columns(pa, ks), columns(pb, ks)
+    of_a, of_b = per_problem_metrics(pa, ks), per_problem_metrics(pb, ks)
     found[name] = {"problems": len(pa), "unpaired": unpaired} | {
       figure: statistics.compare(
         a_N, of_b[figure][0], is_rate, resamples=resamples, seed=seed

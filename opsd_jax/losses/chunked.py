@@ -95,7 +95,7 @@ def chunks(B: int, T: int, size: int):
 
 def ready(W_VxD, h):
   """The unembedding as logits need it: in h's dtype, gathered once."""
-  return sharding_rules.gathered(W_VxD.astype(h.dtype), "embed/embedding")
+  return sharding_rules.gather_fsdp(W_VxD.astype(h.dtype), "embed/embedding")
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(0,))

@@ -263,7 +263,7 @@ def make(
 
 
 def _of_token(loss, logp, logq, y):
-  def at(x):
+  def of_response(x):
     return jnp.take_along_axis(x, y[..., None], -1)[..., 0]
 
-  return loss(at(logp), at(logq)), jnp.zeros(y.shape, logp.dtype)
+  return loss(of_response(logp), of_response(logq)), jnp.zeros(y.shape, logp.dtype)

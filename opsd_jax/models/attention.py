@@ -32,14 +32,14 @@ def attend(
   own segment and, where parents_BxL is given, the segment named there: a prompt
   that several responses share. Raises ValueError for a backend that cannot.
   """
-  own = segments_BxL
-  if parents_BxL is not None and not shares(backend):
+  seen = segments_BxL
+  if parents_BxL is not None and not supports_shared_prefix(backend):
     raise ValueError(
       f"attention {backend!r} cannot share a prompt between responses; use 'chunked'"
     )
   if parents_BxL is not None:
-    own = Seen(segments_BxL, parents_BxL)
-  return pick(ALL, backend)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, own)
+    seen = Seen(segments_BxL, parents_BxL)
+  return pick(ALL, backend)(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, seen)
 
 
 class Seen(NamedTuple):
@@ -49,7 +49,7 @@ class Seen(NamedTuple):
   parent_BxL: jax.Array
 
 
-def shares(backend: str) -> bool:
+def supports_shared_prefix(backend: str) -> bool:
   """Whether responses in a row can read one prompt."""
   return backend in ("xla", "chunked")
 
@@ -80,7 +80,7 @@ def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
   return y.reshape(B, L, H, C)
 
 
-def over_cache(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
+def decode_attention(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
   """y_BxHxC of one query a row, at pos_B, over slots 0..pos of its cache."""
   B, H, C = q_BxHxC.shape
   K, S = v_BxKxSxC.shape[1:3]
@@ -103,22 +103,24 @@ def over_cache(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
   return y_BxKxGxC.reshape(B, H, C)
 
 
-def causal(at_L, S: int, own=None, keys=None):
+def causal(at_L, S: int, queries=None, keys=None):
   """seen_BxLxS: which of S keys the queries at positions at_L see.
 
-  own, keys: the segments (or `Seen`) of the queries and of all keys.
+  queries, keys: the segments (or `Seen`) of the queries and of all keys.
   """
   seen_BxLxS = (jnp.arange(S) <= at_L[:, None])[None]
-  if own is None:
+  if queries is None:
     return seen_BxLxS
 
   def of(a_BxL, b_BxS):
     return a_BxL[..., None] == b_BxS[:, None]
 
-  if not isinstance(own, Seen):
-    return seen_BxLxS & of(own, keys)
+  if not isinstance(queries, Seen):
+    return seen_BxLxS & of(queries, keys)
   segment = keys.segment_BxL
-  return seen_BxLxS & (of(own.segment_BxL, segment) | of(own.parent_BxL, segment))
+  return seen_BxLxS & (
+    of(queries.segment_BxL, segment) | of(queries.parent_BxL, segment)
+  )
 
 
 def xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
@@ -144,8 +146,8 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
     return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
 
   def of_chunk(chunk):
-    at, q, own = chunk
-    seen = causal(at, L, own, segments_BxL)
+    positions, q, segments = chunk
+    seen = causal(positions, L, segments, segments_BxL)
     return dense(q, k_BxLxKxC, v_BxLxKxC, seen)
 
   y = jax.lax.map(
@@ -281,17 +283,23 @@ def resolve(
   """
   if name not in ALL and name != "auto":
     raise ValueError(f"unknown attention {name!r}, known: auto, {', '.join(ALL)}")
-  here = platform, dtype, head_dim, packed, capability
-  able = [n for n in ("splash", "cudnn", "chunked", "xla") if not bar(n, *here)]
+  runtime = platform, dtype, head_dim, packed, capability
+  able = [
+    n
+    for n in ("splash", "cudnn", "chunked", "xla")
+    if not unsupported_reason(n, *runtime)
+  ]
   if name != "auto" and name not in able:
     raise ValueError(
-      f"attention {name!r} cannot run here: {bar(name, *here)}; on {platform}"
+      f"attention {name!r} cannot run here: {unsupported_reason(name, *runtime)}; on {platform}"
       f" in {dtype} it is one of auto, {', '.join(able)}"
     )
   return able[0] if name == "auto" else name
 
 
-def bar(name, platform, dtype, head_dim, packed, capability) -> str | None:
+def unsupported_reason(
+  name, platform, dtype, head_dim, packed, capability
+) -> str | None:
   """What keeps a backend from running there, if anything does."""
   if name == "splash":
     if platform != "tpu":

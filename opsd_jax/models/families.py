@@ -51,15 +51,15 @@ def need(sizes: dict, name: str):
   return sizes[name]
 
 
-def from_hf(c: dict, **run) -> ModelConfig:
+def from_hf(hf_config: dict, **run) -> ModelConfig:
   """The ModelConfig of a parsed config.json; `run` says how to run it.
 
   Raises ValueError, naming it, for any architecture or feature that the
   decoder does not have.
   """
-  family = c.get("model_type")
+  family = hf_config.get("model_type")
   if family not in FAMILIES:
-    names = c.get("architectures") or [family]
+    names = hf_config.get("architectures") or [family]
     refuse("architecture", names[0], " or ".join(FAMILIES))
   bias, qk_norm = FAMILIES[family]
   for key, wanted in (
@@ -68,13 +68,13 @@ def from_hf(c: dict, **run) -> ModelConfig:
     ("attention_bias", False),
     ("use_sliding_window", False),
   ):
-    if c.get(key, wanted) != wanted:
-      refuse(key, c[key], wanted)
+    if hf_config.get(key, wanted) != wanted:
+      refuse(key, hf_config[key], wanted)
   # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-  rope = c.get("rope_parameters") or c.get("rope_scaling") or {}
+  rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
 
   def size(name):
-    return need(c, name)
+    return need(hf_config, name)
 
   heads, width = size("num_attention_heads"), size("hidden_size")
   return ModelConfig(
@@ -83,16 +83,16 @@ def from_hf(c: dict, **run) -> ModelConfig:
     width=width,
     num_layers=size("num_hidden_layers"),
     num_heads=heads,
-    num_kv_heads=c.get("num_key_value_heads") or heads,
-    head_dim=c.get("head_dim") or width // heads,
+    num_kv_heads=hf_config.get("num_key_value_heads") or heads,
+    head_dim=hf_config.get("head_dim") or width // heads,
     mlp_width=size("intermediate_size"),
     max_positions=size("max_position_embeddings"),
-    rope_theta=float(rope.get("rope_theta") or c.get("rope_theta") or 1e4),
+    rope_theta=float(rope.get("rope_theta") or hf_config.get("rope_theta") or 1e4),
     rope_scaling=rope_scaling(rope),
     norm_eps=size("rms_norm_eps"),
     qkv_bias=bias,
     qk_norm=qk_norm,
-    tied=c.get("tie_word_embeddings", False),
+    tied=hf_config.get("tie_word_embeddings", False),
     **run,
   )
 
@@ -118,13 +118,13 @@ def rope_scaling(rope: dict) -> tuple | None:
   refuse("rope type", kind, "default, linear or llama3")
 
 
-def to_hf(c: ModelConfig) -> dict:
+def to_hf(model_config: ModelConfig) -> dict:
   """The inverse of `from_hf`: a config.json, in the form that every version of
   transformers reads."""
   classes = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
   scaling = None
-  if c.rope_scaling:
-    kind, *values = c.rope_scaling
+  if model_config.rope_scaling:
+    kind, *values = model_config.rope_scaling
     keys = (
       "factor",
       "low_freq_factor",
@@ -134,24 +134,24 @@ def to_hf(c: ModelConfig) -> dict:
     scaling = {"rope_type": kind} | dict(zip(keys, values, strict=False))
   absent = (
     {"attention_bias": False, "mlp_bias": False}
-    if c.family == "llama"
+    if model_config.family == "llama"
     else {"use_sliding_window": False}
   )
   return {
-    "architectures": [f"{classes[c.family]}ForCausalLM"],
-    "model_type": c.family,
-    "vocab_size": c.vocab_size,
-    "hidden_size": c.width,
-    "intermediate_size": c.mlp_width,
-    "num_hidden_layers": c.num_layers,
-    "num_attention_heads": c.num_heads,
-    "num_key_value_heads": c.num_kv_heads,
-    "head_dim": c.head_dim,
-    "max_position_embeddings": c.max_positions,
-    "rope_theta": c.rope_theta,
+    "architectures": [f"{classes[model_config.family]}ForCausalLM"],
+    "model_type": model_config.family,
+    "vocab_size": model_config.vocab_size,
+    "hidden_size": model_config.width,
+    "intermediate_size": model_config.mlp_width,
+    "num_hidden_layers": model_config.num_layers,
+    "num_attention_heads": model_config.num_heads,
+    "num_key_value_heads": model_config.num_kv_heads,
+    "head_dim": model_config.head_dim,
+    "max_position_embeddings": model_config.max_positions,
+    "rope_theta": model_config.rope_theta,
     "rope_scaling": scaling,
-    "rms_norm_eps": c.norm_eps,
-    "tie_word_embeddings": c.tied,
+    "rms_norm_eps": model_config.norm_eps,
+    "tie_word_embeddings": model_config.tied,
     "hidden_act": "silu",
   } | absent
 

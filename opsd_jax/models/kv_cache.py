@@ -11,18 +11,18 @@ from jax.sharding import PartitionSpec as P
 from opsd_jax.runtime import sharding_rules
 
 
-def init(config, batch: int, slots: int):
+def init(model_config, batch: int, slots: int):
   """Zeros."""
-  N, K, C = config.num_layers, config.num_kv_heads, config.head_dim
-  more = (N,) if config.scan_layers else ()
+  N, K, C = model_config.num_layers, model_config.num_kv_heads, model_config.head_dim
+  more = (N,) if model_config.scan_layers else ()
 
   def zeros(*shape):
-    return jnp.zeros((*more, batch, K, *shape), config.dtype)
+    return jnp.zeros((*more, batch, K, *shape), model_config.dtype)
 
   def kv():
     return (zeros(C, slots), zeros(slots, C))
 
-  return laid_out(kv() if config.scan_layers else tuple(kv() for _ in range(N)))
+  return laid_out(kv() if model_config.scan_layers else tuple(kv() for _ in range(N)))
 
 
 def layout(x) -> str:
@@ -32,7 +32,9 @@ def layout(x) -> str:
 
 def sharding_of(x, mesh):
   """How an array of a cache lies on a mesh."""
-  spec = sharding_rules.fitted(sharding_rules.ACTIVATIONS[layout(x)], x.shape, mesh)
+  spec = sharding_rules.drop_indivisible(
+    sharding_rules.ACTIVATIONS[layout(x)], x.shape, mesh
+  )
   return jax.sharding.NamedSharding(mesh, spec)
 
 

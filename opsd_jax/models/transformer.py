@@ -23,29 +23,29 @@ REMAT = {
 }
 
 
-def rope_frequencies(config) -> np.ndarray:
+def rope_frequencies(model_config) -> np.ndarray:
   """Radians a position, one for each pair of channels; float32.
 
   Su et al. 2021, arXiv:2104.09864; `llama3` scaling as in Llama 3.1: long
   wavelengths are stretched by `factor`, short ones kept, a ramp between.
   """
-  exponent = np.arange(0, config.head_dim, 2) / config.head_dim
-  freq = 1.0 / config.rope_theta**exponent
-  if config.rope_scaling is None:
+  exponent = np.arange(0, model_config.head_dim, 2) / model_config.head_dim
+  freq = 1.0 / model_config.rope_theta**exponent
+  if model_config.rope_scaling is None:
     return freq.astype(np.float32)
-  kind, factor, *rest = config.rope_scaling
+  kind, factor, *rest = model_config.rope_scaling
   if kind == "llama3":
     low, high, original = rest
-    turns = original * freq / (2 * np.pi)
-    keep = np.clip((turns - low) / (high - low), 0, 1)
+    rotations = original * freq / (2 * np.pi)
+    keep = np.clip((rotations - low) / (high - low), 0, 1)
     return (freq * (keep + (1 - keep) / factor)).astype(np.float32)
   return (freq / factor).astype(np.float32)
 
 
-def turns(pos_BxL, config):
+def rope_angles(pos_BxL, model_config):
   """(cos, sin) of each position's angles, [B, L, 1, C / 2]; once for all
   layers."""
-  freq = rope_frequencies(config)
+  freq = rope_frequencies(model_config)
   angle = pos_BxL[..., None, None].astype(jnp.float32) * freq
   return jnp.cos(angle), jnp.sin(angle)
 
@@ -61,15 +61,17 @@ def rotate(x_BxLxHxC, turn):
 class Norm(nn.Module):
   """x / rms(x) * scale in float32 (Zhang & Sennrich 2019, arXiv:1910.07467)."""
 
-  config: object
+  model_config: object
 
   @nn.compact
   def __call__(self, x):
     scale = self.param(
-      "scale", nn.initializers.ones, x.shape[-1:], self.config.param_dtype
+      "scale", nn.initializers.ones, x.shape[-1:], self.model_config.param_dtype
     )
     y = x.astype(jnp.float32)
-    y = y * jax.lax.rsqrt(jnp.square(y).mean(-1, keepdims=True) + self.config.norm_eps)
+    y = y * jax.lax.rsqrt(
+      jnp.square(y).mean(-1, keepdims=True) + self.model_config.norm_eps
+    )
     return (y * scale.astype(jnp.float32)).astype(x.dtype)
 
 
@@ -77,52 +79,52 @@ class Dense(nn.Module):
   """x @ kernel + bias; where the tree holds an adapter, plus
   (x @ lora_a @ lora_b) alpha / r (Hu et al. 2021, arXiv:2106.09685)."""
 
-  config: object
+  model_config: object
   features: int
   bias: bool = False
   decode: bool = False  # one token a row: the weights stay where they are
 
   @nn.compact
   def __call__(self, x):
-    c = self.config
+    model_config = self.model_config
     kernel = self.param(
       "kernel",
       nn.initializers.normal(0.02),
       (x.shape[-1], self.features),
-      c.param_dtype,
+      model_config.param_dtype,
     )
     # Tokens as rows of one matrix: a transposed copy of x for the kernel's
     # gradient is not needed then.
-    rows = x.astype(c.dtype).reshape(-1, x.shape[-1])
+    rows = x.astype(model_config.dtype).reshape(-1, x.shape[-1])
 
     def times(x, name, weight):
-      weight = weight.astype(c.dtype)
+      weight = weight.astype(model_config.dtype)
       if not self.decode:
-        weight = sharding_rules.gathered(weight, f"{self.name}/{name}")
-      y = jnp.matmul(x, weight, precision=sharding_rules.precision(c.dtype))
+        weight = sharding_rules.gather_fsdp(weight, f"{self.name}/{name}")
+      y = jnp.matmul(x, weight, precision=sharding_rules.precision(model_config.dtype))
       if self.decode:
-        y = sharding_rules.product(y, f"{self.name}/{name}")
+        y = sharding_rules.constrain_decode_output(y, f"{self.name}/{name}")
       return y
 
     y = times(rows, "kernel", kernel)
     if self.has_variable("params", "lora_a"):
       a, b = (self.get_variable("params", n) for n in ("lora_a", "lora_b"))
       narrow = times(rows, "lora_a", a)
-      y = y + times(narrow, "lora_b", b) * (c.lora_alpha / a.shape[1])
+      y = y + times(narrow, "lora_b", b) * (model_config.lora_alpha / a.shape[1])
     if self.bias:
       y = y + self.param(
-        "bias", nn.initializers.zeros, (self.features,), c.param_dtype
-      ).astype(c.dtype)
+        "bias", nn.initializers.zeros, (self.features,), model_config.param_dtype
+      ).astype(model_config.dtype)
     return y.reshape(*x.shape[:-1], self.features)
 
 
-class Where(NamedTuple):
+class Positions(NamedTuple):
   """Where tokens stand: in their sequence, and of which segment they are."""
 
   pos_BxL: jax.Array
   segment_BxL: jax.Array | None = None  # None: a row is one sequence
   parent_BxL: jax.Array | None = None  # the other segment that a token sees
-  turn: tuple | None = None  # as `turns` makes it; the layers' own
+  turn: tuple | None = None  # as `rope_angles` makes it; the layers' own
 
 
 def is_decode(x_BxLxD, cache) -> bool:
@@ -131,161 +133,182 @@ def is_decode(x_BxLxD, cache) -> bool:
 
 
 class Attention(nn.Module):
-  config: object
+  model_config: object
 
   @nn.compact
-  def __call__(self, x_BxLxD, where, cache):
-    c, pos_BxL = self.config, where.pos_BxL
+  def __call__(self, x_BxLxD, positions, cache):
+    model_config, pos_BxL = self.model_config, positions.pos_BxL
     decode = is_decode(x_BxLxD, cache)
 
     def heads(n, name):
       return sharding_rules.constrain(
-        Dense(c, n * c.head_dim, c.qkv_bias, decode, name=name)(x_BxLxD).reshape(
-          *x_BxLxD.shape[:2], n, c.head_dim
-        ),
+        Dense(
+          model_config,
+          n * model_config.head_dim,
+          model_config.qkv_bias,
+          decode,
+          name=name,
+        )(x_BxLxD).reshape(*x_BxLxD.shape[:2], n, model_config.head_dim),
         "heads",
       )
 
-    q = heads(c.num_heads, "q_proj")
-    k = heads(c.num_kv_heads, "k_proj")
-    v = heads(c.num_kv_heads, "v_proj")
-    if c.qk_norm:
-      q, k = Norm(c, name="q_norm")(q), Norm(c, name="k_norm")(k)
-    q, k = rotate(q, where.turn), rotate(k, where.turn)
+    q = heads(model_config.num_heads, "q_proj")
+    k = heads(model_config.num_kv_heads, "k_proj")
+    v = heads(model_config.num_kv_heads, "v_proj")
+    if model_config.qk_norm:
+      q, k = Norm(model_config, name="q_norm")(q), Norm(model_config, name="k_norm")(k)
+    q, k = rotate(q, positions.turn), rotate(k, positions.turn)
     if cache is not None:
       cache = kv_cache.write(cache, (k, v), pos_BxL[:, 0])
     if decode:  # look at the cache
-      y = attention.over_cache(q[:, 0], *cache, pos_BxL[:, 0])[:, None]
+      y = attention.decode_attention(q[:, 0], *cache, pos_BxL[:, 0])[:, None]
     else:  # a whole row, from its first token: it sees itself
       y = attention.attend(
         q,
         k,
         v,
-        backend=c.attention,
-        segments_BxL=where.segment_BxL,
-        parents_BxL=where.parent_BxL,
+        backend=model_config.attention,
+        segments_BxL=positions.segment_BxL,
+        parents_BxL=positions.parent_BxL,
       )
     y_BxLxHC = sharding_rules.constrain(y, "heads").reshape(*x_BxLxD.shape[:2], -1)
     if decode:
       y_BxLxHC = sharding_rules.constrain(y_BxLxHC, "tokens")
-    return Dense(c, c.width, decode=decode, name="o_proj")(y_BxLxHC), cache
+    return Dense(model_config, model_config.width, decode=decode, name="o_proj")(
+      y_BxLxHC
+    ), cache
 
 
 class MLP(nn.Module):
   """SwiGLU: down(silu(gate x) * up x) (Shazeer 2020, arXiv:2002.05202)."""
 
-  config: object
+  model_config: object
   decode: bool = False
 
   @nn.compact
   def __call__(self, x_BxLxD):
-    c = self.config
+    model_config = self.model_config
 
     def of(features, name):
-      return Dense(c, features, decode=self.decode, name=name)
+      return Dense(model_config, features, decode=self.decode, name=name)
 
-    gate = of(c.mlp_width, "gate_proj")(x_BxLxD)
-    up = of(c.mlp_width, "up_proj")(x_BxLxD)
+    gate = of(model_config.mlp_width, "gate_proj")(x_BxLxD)
+    up = of(model_config.mlp_width, "up_proj")(x_BxLxD)
     h_BxLxF = nn.silu(gate) * up
     if not self.decode:
       h_BxLxF = sharding_rules.constrain(h_BxLxF, "mlp")
-    return of(c.width, "down_proj")(h_BxLxF)
+    return of(model_config.width, "down_proj")(h_BxLxF)
 
 
 class Embed(nn.Module):
   """Row `id` of the embedding V x D."""
 
-  config: object
+  model_config: object
 
   @nn.compact
   def __call__(self, ids_BxL):
-    c = self.config
+    model_config = self.model_config
     W_VxD = self.param(
-      "embedding", nn.initializers.normal(0.02), (c.vocab_size, c.width), c.param_dtype
+      "embedding",
+      nn.initializers.normal(0.02),
+      (model_config.vocab_size, model_config.width),
+      model_config.param_dtype,
     )
     # Every device looks up its channels of all rows: the table stays put.
-    x_BxLxD = jnp.take(W_VxD.astype(c.dtype), ids_BxL, axis=0)
+    x_BxLxD = jnp.take(W_VxD.astype(model_config.dtype), ids_BxL, axis=0)
     return sharding_rules.constrain(x_BxLxD, "looked_up")
 
 
 class Block(nn.Module):
-  config: object
+  model_config: object
 
   @nn.compact
-  def __call__(self, x_BxLxD, where, cache):
-    c = self.config
+  def __call__(self, x_BxLxD, positions, cache):
+    model_config = self.model_config
     decode = is_decode(x_BxLxD, cache)
     what = "tokens" if decode else "rows"
     with jax.named_scope("attention"):
-      y, cache = Attention(c, name="attn")(
-        Norm(c, name="input_norm")(x_BxLxD), where, cache
+      y, cache = Attention(model_config, name="attn")(
+        Norm(model_config, name="input_norm")(x_BxLxD), positions, cache
       )
     x_BxLxD = x_BxLxD + y
     with jax.named_scope("mlp"):
-      y = MLP(c, decode, name="mlp")(Norm(c, name="post_norm")(x_BxLxD))
+      y = MLP(model_config, decode, name="mlp")(
+        Norm(model_config, name="post_norm")(x_BxLxD)
+      )
     return sharding_rules.constrain(x_BxLxD + y, what), cache
 
 
 class Transformer(nn.Module):
   """ids_BxL -> (h_BxLxD after the final norm, cache)."""
 
-  config: object
+  model_config: object
 
   @nn.compact
-  def __call__(self, ids_BxL, where, cache=None):
-    c = self.config
-    if not c.tied:
-      Embed(c, name="lm_head")(ids_BxL[:, :0])  # for `unembedding`
-    where = where._replace(turn=turns(where.pos_BxL, c))
-    x_BxLxD = Embed(c, name="embed")(ids_BxL)
+  def __call__(self, ids_BxL, positions, cache=None):
+    model_config = self.model_config
+    if not model_config.tied:
+      Embed(model_config, name="lm_head")(ids_BxL[:, :0])  # for `unembedding`
+    positions = positions._replace(turn=rope_angles(positions.pos_BxL, model_config))
+    x_BxLxD = Embed(model_config, name="embed")(ids_BxL)
     what = "tokens" if is_decode(x_BxLxD, cache) else "rows"
     x_BxLxD = sharding_rules.constrain(x_BxLxD, what)
     block = Block
-    if REMAT[c.remat] is not None:
-      block = nn.remat(Block, policy=REMAT[c.remat], prevent_cse=not c.scan_layers)
-    if c.scan_layers:
+    if REMAT[model_config.remat] is not None:
+      block = nn.remat(
+        Block,
+        policy=REMAT[model_config.remat],
+        prevent_cse=not model_config.scan_layers,
+      )
+    if model_config.scan_layers:
       stack = nn.scan(
         block,
         variable_axes={"params": 0},
         split_rngs={"params": True},
         in_axes=(nn.broadcast, 0),
-        length=c.num_layers,
+        length=model_config.num_layers,
       )
-      x_BxLxD, cache = stack(c, name="layers")(x_BxLxD, where, cache)
+      x_BxLxD, cache = stack(model_config, name="layers")(x_BxLxD, positions, cache)
     else:
-      caches = cache or (None,) * c.num_layers
+      caches = cache or (None,) * model_config.num_layers
       new = []
       for i, layer_cache in enumerate(caches):
-        x_BxLxD, layer_cache = block(c, name=f"layers_{i}")(x_BxLxD, where, layer_cache)
+        x_BxLxD, layer_cache = block(model_config, name=f"layers_{i}")(
+          x_BxLxD, positions, layer_cache
+        )
         new.append(layer_cache)
       cache = None if cache is None else tuple(new)
-    return Norm(c, name="final_norm")(x_BxLxD), cache
+    return Norm(model_config, name="final_norm")(x_BxLxD), cache
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def init_params(config, key: jax.Array):
+def init_params(model_config, key: jax.Array):
   """Random weights: normal, 0.02; norms 1."""
   ids_BxL = jnp.zeros((1, 2), jnp.int32)
-  return Transformer(config).init(key, ids_BxL, Where(ids_BxL))["params"]
+  return Transformer(model_config).init(key, ids_BxL, Positions(ids_BxL))["params"]
 
 
-def apply(config, params, ids_BxL, cache=None, start_B=None):
+def apply(model_config, params, ids_BxL, cache=None, start_B=None):
   """(h_BxLxD, cache). With a cache, row b's tokens stand at start_B[b] + 0..L-1
   and are kept there; several at once must start at 0 (prefill)."""
   pos_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
   if start_B is not None:
     pos_BxL = pos_BxL + start_B[:, None]
-  return Transformer(config).apply({"params": params}, ids_BxL, Where(pos_BxL), cache)
+  return Transformer(model_config).apply(
+    {"params": params}, ids_BxL, Positions(pos_BxL), cache
+  )
 
 
-def states(config, params, view) -> jax.Array:
+def response_states(model_config, params, view) -> jax.Array:
   """h_BxTxD: the states that predict each response token of a structs.View."""
-  where = Where(view.pos_RxL, view.segment_RxL, view.parent_RxL)
+  positions = Positions(view.pos_RxL, view.segment_RxL, view.parent_RxL)
   if view.pos_RxL is None:
-    where = Where(
+    positions = Positions(
       jnp.broadcast_to(jnp.arange(view.ids_RxL.shape[1]), view.ids_RxL.shape)
     )
-  h_RxLxD, _ = Transformer(config).apply({"params": params}, view.ids_RxL, where)
+  h_RxLxD, _ = Transformer(model_config).apply(
+    {"params": params}, view.ids_RxL, positions
+  )
   h_BxRLxD = h_RxLxD.reshape(len(view.predictor_BxT), -1, h_RxLxD.shape[-1])
   return jnp.take_along_axis(h_BxRLxD, view.predictor_BxT[..., None], 1)
 

@@ -120,14 +120,16 @@ class Setup(NamedTuple):
 
 
 def set_up(config, devices) -> Setup:
-  """Raises ValueError for whatever `prepare` would, and without batch.max_row
+  """Raises ValueError for whatever `prepare` would, and without batch.max_sequence_len
   where rows have no other bound."""
   setup.validate(config)
   mesh = sharding_rules.make_mesh(**config.mesh, devices=devices)
   rows = setup.rows_per_step(config)
   sharding_rules.check_rows(mesh, rows, config.batch.micro_batches)
-  packed = config.batch.row_tokens > 0
-  c = setup.fit_to(sizes(config.model.source, setup.how_to_run(config)), mesh, packed)
+  packed = config.batch.pack_len > 0
+  model_config = setup.resolve_attention(
+    sizes(config.model.source, setup.runtime_fields(config)), mesh, packed
+  )
   objective, tx = objectives.from_config(config), optimizer.from_config(config)
 
   def laid_out(tree):
@@ -145,36 +147,38 @@ def set_up(config, devices) -> Setup:
   external = external_config = None
   if config.external.source:
     fields = setup.external_fields(config)
-    external_config = setup.fit_to(sizes(config.external.source, fields), mesh, packed)
+    external_config = setup.resolve_attention(
+      sizes(config.external.source, fields), mesh, packed
+    )
     external = weights(external_config)
-  params, trained = weights(c), setup.trained(config)
+  params, trained = weights(model_config), setup.trained(config)
   state = jax.eval_shape(lambda p: train.init_state(trained(p), objective, tx), params)
   base = params if config.lora.rank else {}
   return Setup(
     mesh,
-    c,
+    model_config,
     objective,
     laid_out(state),
     train.Frozen(laid_out(base), laid_out(external or {})),
     external_config,
-    batch_of(config, c, mesh, rows, objective),
+    batch_of(config, model_config, mesh, rows, objective),
   )
 
 
-def sizes(source: str, how: dict) -> families.ModelConfig:
+def sizes(source: str, runtime: dict) -> families.ModelConfig:
   """A model's sizes: published ones, or those of its files."""
   if source in families.KNOWN:
-    return families.from_hf(families.KNOWN[source], **how)
-  return sources.read_config(sources.resolve(source, only_config=True), **how)
+    return families.from_hf(families.KNOWN[source], **runtime)
+  return sources.read_config(sources.resolve(source, only_config=True), **runtime)
 
 
-def batch_of(config, c, mesh, rows: int, objective) -> Batch:
+def batch_of(config, model_config, mesh, rows: int, objective) -> Batch:
   """The largest batch: a row for every response, each as long as it may be."""
-  if not config.batch.max_row:
+  if not config.batch.max_sequence_len:
     raise ValueError(
-      "a plan needs the longest row: set --config.batch.max_row=<tokens>"
+      "a plan needs the longest row: set --config.batch.max_sequence_len=<tokens>"
     )
-  L, parts = config.batch.max_row, sharding_rules.row_shards(mesh)
+  L, parts = config.batch.max_sequence_len, sharding_rules.row_shards(mesh)
   parts *= config.batch.micro_batches
   T = rows * config.rollout.max_new_tokens // parts
   split = sharding_rules.rows_sharding(mesh)
@@ -185,7 +189,9 @@ def batch_of(config, c, mesh, rows: int, objective) -> Batch:
   def floats(*s):
     return jax.ShapeDtypeStruct(s, jnp.float32, sharding=split)
 
-  where = (config.batch.row_tokens > 0) * (2 + attention.shares(c.attention))
+  where = (config.batch.pack_len > 0) * (
+    2 + attention.supports_shared_prefix(model_config.attention)
+  )
 
   def view():
     return View(ints(rows, L), ints(parts, T), *[ints(rows, L)] * where)
@@ -271,7 +277,9 @@ def train_programs(config, s: Setup):
     B, T = s.batch.tokens.y_BxT.shape
     each = config.rollout.max_new_tokens
     kept = s.objective.kept(np.full(T // each, each))
-    columns = None if kept is None else min(collate.up(kept.sum(), 32, digits=3), T)
+    columns = (
+      None if kept is None else min(collate.round_up(kept.sum(), 32, digits=3), T)
+    )
     given = s.state, s.batch, s.frozen, values
     score = programs.score.lower(*given, kept_columns=columns)
     batch, *_ = jax.eval_shape(
@@ -298,25 +306,27 @@ class Sampling(NamedTuple):
 
 
 def sampling(config, s: Setup) -> Sampling:
-  shards, n = sharding_rules.row_shards(s.mesh), config.rollout.samples
-  room = config.batch.max_row - config.rollout.max_new_tokens
-  sizes = scheduler.doubles(config.batch.prompt_bucket, s.model_config.max_positions)
+  shards, n = sharding_rules.row_shards(s.mesh), config.rollout.samples_per_prompt
+  max_prompt_len = config.batch.max_sequence_len - config.rollout.max_new_tokens
+  sizes = scheduler.size_ladder(
+    config.batch.prompt_bucket, s.model_config.max_positions
+  )
   board, waiting = sampler.set_up(
     s.model_config,
-    [()] * config.rollout.prompts,
+    [()] * config.rollout.prompts_per_step,
     n,
-    *scheduler.shares(config.rollout.slots, shards),
+    *scheduler.slots_per_shard(config.rollout.slots, shards),
     shards,
     sizes[0],
   )
   filled = -(-board.width // len(waiting[0]))  # prompts of a shard
-  together = scheduler.together(filled)
-  positions = scheduler.least(sizes, config.batch.max_row)
+  together = scheduler.prefill_batch_size(filled)
+  positions = scheduler.bucket_for(sizes, config.batch.max_sequence_len)
   return Sampling(
     board.width * shards,
     together * shards,
     -(-filled // together),
-    min(-(-room // sizes[0]) * sizes[0], positions),
+    min(-(-max_prompt_len // sizes[0]) * sizes[0], positions),
     positions,
   )
 
@@ -364,7 +374,7 @@ def sampler_programs(config, s: Setup):
         slots,
         eos_E,
         enough,
-        steps=config.rollout.decode_steps,
+        steps=config.rollout.host_sync_every,
       ),
     )
 
@@ -402,7 +412,7 @@ def make(config, topology: str) -> dict:
     "remat": s.model_config.remat,
     "lora_rank": config.lora.rank,
     "rows": len(s.batch.views[0].ids_RxL),
-    "row_tokens": config.batch.max_row,
+    "row_tokens": config.batch.max_sequence_len,
     "new_tokens": config.rollout.max_new_tokens,
     "hbm": chip and chip.hbm,
     "resident": resident,
@@ -476,10 +486,10 @@ def of_decode(config, s: Setup, chip, resident: dict) -> dict:
 
   The optimiser and the teacher stay where they are while the student answers.
   """
-  size, c = sampling(config, s), s.model_config
+  size, model_config = sampling(config, s), s.model_config
   first, then = map(compiled, sampler_programs(config, s))
   # How often each is called; traffic and time are those of all calls.
-  calls = -(-config.rollout.max_new_tokens // config.rollout.decode_steps)
+  calls = -(-config.rollout.max_new_tokens // config.rollout.host_sync_every)
   counts = flops.prefill_flops(s, size), flops.decode_flops(config, s, size)
   parts = [
     times(roofline(program, f / s.mesh.size, f / s.mesh.size, chip), k)
@@ -487,12 +497,12 @@ def of_decode(config, s: Setup, chip, resident: dict) -> dict:
   ]
   cache = (
     2
-    * c.num_layers
+    * model_config.num_layers
     * size.slots
     * size.positions
-    * c.num_kv_heads
-    * c.head_dim
-    * jnp.dtype(c.dtype).itemsize
+    * model_config.num_kv_heads
+    * model_config.head_dim
+    * jnp.dtype(model_config.dtype).itemsize
     // s.mesh.size
   )
 
@@ -581,7 +591,7 @@ def advice(config, s: Setup, account: dict, phase: str) -> str:
   if more:
     return f"take fewer rows at a time: batch.micro_batches={more[0]}"
   return (
-    f"one row a chip is too much: shorten it (batch.max_row is"
-    f" {config.batch.max_row}), lower loss.chunk ({config.loss.chunk}), or"
+    f"one row a chip is too much: shorten it (batch.max_sequence_len is"
+    f" {config.batch.max_sequence_len}), lower loss.chunk ({config.loss.chunk}), or"
     " split it: mesh.tensor=2"
   )

@@ -43,7 +43,7 @@ def show_samples(config, run, directory, step: int, groups, batch, learned) -> N
   """A batch's first rollouts with their per-token divergence, to a file and the
   terminal, by the first process."""
   name, values_BxT = next(iter(learned.stats.values.items()))
-  own_BxT = distributed.own_rows(values_BxT, run.mesh)
+  own_BxT = distributed.to_local(values_BxT, run.mesh)
   if not distributed.is_first():
     return
   rollouts = [r for group in groups for r in group]

@@ -78,7 +78,7 @@ def settings(paths) -> dict[str, list]:
     k
     for k in dict.fromkeys(itertools.chain(*configs))
     if k != "seed"
-    and not workdir.OBSERVATIONAL.match(k)
+    and not workdir.RESUMABLE_CHANGES.match(k)
     and len({repr(c.get(k)) for c in configs}) > 1
   ]
   runs = {}

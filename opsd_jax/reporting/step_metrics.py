@@ -11,11 +11,11 @@ def of_update(config, run, learned, groups) -> dict[str, float]:
 
   A process has sampled and collated its own rows; here it sees all of them.
   """
-  stats, batch = distributed.all_rows((learned.stats, learned.batch), run.mesh)
+  stats, batch = distributed.to_replicated((learned.stats, learned.batch), run.mesh)
   rollouts = [r for group in groups for r in group]
   row = of_step(learned.loss, learned.grad_norm, stats, batch, rollouts)
   if learned.last_logp_BxT is not None:
-    last_logp_BxT = distributed.all_rows(learned.last_logp_BxT, run.mesh)
+    last_logp_BxT = distributed.to_replicated(learned.last_logp_BxT, run.mesh)
     row |= of_ratio(last_logp_BxT - stats.logp_BxT, batch.tokens, config)
   if run.objective.is_scored:
     row["overflow"] = float(learned.overflow)

@@ -45,10 +45,10 @@ def collate(
   pad_id: int,
   bucket: int,
   response_bucket: int,
-  row_tokens: int = 0,
-  share: bool = False,
+  pack_len: int = 0,
+  share_prompts: bool = False,
   parts: int = 1,
-  agree=list,
+  all_reduce_max=list,
   coarse=(),
 ) -> Batch:
   """`rows` (collate.Row) as a Batch of `parts` equal parts.
@@ -56,11 +56,11 @@ def collate(
   Args:
     bucket, response_bucket: rows' lengths, and a part's response tokens, are
       rounded up to a multiple, which bounds the number of compiled shapes.
-    row_tokens: about how many tokens a row of several units has; 0 gives every
+    pack_len: about how many tokens a row of several units has; 0 gives every
       response a row of its own.
-    share: responses to one prompt, next to each other in `rows`, read it once.
+    share_prompts: responses to one prompt, next to each other in `rows`, read it once.
     parts: absent responses, all padding, make `rows` a multiple of it.
-    agree: list of sizes -> the sizes that batches of several processes use.
+    all_reduce_max: list of sizes -> the sizes that batches of several processes use.
     coarse: views whose prompts hang on what was sampled; how many rows they have
       is rounded up coarsely, which bounds the number of compiled shapes.
 
@@ -75,23 +75,23 @@ def collate(
   # At least a token a response: groups are numbered below parts x T.
   longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
   units = [
-    [prompt_groups(part, view, share and row_tokens > 0) for part in of_parts]
+    [prompt_groups(part, view, share_prompts and pack_len > 0) for part in of_parts]
     for view in range(views)
   ]
 
   def count(view):
-    rows_V = max(rows_for(part, row_tokens) for part in units[view])
-    return up(rows_V, 1, digits=2) if view in coarse else rows_V
+    rows_V = max(rows_for(part, pack_len) for part in units[view])
+    return round_up(rows_V, 1, digits=2) if view in coarse else rows_V
 
-  T, *counts = agree(
-    [up(longest, response_bucket, digits=3), *map(count, range(views))]
+  T, *counts = all_reduce_max(
+    [round_up(longest, response_bucket, digits=3), *map(count, range(views))]
   )
   places = [
     [pack([u.size for u in part], R) for part in parts_of]
     for parts_of, R in zip(units, counts, strict=True)
   ]
-  lengths = agree(
-    [up(max(max(loads) for _, loads in where), bucket) for where in places]
+  lengths = all_reduce_max(
+    [round_up(max(max(loads) for _, loads in where), bucket) for where in places]
   )
   tokens = response_tokens(of_parts, pad_id, T)
   made = []
@@ -101,7 +101,7 @@ def collate(
       for groups, part, (rows_of, _) in zip(parts_of, of_parts, where, strict=True)
     ]
     ids, predictor, *rest = (np.concatenate(x) for x in zip(*arrays, strict=True))
-    segments = rest if row_tokens and share else rest[: 2 * (row_tokens > 0)]
+    segments = rest if pack_len and share_prompts else rest[: 2 * (pack_len > 0)]
     made.append(View(ids, predictor, *segments))
     check_aligned(made[-1], tokens)
   return Batch(tuple(made), tokens)
@@ -116,7 +116,7 @@ def check_rows(rows) -> int:
   return views
 
 
-def up(length: int, multiple: int, digits: int = 4) -> int:
+def round_up(length: int, multiple: int, digits: int = 4) -> int:
   """`length` rounded up to a multiple, at least one, and to `digits` binary
   digits: the longer, the coarser, so that few shapes are compiled."""
   coarse = 2 ** max(0, int(length).bit_length() - digits)
@@ -124,13 +124,13 @@ def up(length: int, multiple: int, digits: int = 4) -> int:
   return max(1, -(-length // step)) * step
 
 
-def prompt_groups(rows, view: int, share: bool) -> list[PromptGroup]:
+def prompt_groups(rows, view: int, share_prompts: bool) -> list[PromptGroup]:
   """A part's units in one view; where they share, one for a run of equal
   prompts."""
   runs = []
   for i, row in enumerate(rows):
     prompt = row.prompts[view]
-    if share and runs and runs[-1][0] == prompt:
+    if share_prompts and runs and runs[-1][0] == prompt:
       runs[-1][1].append(i)
     else:
       runs.append((prompt, [i]))
@@ -141,14 +141,14 @@ def prompt_groups(rows, view: int, share: bool) -> list[PromptGroup]:
   return [PromptGroup(p, tuple(run), len(p) + read(run)) for p, run in runs]
 
 
-def rows_for(units, row_tokens: int) -> int:
-  """Into how many rows a part's units are packed: about `row_tokens` long, and
+def rows_for(units, pack_len: int) -> int:
+  """Into how many rows a part's units are packed: about `pack_len` long, and
   as many units in one as in another. It follows the units' mean size, so
   batches of one kind have one number of rows."""
-  if not row_tokens:
+  if not pack_len:
     return len(units)
   mean = max(1, sum(u.size for u in units)) / len(units)
-  target = row_tokens / mean  # units a row
+  target = pack_len / mean  # units a row
   fits = range(max(1, round(target / 1.5)), max(1, round(target * 1.5)) + 1)
 
   def rows(n):
@@ -180,12 +180,12 @@ def view(units, rows, where, pad_id: int, shape) -> View:
   ids[:] = pad_id
   predictors, filled, segments = [()] * len(rows), [0] * R, [0] * R
 
-  def put(r, new_ids, first_pos, own, grew_from):
-    here = slice(filled[r], filled[r] + len(new_ids))
-    ids[r, here], pos[r, here] = new_ids, first_pos + np.arange(len(new_ids))
-    segment[r, here], parent[r, here] = own, grew_from
-    filled[r] = here.stop
-    return np.arange(here.start, here.stop) + r * L
+  def put(r, new_ids, first_pos, own_segment, grew_from):
+    span = slice(filled[r], filled[r] + len(new_ids))
+    ids[r, span], pos[r, span] = new_ids, first_pos + np.arange(len(new_ids))
+    segment[r, span], parent[r, span] = own_segment, grew_from
+    filled[r] = span.stop
+    return np.arange(span.start, span.stop) + r * L
 
   for unit, r in zip(units, where, strict=True):
     segments[r] += 1
@@ -213,13 +213,13 @@ def response_tokens(parts, pad_id: int, T: int) -> ResponseTokens:
     start = 0
     for i, row in enumerate(part):
       size = len(row.response_ids)
-      here = slice(start, start + size)
-      y[b, here], mask[b, here] = row.response_ids, 1
-      index[b, here], length[b, here] = np.arange(size), size
-      response[b, here] = b * each + i
+      span = slice(start, start + size)
+      y[b, span], mask[b, span] = row.response_ids, 1
+      index[b, span], length[b, span] = np.arange(size), size
+      response[b, span] = b * each + i
       if row.sampler_logp is not None:
-        logp[b, here] = row.sampler_logp
-      optional.put((b, here), row)
+        logp[b, span] = row.sampler_logp
+      optional.put((b, span), row)
       start += size
   return ResponseTokens(y, mask, index, length, response, logp, **optional.arrays)
 

@@ -60,7 +60,10 @@ def sample_groups(config, run, answer, draw):
   compare, are 0: no penalty of theirs counts.
   """
   c, asked = config.rewards, collections.Counter()
-  source, n = pick(sources.ALL, config.rollout.source), config.rollout.samples
+  source, n = (
+    pick(sources.ALL, config.rollout.source),
+    config.rollout.samples_per_prompt,
+  )
   fields = accepted(source, {"alpha": config.routing.alpha})
 
   def respond():
@@ -96,7 +99,7 @@ def next_problems(draw, asked: collections.Counter):
   for problem in problems:
     before.append(asked[problem.example.id])
     asked[problem.example.id] += 1
-  return distributed.share(problems), distributed.share(before)
+  return distributed.local_shard(problems), distributed.local_shard(before)
 
 
 def verified(run, groups):
@@ -231,7 +234,7 @@ def with_advantages(config, groups):
     penalty_PxN *= signal(c, groups)[:, None]
   reward_PxN = reward_PxN + penalty_PxN
   made = []
-  for group, own in zip(groups, own_advantages(c.advantage, reward_PxN), strict=True):
+  for group, own in zip(groups, local_advantages(c.advantage, reward_PxN), strict=True):
     rest, row = iter(own.tolist()), []
     for r in group:
       if is_compared(r, group):
@@ -243,18 +246,18 @@ def with_advantages(config, groups):
   return made, {"reward": distributed.mean(reward_PxN.mean())}
 
 
-def own_advantages(name: str, reward_PxN) -> np.ndarray:
+def local_advantages(name: str, reward_PxN) -> np.ndarray:
   """This process's part of the advantages within the rewards of all."""
   everyones = distributed.gather(reward_PxN.tolist())
   rewards = np.array([row for rows in everyones for row in rows])
-  P, here = len(reward_PxN), distributed.index()
-  return advantages.ALL[name](rewards)[here * P : (here + 1) * P]
+  P, process = len(reward_PxN), distributed.index()
+  return advantages.ALL[name](rewards)[process * P : (process + 1) * P]
 
 
 # --------------------------------------------------------------------- batch
 
 
-def collated(config, run, groups, step: int = 0) -> collate.Batch:
+def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
   """The views of every rollout, aligned and packed (numpy).
 
   All processes make the same shapes, and the tree of a batch comes of the config
@@ -271,10 +274,10 @@ def collated(config, run, groups, step: int = 0) -> collate.Batch:
     pad_id=run.tokenizer.pad_id,
     bucket=config.batch.bucket,
     response_bucket=config.batch.response_bucket,
-    row_tokens=config.batch.row_tokens,
-    share=attention.shares(run.model_config.attention),
+    pack_len=config.batch.pack_len,
+    share_prompts=attention.supports_shared_prefix(run.model_config.attention),
     parts=shards * config.batch.micro_batches,
-    agree=distributed.maximum,
+    all_reduce_max=distributed.maximum,
     coarse=contexts.late_views(config.context),
   )
 

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 from opsd_jax.registry import accepted, pick
 from opsd_jax.structs import Example
-from opsd_jax.tasks import same_text
+from opsd_jax.tasks import normalize_question
 
 
 class Missing(ValueError):
@@ -32,8 +32,10 @@ BOXED = "Reason step by step, and put your final answer in \\boxed{}."
 
 
 def short_teacher(question, privileged):
-  told = f"Here is a reference solution:\n{privileged}\n\n" if privileged else ""
-  return f"{question}\n\n{told}Now write your own answer in the same form."
+  privileged_text = (
+    f"Here is a reference solution:\n{privileged}\n\n" if privileged else ""
+  )
+  return f"{question}\n\n{privileged_text}Now write your own answer in the same form."
 
 
 def upstream_student(question):
@@ -42,7 +44,7 @@ def upstream_student(question):
 
 def upstream_teacher(question, privileged):
   """As OPSD's released code orders it (March 2026), in our words."""
-  told = (
+  privileged_text = (
     "A reference solution to this problem follows.\n"
     "=== Reference Solution Begin ===\n"
     f"{privileged}\n"
@@ -51,7 +53,7 @@ def upstream_teacher(question, privileged):
     else ""
   )
   return (
-    f"Problem: {question}\n\n{told}"
+    f"Problem: {question}\n\n{privileged_text}"
     "Make sure that you understand why each step holds. Then, without copying"
     " or paraphrasing it, reach the same answer by your own reasoning and in"
     " your own words. Think step by step; you may explore other ways and go"
@@ -61,9 +63,9 @@ def upstream_teacher(question, privileged):
 
 def paper_teacher(question, privileged):
   """The order of the paper's figure 2 (arXiv:2601.18734), in our words."""
-  told = f"Reference solution:\n{privileged}\n\n" if privileged else ""
+  privileged_text = f"Reference solution:\n{privileged}\n\n" if privileged else ""
   return (
-    f"Problem: {question}\n\n{told}"
+    f"Problem: {question}\n\n{privileged_text}"
     "Having read the reference, solve the problem in your own way.\n\n"
     "Answer:"
   )
@@ -121,13 +123,13 @@ def other(example: Example, pool) -> str:
   """Another problem's solution: the next in the pool whose question, solution
   and answer all read differently. The control of the reference's form."""
   ids = [e.id for e in pool]
-  here = ids.index(example.id)
-  for e in (*pool[here + 1 :], *pool[:here]):
+  place = ids.index(example.id)
+  for e in (*pool[place + 1 :], *pool[:place]):
     alike = (
       e.answer is not None
       and e.answer == example.answer
       or (e.solution or "").strip() in ("", (example.solution or "").strip())
-      or same_text(e.question) == same_text(example.question)
+      or normalize_question(e.question) == normalize_question(example.question)
     )
     if not alike:
       return e.solution

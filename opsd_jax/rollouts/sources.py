@@ -25,7 +25,7 @@ def complete(
   n: int,
   max_new_tokens,
   slots: int,
-  decode_steps: int,
+  host_sync_every: int,
   prompt_bucket: int,
   stop=(),
 ) -> list[list[Completion]]:
@@ -46,7 +46,7 @@ def complete(
     eos_ids=tokenizer.eos_ids,
     slots=slots,
     bucket=prompt_bucket,
-    steps=decode_steps,
+    steps=host_sync_every,
     stopped=stopper(tokenizer, stop),
   )
   rows = []
@@ -222,7 +222,7 @@ class Answer:
       step=step,
       sampling=SamplingParams(r.temperature, r.top_k, r.top_p, r.min_p),
       slots=r.slots,
-      decode_steps=r.decode_steps,
+      host_sync_every=r.host_sync_every,
       prompt_bucket=config.batch.prompt_bucket,
       stop=r.stop,
     )

@@ -30,14 +30,14 @@ def whole_path(directory) -> epath.Path:
   return directory if paths.is_remote(directory) else directory.resolve()
 
 
-def save(manager, state: State, place: dict | None = None) -> None:
+def save(manager, state: State, iterator_state: dict | None = None) -> None:
   """Writes in the background; the previous checkpoint stays until committed.
 
-  `place`, the same on every process, is what JSON can hold.
+  `iterator_state`, the same on every process, is what JSON can hold.
   """
   items = {"state": ocp.args.StandardSave(state._asdict())}
-  if place is not None:
-    items["place"] = ocp.args.JsonSave(place)
+  if iterator_state is not None:
+    items["place"] = ocp.args.JsonSave(iterator_state)
   manager.save(int(state.step), args=ocp.args.Composite(**items))
 
 

@@ -54,8 +54,8 @@ def start(
   ends the others after `heartbeat_seconds` at most. All but process 0 become
   silent: their standard output is closed, errors still show.
   """
-  told = (coordinator, num_processes, process_id)
-  if None in told and any(x is not None for x in told):
+  args = (coordinator, num_processes, process_id)
+  if None in args and any(x is not None for x in args):
     raise ValueError(
       "coordinator, num_processes and process_id belong together, got"
       f" {coordinator}, {num_processes}, {process_id}: give all or none"
@@ -180,7 +180,7 @@ def mean(value: float) -> float:
   return float(np.mean(gather(value)))
 
 
-def from_first(decide):
+def broadcast_from_first(decide):
   """What `decide()` returns on process 0, where alone it is called.
 
   A ValueError or OSError that it raises there is raised everywhere.
@@ -199,11 +199,11 @@ def from_first(decide):
   return answer
 
 
-def share(items, index: int | None = None, processes: int | None = None):
+def local_shard(items, index: int | None = None, processes: int | None = None):
   """This process's part of a list; every process's part has the same size.
 
   Parts are consecutive. Where they do not come out even the last item fills
-  up, which `gather_shares` takes off again.
+  up, which `gather_shards` takes off again.
   """
   processes = processes or count()
   if processes == 1:
@@ -214,7 +214,7 @@ def share(items, index: int | None = None, processes: int | None = None):
   return part + [items[-1]] * (size - len(part))
 
 
-def gather_shares(part, total: int) -> list:
+def gather_shards(part, total: int) -> list:
   """One result of each of `total` items, out of every process's share."""
   return [x for others in gather(part) for x in others][:total]
 
@@ -238,7 +238,7 @@ def check_rows(mesh) -> None:
     )
 
 
-def put_rows(tree, mesh):
+def to_global(tree, mesh):
   """This process's rows -> the rows of all, on the devices of the mesh."""
   return jax.make_array_from_process_local_data(
     sharding_rules.rows_sharding(mesh), tree
@@ -246,11 +246,11 @@ def put_rows(tree, mesh):
 
 
 @functools.cache
-def relaid(layout):
+def reshard(layout):
   return jax.jit(lambda tree: tree, out_shardings=layout)
 
 
-def own_rows(tree, mesh):
+def to_local(tree, mesh):
   """What belongs to the rows that this process put in, as numpy."""
   if count() == 1:
     return jax.tree.map(np.asarray, tree)
@@ -259,13 +259,13 @@ def own_rows(tree, mesh):
     parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
     return np.concatenate([np.asarray(parts[i]) for i in sorted(parts)])
 
-  return jax.tree.map(own, relaid(sharding_rules.rows_sharding(mesh))(tree))
+  return jax.tree.map(own, reshard(sharding_rules.rows_sharding(mesh))(tree))
 
 
-def all_rows(tree, mesh):
+def to_replicated(tree, mesh):
   """The rows of all processes as numpy, in the same order everywhere."""
   if count() > 1:
-    tree = relaid(NamedSharding(mesh, P()))(tree)
+    tree = reshard(NamedSharding(mesh, P()))(tree)
   return jax.tree.map(np.asarray, tree)
 
 
@@ -286,7 +286,7 @@ def watch_others() -> None:
     while not done.wait(LOOK):
       with contextlib.suppress(jax.errors.JaxRuntimeError):
         if what := error_of_another():
-          leave(f"another process ended: {what}; {AGAIN}")
+          abort(f"another process ended: {what}; {AGAIN}")
 
   thread = threading.Thread(target=look, daemon=True)
   thread.start()
@@ -340,10 +340,10 @@ def end(error: BaseException, trace: bool = False) -> None:
   if not jax.distributed.is_initialized():
     return
   if is_of_another(error):
-    leave(f"another process ended: {reason(error)}; {AGAIN}")
+    abort(f"another process ended: {reason(error)}; {AGAIN}")
   words = str(error) or type(error).__name__
   shown = "".join(traceback.format_exception(error)) if trace else words
-  leave(shown, f"process {rank()}, with: {words.splitlines()[0]}")
+  abort(shown, f"process {rank()}, with: {words.splitlines()[0]}")
 
 
 def is_of_another(error: BaseException) -> bool:
@@ -364,7 +364,7 @@ def ending_with_others():
     raise
 
 
-def leave(words: str, to_others: str = "") -> None:
+def abort(words: str, to_others: str = "") -> None:
   """Prints why, tells the others where this one is the cause, and ends."""
   leaving.acquire()
   with contextlib.suppress(OSError):

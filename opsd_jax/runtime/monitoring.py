@@ -40,8 +40,8 @@ class Compiles:
     self.count, self.seconds = self.count + 1, self.seconds + seconds
     self.variants[name] += 1
     if cached or seconds >= SLOW:
-      how = "read from the cache" if cached else "compiled"
-      self.say(f"{name} #{self.variants[name]} {how} in {seconds:.1f} s")
+      origin = "read from the cache" if cached else "compiled"
+      self.say(f"{name} #{self.variants[name]} {origin} in {seconds:.1f} s")
 
   def say(self, line: str) -> None:
     """Prints above the progress bar, where there is one."""
@@ -84,7 +84,7 @@ class Profiler:
     self.window = range(start, start + steps * distributed.is_first())
     self.step = contextlib.ExitStack()
 
-  def at(self, step: int) -> None:
+  def begin_step(self, step: int) -> None:
     """Says that this step begins; the work of the one before is done."""
     self.step.close()
     if not self.running and step in self.window:

@@ -143,12 +143,12 @@ def check_rows(mesh, rows: int, micro_batches: int) -> None:
     raise ValueError(
       f"{rows} rows a step cannot be split over {row_shards(mesh)} row shards"
       f" (mesh {dict(mesh.shape)}: data x fsdp) and {micro_batches}"
-      f" micro-batches: make rollout.prompts x rollout.samples a multiple of"
+      f" micro-batches: make rollout.prompts_per_step x rollout.samples_per_prompt a multiple of"
       f" {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
     )
 
 
-def fitted(spec: P, shape: tuple[int, ...], mesh) -> P:
+def drop_indivisible(spec: P, shape: tuple[int, ...], mesh) -> P:
   """The spec without the axes that do not divide their dimension."""
 
   def size(axes):
@@ -172,7 +172,7 @@ def spec_of(path: str, shape: tuple[int, ...], mesh) -> P:
   for pattern, spec in RULES:
     if re.search(pattern, path):
       two = 1 if path.endswith(("bias", "scale")) else 2
-      return fitted(P(*(None,) * (len(shape) - two), *spec), shape, mesh)
+      return drop_indivisible(P(*(None,) * (len(shape) - two), *spec), shape, mesh)
   return P()
 
 
@@ -206,7 +206,7 @@ def constrain(x: jax.Array, what: str) -> jax.Array:
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
-def gathered(weight: jax.Array, path: str) -> jax.Array:
+def gather_fsdp(weight: jax.Array, path: str) -> jax.Array:
   """A weight as a layer uses it: whole over fsdp, still split over tensor.
 
   Its gradient comes back split as the weight is stored: scattered while it is
@@ -219,13 +219,13 @@ def gathered(weight: jax.Array, path: str) -> jax.Array:
   return as_laid_out(weight, P(*(None if a == "fsdp" else a for a in spec)))
 
 
-gathered.defvjp(
-  lambda weight, path: (gathered(weight, path), None),
-  lambda path, _, gradient: (kept(gradient, path),),
+gather_fsdp.defvjp(
+  lambda weight, path: (gather_fsdp(weight, path), None),
+  lambda path, _, gradient: (as_stored(gradient, path),),
 )
 
 
-def product(y_NxO: jax.Array, path: str) -> jax.Array:
+def constrain_decode_output(y_NxO: jax.Array, path: str) -> jax.Array:
   """What a weight makes of tokens that came to it: channels as it splits them,
   and only then whole over fsdp."""
   mesh = jax.sharding.get_abstract_mesh()
@@ -236,7 +236,7 @@ def product(y_NxO: jax.Array, path: str) -> jax.Array:
   return as_laid_out(y_NxO, P("data", None if out == "fsdp" else out))
 
 
-def kept(weight: jax.Array, path: str) -> jax.Array:
+def as_stored(weight: jax.Array, path: str) -> jax.Array:
   """A weight, or its gradient, as it is stored: split over fsdp and tensor."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
@@ -250,14 +250,14 @@ def sum_of_shards(x_GxSxKxMxD: jax.Array) -> jax.Array:
   The barrier keeps it float32 until it is summed.
   """
   x_VxD = x_GxSxKxMxD.sum(0).reshape(-1, x_GxSxKxMxD.shape[-1])
-  return jax.lax.optimization_barrier(kept(x_VxD, "embed/embedding"))
+  return jax.lax.optimization_barrier(as_stored(x_VxD, "embed/embedding"))
 
 
 def as_laid_out(x: jax.Array, spec: P) -> jax.Array:
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
-  return jax.lax.with_sharding_constraint(x, fitted(spec, x.shape, mesh))
+  return jax.lax.with_sharding_constraint(x, drop_indivisible(spec, x.shape, mesh))
 
 
 def precision(dtype) -> str | None:

@@ -13,7 +13,7 @@ SETTINGS = "settings.json"  # of an evaluation
 
 # What may differ between a run and its resumption: nothing that changes what is
 # trained on, or what an evaluation means.
-OBSERVATIONAL = re.compile(
+RESUMABLE_CHANGES = re.compile(
   r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
 # Of settings: what is made of the replies, and names of what digests tell.
@@ -22,25 +22,25 @@ SUMMARY = re.compile(
 )
 
 
-def refuse_other(config, workdir) -> None:
+def check_same_config(config, workdir) -> None:
   """Raises ValueError where the workdir holds another experiment."""
   path = workdir / CONFIG
   if not path.exists():
     if (workdir / "checkpoints").exists():
       raise ValueError(f"{workdir} holds checkpoints of an unknown config")
     return
-  refuse(path, plain(config), OBSERVATIONAL, "a run of another config")
+  refuse(path, plain(config), RESUMABLE_CHANGES, "a run of another config")
 
 
-def claim(config, workdir) -> None:
+def write_config(config, workdir) -> None:
   """Writes workdir/config.json, or refuses a workdir of another experiment."""
-  refuse_other(config, workdir)
+  check_same_config(config, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(plain(config), indent=2)
   paths.write_whole(workdir / CONFIG, text + "\n")
 
 
-def claim_evaluation(settings: dict, workdir) -> None:
+def write_settings(settings: dict, workdir) -> None:
   """Writes settings.json, or refuses a workdir of another evaluation."""
   path = workdir / SETTINGS
   if path.exists():
@@ -64,7 +64,7 @@ def refuse(path, now: dict, free: re.Pattern, what: str) -> None:
 
 
 @contextlib.contextmanager
-def alone(workdir):
+def exclusive(workdir):
   """Nobody else writes here meanwhile: ValueError where somebody already does."""
   with contextlib.ExitStack() as held:
 
@@ -75,7 +75,7 @@ def alone(workdir):
           " give another workdir"
         )
 
-    distributed.from_first(hold)
+    distributed.broadcast_from_first(hold)
     yield
 
 

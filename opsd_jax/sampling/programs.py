@@ -39,11 +39,15 @@ class Chunk(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=0)
 @jax.named_scope("rollout")
-def prefill(config, params, prompt_BxP):
+def prefill(model_config, params, prompt_BxP):
   """The cache of some prompts, right-padded."""
   B, P = prompt_BxP.shape
   _, cache = transformer.apply(
-    config, params, prompt_BxP, kv_cache.init(config, B, P), jnp.zeros(B, jnp.int32)
+    model_config,
+    params,
+    prompt_BxP,
+    kv_cache.init(model_config, B, P),
+    jnp.zeros(B, jnp.int32),
   )
   return kv_cache.laid_out(cache)
 
@@ -53,15 +57,15 @@ resize = jax.jit(kv_cache.resize, static_argnums=2)
 init = jax.jit(kv_cache.init, static_argnums=(0, 1, 2))
 
 
-def logits_of(config, params, h_RxD):
+def next_token_logits(model_config, params, h_RxD):
   """float32 logits_RxV, whole rows on each device."""
-  W_VxD = transformer.unembedding(params).astype(config.dtype)
+  W_VxD = transformer.unembedding(params).astype(model_config.dtype)
   logits_RxV = jnp.einsum(
     "rd,vd->rv",
     sharding_rules.constrain(h_RxD, "tokens"),
     W_VxD,
     preferred_element_type=jnp.float32,
-    precision=sharding_rules.precision(config.dtype),
+    precision=sharding_rules.precision(model_config.dtype),
   )
   # Summed over fsdp before it is split over rows: the weights stay put.
   for what in ("token_logits", "logits", "rows"):
@@ -70,10 +74,10 @@ def logits_of(config, params, h_RxD):
 
 
 @functools.partial(
-  jax.jit, static_argnames=("config", "steps"), donate_argnames="cache"
+  jax.jit, static_argnames=("model_config", "steps"), donate_argnames="cache"
 )
 @jax.named_scope("rollout")
-def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
+def decode(model_config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
   """(cache, Chunk): up to `steps` tokens of every live slot.
 
   Ends early when no row is left, or when `enough` rows have ended.
@@ -90,7 +94,7 @@ def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
   def step(carry):
     i, now, out, cache = carry
     h_Rx1xD, cache = transformer.apply(
-      config, params, now.y_R[:, None], cache, now.pos_R
+      model_config, params, now.y_R[:, None], cache, now.pos_R
     )
     # A slot without a row is greedy: it asks for nothing.
     sampling = SamplingParams(
@@ -99,7 +103,7 @@ def decode(config, params, cache, slots: Slots, eos_E, enough, *, steps: int):
         for x_R, off in zip(now.sampling, SamplingParams(0.0), strict=True)
       )
     )
-    logits_RxV = logits_of(config, params, h_Rx1xD[:, 0])
+    logits_RxV = next_token_logits(model_config, params, h_Rx1xD[:, 0])
     token = draw(logits_RxV, keys_R, now.t_R, sampling)
     out = tuple(
       jax.lax.dynamic_update_slice(

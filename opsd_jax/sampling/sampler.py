@@ -24,20 +24,22 @@ import numpy as np
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.sampling.programs import decode, init, insert, prefill
 from opsd_jax.sampling.scheduler import (
-  Board,
   Rows,
   Samples,
-  doubles,
-  halves,
-  least,
-  put,
-  shares,
-  together,
+  Scheduler,
+  bucket_for,
+  falling_size_ladder,
+  prefill_batch_size,
+  size_ladder,
+  slots_per_shard,
+  to_global_if_meshed,
 )
 from opsd_jax.sampling.tokens import SamplingParams, check
 
 
-def let_in(config, params, mesh, board, rows, admitted, B: int, P: int, M: int):
+def prefill_into_slots(
+  model_config, params, mesh, board, rows, admitted, B: int, P: int, M: int
+):
   """Prefills admitted prompts, B a shard, and copies them into M slots of it.
 
   The rest of B and M is empty.
@@ -53,15 +55,15 @@ def let_in(config, params, mesh, board, rows, admitted, B: int, P: int, M: int):
       from_GxM[g, m : m + len(slots)] = b
       to_GxM[g, m : m + len(slots)] = slots
       m += len(slots)
-  prompt_BxP, from_M, to_M = put(
+  prompt_BxP, from_M, to_M = to_global_if_meshed(
     mesh, (prompt_GxBxP.reshape(-1, P), from_GxM.reshape(-1), to_GxM.reshape(-1))
   )
-  fresh = prefill(config, params, prompt_BxP)
+  fresh = prefill(model_config, params, prompt_BxP)
   board.cache = insert(board.cache, fresh, from_M, to_M)
 
 
 def sample(
-  config,
+  model_config,
   params,
   prompts,
   keys_R: jax.Array,
@@ -92,33 +94,35 @@ def sample(
   mesh = jax.sharding.get_mesh()
   alone = mesh.empty  # other processes, if any, have nothing to do with it
   agreed = (lambda values: values) if alone else distributed.maximum
-  rows = ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed)
+  rows = make_rows(model_config, prompts, keys_R, sampling, n, max_new_tokens, agreed)
   total = sharding_rules.row_shards(mesh)
   shards = total if alone else total // distributed.count()
-  board, waiting = set_up(config, prompts, n, *shares(slots, total), shards, bucket)
-  share, eos_E = len(waiting[0]), np.asarray(eos_ids, np.int32)
+  board, waiting = set_up(
+    model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket
+  )
+  group_size, eos_E = len(waiting[0]), np.asarray(eos_ids, np.int32)
   while True:
     admitted = board.admit(waiting)
     live_G = (board.rows_GxS >= 0).sum(1)
-    B, P, live, reach, waits = agreed(
+    B, P, live, required, has_queue = agreed(
       [
         max(map(len, admitted)),
         max((len(rows.prompts[r[0]]) for r, _ in sum(admitted, [])), default=0),
         int(live_G.max()),
-        board.reach(rows, steps),
+        board.required_length(rows, steps),
         int(bool(waiting)),
       ]
     )
     if not live:
-      return rows.got
-    positions = least(board.sizes, reach)
+      return rows.outputs
+    positions = bucket_for(board.sizes, required)
     if board.cache is None:
-      board.cache = init(config, board.width * total, positions)
+      board.cache = init(model_config, board.width * total, positions)
     if B:
-      B = together(B)
+      B = prefill_batch_size(B)
       board.fit(mesh, board.width, positions)
-      let_in(
-        config,
+      prefill_into_slots(
+        model_config,
         params,
         mesh,
         board,
@@ -126,33 +130,35 @@ def sample(
         admitted,
         B,
         min(-(-P // bucket) * bucket, positions),
-        min(B * share, board.width),
+        min(B * group_size, board.width),
       )
       continue
-    width = board.width if waits else least(board.widths, live)
+    width = board.width if has_queue else bucket_for(board.widths, live)
     board.fit(mesh, min(width, board.width), positions)
     board.cache, chunk = decode(
-      config,
+      model_config,
       params,
       board.cache,
-      put(mesh, rows.slots(board.row_S)),
+      to_global_if_meshed(mesh, rows.slots(board.row_S)),
       eos_E,
-      np.int32(enough(board, live, waits) * total),
+      np.int32(enough(board, live, has_queue) * total),
       steps=steps,
     )
-    chunk = distributed.own_rows(chunk, mesh)
+    chunk = distributed.to_local(chunk, mesh)
     rows.add(board.row_S, chunk, eos_ids, stopped)
 
 
-def enough(board: Board, live: int, waits: int) -> float:
+def enough(board: Scheduler, live: int, has_queue: int) -> float:
   """How many rows a shard may end before the host looks: a quarter of the
   slots where others wait for them, else until half the slots would do."""
-  if waits:
+  if has_queue:
     return max(board.width // 4, 1)
   return live - board.narrower() if board.narrower() else live
 
 
-def ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed) -> Rows:
+def make_rows(
+  model_config, prompts, keys_R, sampling, n, max_new_tokens, agreed
+) -> Rows:
   """The rows of a call; ValueError for what cannot be, on all processes."""
   check(sampling)
   if n < 1 or not len(prompts) or min(map(len, prompts)) == 0:
@@ -169,10 +175,10 @@ def ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed) -> Rows:
   size_R = np.array([len(p) for p in each])
   worst = int((size_R + budget_R).argmax())
   (longest,) = agreed([int((size_R + budget_R).max())])
-  if longest > config.max_positions:
+  if longest > model_config.max_positions:
     raise ValueError(
       f"a prompt of {size_R[worst]} tokens and {budget_R[worst]} new ones"
-      f" exceed the model's {config.max_positions} positions"
+      f" exceed the model's {model_config.max_positions} positions"
     )
 
   def tile(x, dtype):
@@ -180,7 +186,7 @@ def ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed) -> Rows:
 
   types = np.float32, np.int32, np.float32, np.float32
   T = int(budget_R.max())
-  got = Samples(
+  outputs = Samples(
     np.zeros((R, T), np.int32),
     np.zeros(R, np.int32),
     np.ones(R, bool),
@@ -192,28 +198,31 @@ def ask(config, prompts, keys_R, sampling, n, max_new_tokens, agreed) -> Rows:
     budget_R,
     np.asarray(jax.random.key_data(keys_R)),
     SamplingParams(*map(tile, sampling, types)),
-    got,
+    outputs,
   )
 
 
-def set_up(config, prompts, n: int, widest: int, fewest, shards, bucket):
+def set_up(model_config, prompts, n: int, widest: int, fewest, shards, bucket):
   """(Board, waiting): a board of no more slots than the rows need, and the rows
   that wait, those together that share a prefill. Prompts of like length are
   prefilled together.
 
   A shard has `widest` slots at most; below `fewest` none are given up.
   """
-  share = min(n, widest)
+  group_size = min(n, widest)
   longest_first = sorted(range(len(prompts)), key=lambda p: -len(prompts[p]))
   waiting = collections.deque(
-    list(range(p * n + i, p * n + min(i + share, n)))
+    list(range(p * n + i, p * n + min(i + group_size, n)))
     for p in longest_first
-    for i in range(0, n, share)
+    for i in range(0, n, group_size)
   )
-  widths = halves(widest, min(fewest, widest))
-  wanted = -(-len(waiting) // shards) * share
-  width = least(widths, min(wanted, widest))
-  board = Board(
-    np.full(shards * width, -1), shards, widths, doubles(bucket, config.max_positions)
+  widths = falling_size_ladder(widest, min(fewest, widest))
+  wanted = -(-len(waiting) // shards) * group_size
+  width = bucket_for(widths, min(wanted, widest))
+  board = Scheduler(
+    np.full(shards * width, -1),
+    shards,
+    widths,
+    size_ladder(bucket, model_config.max_positions),
   )
   return board, waiting

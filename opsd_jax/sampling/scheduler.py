@@ -32,15 +32,15 @@ class Rows:
   budget_R: np.ndarray
   key_data_Rx2: np.ndarray
   sampling: SamplingParams
-  got: Samples  # filled in as chunks come
+  outputs: Samples  # filled in as chunks come
 
   def slots(self, row_S) -> Slots:
     """What decode is told of rows row_S; -1 is a free slot."""
     live_S, r_S = row_S >= 0, np.maximum(row_S, 0)
-    t_S = np.where(live_S, self.got.len_R[r_S], 0)
+    t_S = np.where(live_S, self.outputs.len_R[r_S], 0)
 
     def last(r, t):
-      return self.got.ids_RxT[r, t - 1] if t else self.prompts[r][-1]
+      return self.outputs.ids_RxT[r, t - 1] if t else self.prompts[r][-1]
 
     y_S = [last(r, t) for r, t in zip(r_S, t_S, strict=True)]
     size_S = np.array([len(self.prompts[r]) for r in r_S])
@@ -56,28 +56,28 @@ class Rows:
 
   def add(self, row_S, chunk: Chunk, eos_ids, stopped) -> None:
     """Takes a chunk; rows that ended leave their slots."""
-    got = self.got
+    outputs = self.outputs
     for s, r in enumerate(row_S):
       if r < 0:
         continue
-      size, count = got.len_R[r], chunk.count_R[s]
+      size, count = outputs.len_R[r], chunk.count_R[s]
       end, ended = size + count, not chunk.live_R[s]
-      got.ids_RxT[r, size:end] = chunk.ids_RxT[s, :count]
-      keep = stopped(got.ids_RxT[r, :end].tolist(), int(size))
+      outputs.ids_RxT[r, size:end] = chunk.ids_RxT[s, :count]
+      keep = stopped(outputs.ids_RxT[r, :end].tolist(), int(size))
       if keep is not None:
-        got.ids_RxT[r, keep:end] = 0
+        outputs.ids_RxT[r, keep:end] = 0
         end, count, ended = keep, keep - size, True
-      got.logp_RxT[r, size:end] = chunk.logp_RxT[s, :count]
-      got.sampled_logp_RxT[r, size:end] = chunk.sampled_logp_RxT[s, :count]
-      got.len_R[r] = end
+      outputs.logp_RxT[r, size:end] = chunk.logp_RxT[s, :count]
+      outputs.sampled_logp_RxT[r, size:end] = chunk.sampled_logp_RxT[s, :count]
+      outputs.len_R[r] = end
       if ended:
-        by_id = got.ids_RxT[r, end - 1] in eos_ids
-        got.truncated_R[r] = keep is None and not by_id
+        by_id = outputs.ids_RxT[r, end - 1] in eos_ids
+        outputs.truncated_R[r] = keep is None and not by_id
         row_S[s] = -1
 
 
 @dataclasses.dataclass
-class Board:
+class Scheduler:
   """The slots of this process, equal parts of them on each of its row shards,
   and the cache of all processes."""
 
@@ -106,17 +106,17 @@ class Board:
     free = [list(np.flatnonzero(part < 0)) for part in self.rows_GxS]
     admitted = [[] for _ in free]
 
-    def room(g):
+    def capacity(g):
       return len(free[g]) * (len(admitted[g]) < PREFILL)
 
-    while waiting and room(g := max(range(len(free)), key=room)):
+    while waiting and capacity(g := max(range(len(free)), key=capacity)):
       rows = waiting[0]
-      if len(rows) > room(g):
+      if len(rows) > capacity(g):
         break
       slots, free[g] = free[g][: len(rows)], free[g][len(rows) :]
       self.rows_GxS[g, slots] = waiting.popleft()
       admitted[g].append((rows, slots))
-    most = of_prefill(max(map(len, admitted)))
+    most = prompts_to_prefill(max(map(len, admitted)))
     for g, part in enumerate(admitted):
       for rows, slots in reversed(part[most:]):
         self.rows_GxS[g, slots] = -1
@@ -124,12 +124,12 @@ class Board:
       del part[most:]
     return admitted
 
-  def reach(self, rows: Rows, steps: int) -> int:
+  def required_length(self, rows: Rows, steps: int) -> int:
     """Positions that the live rows need for `steps` more tokens."""
     live = self.row_S[self.row_S >= 0]
 
     def size(r):
-      return len(rows.prompts[r]) + min(rows.budget_R[r], rows.got.len_R[r] + steps)
+      return len(rows.prompts[r]) + min(rows.budget_R[r], rows.outputs.len_R[r] + steps)
 
     return int(max((size(r) for r in live), default=0))
 
@@ -144,41 +144,43 @@ class Board:
       order = np.argsort(self.rows_GxS < 0, axis=1, kind="stable")
       from_GxS = order[:, :width].astype(np.int32)
       self.row_S = np.take_along_axis(self.rows_GxS, from_GxS, 1).reshape(-1)
-    self.cache = resize(self.cache, put(mesh, from_GxS.reshape(-1)), slots)
+    self.cache = resize(
+      self.cache, to_global_if_meshed(mesh, from_GxS.reshape(-1)), slots
+    )
 
   def cache_positions(self) -> int:
     return jax.tree.leaves(self.cache)[0].shape[-1]
 
 
-def shares(slots: int, shards: int) -> tuple[int, int]:
+def slots_per_shard(slots: int, shards: int) -> tuple[int, int]:
   """(slots a row shard has at most, at least) if all have so many."""
   return -(-slots // shards), max(-(-FEWEST // shards), 1)
 
 
-def together(prompts: int) -> int:
+def prefill_batch_size(prompts: int) -> int:
   """How many places a prefill of so many of a shard's prompts has: a power of
   two."""
   return min(1 << (prompts - 1).bit_length(), PREFILL)
 
 
-def of_prefill(prompts: int) -> int:
+def prompts_to_prefill(prompts: int) -> int:
   """How many of a shard's prompts come into the next prefill: all, if at most a
   quarter of its places stay empty, else as many as fill a smaller one."""
-  places = together(prompts)
+  places = prefill_batch_size(prompts)
   return prompts if 4 * prompts >= 3 * places else places // 2
 
 
-def put(mesh, tree):
+def to_global_if_meshed(mesh, tree):
   """A process's rows -> those of all, on the devices of a mesh if any."""
-  return tree if mesh.empty else distributed.put_rows(tree, mesh)
+  return tree if mesh.empty else distributed.to_global(tree, mesh)
 
 
-def least(sizes, wanted: int) -> int:
+def bucket_for(sizes, wanted: int) -> int:
   """The smallest of some sizes that will do."""
   return min(s for s in sizes if s >= wanted)
 
 
-def halves(most: int, fewest: int) -> list[int]:
+def falling_size_ladder(most: int, fewest: int) -> list[int]:
   """most, half of it, ... while above `fewest`, and that."""
   sizes = [most]
   while sizes[-1] > fewest:
@@ -186,7 +188,7 @@ def halves(most: int, fewest: int) -> list[int]:
   return sizes
 
 
-def doubles(first: int, most: int) -> list[int]:
+def size_ladder(first: int, most: int) -> list[int]:
   """first, twice it, ... while below `most`, and that."""
   sizes = [min(first, most)]
   while sizes[-1] < most:

@@ -66,7 +66,7 @@ def flipped(x_R):
   return jnp.where(x_R < 0, x_R ^ 0x7FFFFFFF, x_R)
 
 
-def largest(enough, top_R):
+def bisect_threshold(enough, top_R):
   """The largest float t of each row for which `enough(t_R)` is true.
 
   `enough` is true of -inf, and of nothing above top_R; in between it changes
@@ -89,7 +89,7 @@ def largest(enough, top_R):
   return real(jax.lax.fori_loop(0, 32, halve, bounds)[0])
 
 
-def lowest_kept(z_RxV, top_R, sampling: SamplingParams):
+def filter_threshold(z_RxV, top_R, sampling: SamplingParams):
   """The smallest tempered logit of each row that the filters keep.
 
   top_R are the largest ones. A filter that no row wants costs nothing.
@@ -102,7 +102,7 @@ def lowest_kept(z_RxV, top_R, sampling: SamplingParams):
     def count(t_R):
       return (z_RxV >= t_R[:, None]).sum(-1)
 
-    low_R = largest(lambda t_R: count(t_R) >= k_R, top_R)
+    low_R = bisect_threshold(lambda t_R: count(t_R) >= k_R, top_R)
     return jnp.where(k_R > 0, low_R, off_R)
 
   low_R = jax.lax.cond((sampling.top_k > 0).any(), kth, lambda: off_R)
@@ -115,7 +115,7 @@ def lowest_kept(z_RxV, top_R, sampling: SamplingParams):
     def mass(t_R):
       return jnp.where(z_RxV >= t_R[:, None], e_RxV, 0).sum(-1)
 
-    last_R = largest(lambda t_R: mass(t_R) >= wanted_R, top_R)
+    last_R = bisect_threshold(lambda t_R: mass(t_R) >= wanted_R, top_R)
     return jnp.where(sampling.top_p < 1, last_R, off_R)
 
   last_R = jax.lax.cond((sampling.top_p < 1).any(), nucleus, lambda: off_R)
@@ -124,7 +124,7 @@ def lowest_kept(z_RxV, top_R, sampling: SamplingParams):
 
 def filtered(z_RxV, top_R, sampling: SamplingParams):
   """The tempered logits, -inf where filtered out."""
-  low_R = lowest_kept(z_RxV, top_R, sampling)
+  low_R = filter_threshold(z_RxV, top_R, sampling)
   return jnp.where(z_RxV >= low_R[:, None], z_RxV, -jnp.inf)
 
 
@@ -149,7 +149,7 @@ def block_sums(z_RxV, top_R):
   return jnp.exp(in_blocks(z_RxV) - top_R[:, None, None]).sum(-1)
 
 
-def pick(z_RxV, s_RxN, keys_R):
+def sample_from_blocks(z_RxV, s_RxN, keys_R):
   """A token of each row, drawn from softmax(z); s are block sums of exp(z) up
   to a factor. Never one whose z is -inf."""
   N = s_RxN.shape[1]
@@ -185,14 +185,14 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, sampling: SamplingParams
     return jnp.zeros(len(top_R), jnp.int32), jnp.zeros_like(top_R)
 
   def plain():
-    y_R = pick(logits_RxV, s_RxN, keys_R)
+    y_R = sample_from_blocks(logits_RxV, s_RxN, keys_R)
     return y_R, at(logits_RxV, y_R) - zero_R
 
   def tempered(keep=lambda z_RxV, top_R, _: z_RxV):
     high_R = top_R / temperature_R
     z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, sampling)
     s_RxN = block_sums(z_RxV, high_R)
-    y_R = pick(z_RxV, s_RxN, keys_R)
+    y_R = sample_from_blocks(z_RxV, s_RxN, keys_R)
     return y_R, at(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
 
   kept_R = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)

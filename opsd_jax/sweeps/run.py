@@ -168,7 +168,7 @@ def summary_of(cell: Cell, directory) -> dict | None:
   """The summary of a finished cell. Raises ValueError where the directory
   holds another experiment."""
   path = directory / "summary.json"
-  workdir.refuse_other(cell.config, directory)
+  workdir.check_same_config(cell.config, directory)
   if not (path.exists() and (directory / "config.json").exists()):
     return None
   try:

@@ -23,7 +23,7 @@ from opsd_jax.tasks import (
 from opsd_jax.tasks.task import Task
 
 
-class Dataset(NamedTuple):
+class Split(NamedTuple):
   train: tuple[Example, ...]
   eval: tuple[Example, ...]
   removed_as_overlap: int  # training questions that evaluation asks too
@@ -75,7 +75,7 @@ TEX_ALIKE = [
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]*[^\W\d_a-z][^\W\d_]*")
 
 
-def same_text(question: str) -> str:
+def normalize_question(question: str) -> str:
   """What two questions that read alike share: case of words, spaces that part
   none, dollar signs, ways to write a character, a fraction or an index in TeX
   and the mark at the end are folded. $S_n$ is not $s_n$, nor 5² 52."""
@@ -96,7 +96,7 @@ def same_text(question: str) -> str:
 
 def load(
   name: str, *, train_count: int, eval_count: int, seed: int, privileged_field: str
-) -> Dataset:
+) -> Split:
   """Training and evaluation problems, disjoint by their questions' text.
 
   Evaluation is drawn first and holds no question twice; a training question
@@ -107,11 +107,11 @@ def load(
   held_out, repeated = distinct(
     task.examples(f"eval/{seed}"), eval_count, set(), False, name
   )
-  asked = {same_text(e.question) for e in held_out}
+  asked = {normalize_question(e.question) for e in held_out}
   train, overlap = distinct(
     task.examples(f"train/{seed}"), train_count, asked, True, name
   )
-  return Dataset(train, held_out, overlap, repeated)
+  return Split(train, held_out, overlap, repeated)
 
 
 def distinct(stream, count: int, taken: set, repeats: bool, name: str):
@@ -120,7 +120,7 @@ def distinct(stream, count: int, taken: set, repeats: bool, name: str):
   kept, passed, taken = [], 0, set(taken)
   limit = 20 * count + 1000
   for example in itertools.islice(stream, limit):
-    text = same_text(example.question)
+    text = normalize_question(example.question)
     if text in taken:
       passed += 1
       continue

@@ -42,7 +42,7 @@ FORMULA = re.compile(
 def task(options: str, privileged_field: str):
   """A tasks.Task. `privileged_field`: "answer", or the metadata field that
   holds the worked solution (`answer_cot` for gsm_symbolic)."""
-  told(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
+  privileged_text(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
   return Task(
     functools.partial(examples, options, privileged_field),
     functools.partial(verify, options),
@@ -84,13 +84,13 @@ def examples(options: str, privileged_field: str, seed: str):
     yield Example(
       id=f"{seed}/{index}",
       question=entry["question"],
-      solution=as_text(told(entry, privileged_field)),
+      solution=as_text(privileged_text(entry, privileged_field)),
       answer=as_text(entry["answer"]),
       metadata=entry,
     )
 
 
-def told(entry: dict, privileged_field: str):
+def privileged_text(entry: dict, privileged_field: str):
   """What the teacher may be shown; ValueError where there is no such field."""
   if privileged_field == "answer":
     return entry["answer"]

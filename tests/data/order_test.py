@@ -87,7 +87,7 @@ def session(scratch, name: str, stop: int = 0) -> None:
       f.write(json.dumps([r.prompts.example.id for g in groups for r in g]) + "\n")
     return as_it_was(config, run, groups, step)
 
-  as_it_was = collect.collated
+  as_it_was = collect.make_batch
   blind = types.SimpleNamespace(
     judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
   )
@@ -95,8 +95,8 @@ def session(scratch, name: str, stop: int = 0) -> None:
   config.rollout.source = "dataset"
   with pytest.MonkeyPatch.context() as patch:
     patch.setattr(data_order, "draw", draw)
-    patch.setattr(collect, "collated", collated)
-    patch.setattr(train.in_training, "Judge", lambda *_, **__: blind)
+    patch.setattr(collect, "make_batch", collated)
+    patch.setattr(train.in_training, "Evaluator", lambda *_, **__: blind)
     patch.setattr(train.console, "finish", lambda *_: {})
     with pytest.raises(Stopped) if stop else contextlib.nullcontext():
       train.train_and_evaluate(config, scratch / name)
@@ -197,7 +197,7 @@ def test_student_rows_never_hold_the_solution(tmp_path):
   assert len(run.train) == 11
   reply = Completion("ok", tuple(run.tokenizer.encode("ok")), None, False)
   groups = [[Rollout(p, reply, p.views)] for p in run.train]
-  batch = collect.collated(config, run, groups)
+  batch = collect.make_batch(config, run, groups)
 
   def text(view):
     return run.tokenizer.decode(view.ids_RxL.reshape(-1), False)

@@ -715,12 +715,12 @@ def test_what_cannot_be_judged_is_said_before_a_model_loads(tmp_path):
 def test_answers_that_no_reply_can_match_are_counted(task, answers, expected):
   asked = [Example(a, f"{a}?", None, a, None) for a in answers]
   verify = pool.shared(task, "answer", workers=1, timeout=20, memory_mb=2048)
-  assert setup.unverified(verify, asked, task, "a file") == expected
+  assert setup.count_unverifiable(verify, asked, task, "a file") == expected
 
 
 def test_solutions_that_end_in_another_answer_are_counted(tmp_path):
   config = tiny(tmp_path)
-  config.task.name, config.rollout.prompts = "gsm8k", 1
+  config.task.name, config.rollout.prompts_per_step = "gsm8k", 1
   config.data.train = write(
     tmp_path / "t.jsonl", GOOD, row(answer="5"), row(id="c", solution="None.")
   )

@@ -52,8 +52,8 @@ def test_a_file_with_the_usual_columns(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
   spec = eval_sets.parse(f"a={path},task=largest_number")
-  found = eval_sets.open_set(spec, count=None, seed=None, judge=judge)
-  (one,) = eval_sets.open_set(spec, count=1, seed=None, judge=judge).examples
+  found = eval_sets.open_set(spec, count=None, seed=None, open_verifier=judge)
+  (one,) = eval_sets.open_set(spec, count=1, seed=None, open_verifier=judge).examples
   assert one == found.examples[0]
   told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
   assert told == [
@@ -64,7 +64,7 @@ def test_a_file_with_the_usual_columns(tmp_path):
   assert [(v.score, v.answer) for v in verdicts] == [(1, "2"), (0, "4")]
   path.write_text(path.read_text() + '{"problem": "?"}\n')
   with pytest.raises(ValueError, match="a.jsonl:3: column"):
-    eval_sets.open_set(spec, count=1, seed=0, judge=judge)
+    eval_sets.open_set(spec, count=1, seed=0, open_verifier=judge)
 
 
 def test_what_cannot_be_judged_is_not_asked(tmp_path):
@@ -77,7 +77,7 @@ def test_what_cannot_be_judged_is_not_asked(tmp_path):
   ]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
   found = eval_sets.open_set(
-    eval_sets.parse(f"a={path}"), count=None, seed=None, judge=judge
+    eval_sets.parse(f"a={path}"), count=None, seed=None, open_verifier=judge
   )
   assert [e.id for e in found.examples] == ["0", "2"]
   assert (found.about["without_answer"], found.about["asked_again"]) == (1, 1)
@@ -85,7 +85,9 @@ def test_what_cannot_be_judged_is_not_asked(tmp_path):
 
 def test_a_task_is_asked_for_some():
   with pytest.raises(ValueError, match="0 problems of largest_number"):
-    eval_sets.open_set(eval_sets.parse("largest_number"), count=0, seed=0, judge=judge)
+    eval_sets.open_set(
+      eval_sets.parse("largest_number"), count=0, seed=0, open_verifier=judge
+    )
 
 
 def test_ids_must_differ(tmp_path):
@@ -93,4 +95,4 @@ def test_ids_must_differ(tmp_path):
   path.write_text((json.dumps(ROWS[0]) + "\n") * 2)
   spec = eval_sets.parse(f"a={path},task=largest_number")
   with pytest.raises(ValueError, match="an id twice: '60'"):
-    eval_sets.open_set(spec, count=1, seed=0, judge=judge)
+    eval_sets.open_set(spec, count=1, seed=0, open_verifier=judge)

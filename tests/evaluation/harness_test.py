@@ -22,7 +22,7 @@ from tests.holding import held
 from tests.models.transformer_test import assert_trees_equal
 
 ROOT = pathlib.Path(__file__).parents[2]
-HOW = harness.How(
+HOW = harness.EvalSettings(
   samples=2,
   sampling=SamplingParams(),
   max_new_tokens=6,
@@ -226,12 +226,12 @@ def test_one_of_model_and_run():
   with pytest.raises(ValueError, match="dtype is 'float8', known: float32"):
     harness.load("tiny", None, "float8")
   with pytest.raises(ValueError, match="expected a directory and at least one"):
-    harness.sit(
+    harness.run_from_flags(
       HOW,
       [],
       "w",
       model="tiny",
-      run=None,
+      run_dir=None,
       dtype="float32",
       count=1,
       task_seed=None,
@@ -249,7 +249,7 @@ def leave_run(path, params, rank=0, task=None, data=None):
   config["lora"]["rank"], config["task"]["seed"] = rank, 3
   config["task"] |= task or {}
   config["data"] |= data or {}
-  workdir.claim(ConfigDict(config), path)
+  workdir.write_config(ConfigDict(config), path)
   manager = checkpoint.open_manager(path / "checkpoints", keep=1)
   memory = {"of_all": jnp.zeros(3)}
   checkpoint.save(manager, structs.State(jnp.int32(2), params, memory, memory))
@@ -311,7 +311,7 @@ def test_the_problems_of_a_task_are_those_that_training_held_out():
     "largest_number", train_count=9, eval_count=8, seed=3, privileged_field="answer"
   ).eval
   chosen = eval_sets.open_set(
-    eval_sets.parse("largest_number"), count=8, seed=3, judge=lambda task: None
+    eval_sets.parse("largest_number"), count=8, seed=3, open_verifier=lambda task: None
   )
   assert chosen.examples == held_out
 
@@ -339,7 +339,7 @@ def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
   config = base.get_config()
 
   def sit(where, **who):
-    return harness.sit(
+    return harness.run_from_flags(
       HOW,
       [f"asked={asked}"],
       tmp_path / where,
@@ -352,14 +352,14 @@ def test_questions_that_the_run_has_trained_on_are_counted(subject, tmp_path):
       **who,
     )["sets"]
 
-  found = sit("a", model=None, run=path)
+  found = sit("a", model=None, run_dir=path)
   assert (found["asked"]["in_training"], found["asked"]["problems"]) == (2, 5)
   assert ["in", "training", "2"] in [
     line.split() for line in summary.table(found).splitlines()
   ]
-  assert "in_training" not in sit("b", model="tiny", run=None)["asked"]
+  assert "in_training" not in sit("b", model="tiny", run_dir=None)["asked"]
   pathlib.Path(train).unlink()
-  assert harness.taught(path) is None
+  assert harness.training_questions(path) is None
 
 
 # ------------------------------------------------------------- command line

@@ -188,7 +188,7 @@ def test_the_base_is_remembered_as_it_was(params):
 
 def test_the_unrelated_prompts_are_64_different_ones():
   prompts = unrelated.prompts(64)
-  assert len({tasks.same_text(p) for p in prompts}) == 64
+  assert len({tasks.normalize_question(p) for p in prompts}) == 64
   assert all(p == p.strip() and len(p) > 10 for p in prompts)
   assert unrelated.prompts(3) == prompts[:3]
   with pytest.raises(ValueError, match="65 unrelated prompts .* 64 exist"):
@@ -211,7 +211,7 @@ def test_the_unrelated_prompts_are_not_about_the_task():
 )
 def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
   """Its replies would be the student's."""
-  judge, asked, rows = object.__new__(in_training.Judge), [], []
+  judge, asked, rows = object.__new__(in_training.Evaluator), [], []
   judge.run = types.SimpleNamespace(
     eval=[types.SimpleNamespace(student_ids=(1,), teacher_ids=told)]
   )
@@ -223,10 +223,10 @@ def test_a_teacher_that_is_told_nothing_is_not_asked_again(told, sides):
     return {"accuracy": {"student": 0.25, "teacher": 0.75}[side]}, []
 
   judge.accuracy = accuracy
-  judge.judge = lambda params, step, more: rows.append(
+  judge.evaluate = lambda params, step, more: rows.append(
     more(judge.accuracy(params, "student", 1)[0])
   )
-  judge.judge_base({})
+  judge.evaluate_base({})
   assert asked == sides
   figure = {"eval/teacher_accuracy": 0.75 if len(sides) > 1 else 0.25}
   assert rows == [figure if told else {}]  # nobody could be told anything

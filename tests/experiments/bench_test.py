@@ -123,7 +123,7 @@ def test_prompts_are_made_as_long_as_the_shape_says(sums):
   shape = shapes.Shape(2, student=201, teacher=403)
   (example, *_) = shapes.examples(config, shapes.Shape(2), tokenizer)
   made = shapes.lengthened(config.context, example, shape, tokenizer, "!")
-  (asked,) = setup.ask(config.context, tokenizer, [made], 999, {}, "x")
+  (asked,) = setup.build_prompts(config.context, tokenizer, [made], 999, {}, "x")
   assert (len(asked.student_ids), len(asked.teacher_ids)) == (201, 403)
   assert made.question.startswith(example.question)
   with pytest.raises(ValueError, match="expected 201 of the student"):
@@ -132,7 +132,7 @@ def test_prompts_are_made_as_long_as_the_shape_says(sums):
 
 def test_a_shape_is_what_the_config_asks_for():
   config = shapes.experiment("tiny", "ragged", steps=3)
-  assert config.rollout.prompts == 64 and config.rollout.max_new_tokens == 128
+  assert config.rollout.prompts_per_step == 64 and config.rollout.max_new_tokens == 128
   assert config.steps == shapes.WARM_UP + 3
   assert shapes.experiment("tiny", "default", 3).rollout.max_new_tokens == 64
 

@@ -91,7 +91,9 @@ def test_every_method_is_a_cell_that_can_run():
     assert [c.overrides["seed"] for c in cells] == [0, 1, 2]
     assert [c.error for c in cells] == [None] * 3
     assert {
-      c.config.steps * c.config.rollout.prompts * c.config.rollout.samples
+      c.config.steps
+      * c.config.rollout.prompts_per_step
+      * c.config.rollout.samples_per_prompt
       for c in cells
     } == {640}  # responses
 

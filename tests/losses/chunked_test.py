@@ -29,9 +29,9 @@ EVERY = [
 ]
 MAPPED = [
   *(
-    {"support": support, "k": 5, "support_from": owner}
+    {"support": support, "k": 5, "support_from": support_from}
     for support in ("top_k_tail", "top_k_renormalised")
-    for owner in ("teacher", "student")
+    for support_from in ("teacher", "student")
   ),
   {"clip": "signed", "tau": 0.02},
   {"clip": "generalized", "tau": 0.02},

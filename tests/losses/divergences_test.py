@@ -60,8 +60,16 @@ def pair(seed, V=7, scale=2.0):
     ("forward_kl", {"clip": "token_sum", "tau": 0.05}, 0.05),
     ("forward_kl", {"support": "top_k_renormalised", "k": 2}, 0.053814),
     ("reverse_kl", {"support": "top_k_renormalised", "k": 2}, 0.059537),
-    ("forward_kl", {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.082283),
-    ("reverse_kl", {"support": "top_k_tail", "k": 1, "owner": "student"}, 0.087177),
+    (
+      "forward_kl",
+      {"support": "top_k_tail", "k": 1, "support_from": "student"},
+      0.082283,
+    ),
+    (
+      "reverse_kl",
+      {"support": "top_k_tail", "k": 1, "support_from": "student"},
+      0.087177,
+    ),
     ("sampled_token", {}, 0.233225),
     ("nll", {}, -math.log(0.5)),
     ("total_variation", {}, 0.2),
@@ -160,10 +168,10 @@ def test_symmetries_and_bounds(seed, beta):
 
 @given(seed=st.integers(0, 2**16), k=st.integers(1, 6))
 @pytest.mark.parametrize("name", ["forward_kl", "reverse_kl", "chi_square"])
-@pytest.mark.parametrize("owner", ["teacher", "student"])
-def test_top_k_with_tail_is_at_most_the_full_divergence(name, owner, seed, k):
+@pytest.mark.parametrize("support_from", ["teacher", "student"])
+def test_top_k_with_tail_is_at_most_the_full_divergence(name, support_from, seed, k):
   p, q = pair(seed)
-  coarse = value(name, p, q, support="top_k_tail", k=k, owner=owner)
+  coarse = value(name, p, q, support="top_k_tail", k=k, support_from=support_from)
   full = value(name, p, q)
   assert -1e-6 <= coarse <= full * (1 + 1e-3) + 1e-6
 
@@ -287,7 +295,7 @@ def test_mutual_information_gap():
     ("forward_kl", {"clip": "signed"}, "tau > 0"),
     ("forward_kl", {"clip": "hard", "tau": 1.0}, "token_sum"),
     ("nll", {"clip": "signed", "tau": 1.0}, "no support"),
-    ("forward_kl", {"owner": "judge"}, "student"),
+    ("forward_kl", {"support_from": "judge"}, "student"),
   ],
 )
 def test_refusals(name, kw, words):

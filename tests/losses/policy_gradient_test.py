@@ -83,7 +83,9 @@ def test_trrd_by_hand():
 def test_importance_is_truncated_and_has_no_gradient():
   def weight(old, sampled):
     return loss_and_gradient(
-      lambda tok, token: policy_gradient.importance(tok, token, 2.0) + 0 * tok.logp_BxT,
+      lambda stats, token: (
+        policy_gradient.importance(stats, token, 2.0) + 0 * stats.logp_BxT
+      ),
       -1.0,
       old,
       0,

@@ -335,9 +335,9 @@ def both(request, tmp_path_factory):
 def test_both_formats_encode_as_the_tokenizer_itself(both, text):
   plain, *ours = both
   expected = plain.encode(text, add_special_tokens=False).ids
-  for tok in ours:
-    assert tok.encode(text) == expected
-    assert tok.decode(expected) == plain.decode(expected)
+  for stats in ours:
+    assert stats.encode(text) == expected
+    assert stats.decode(expected) == plain.decode(expected)
 
 
 def test_both_formats_have_the_same_chat_and_ends(both):
@@ -356,20 +356,20 @@ def test_both_formats_have_the_same_chat_and_ends(both):
 @pytest.mark.parametrize("token", CONTROL)
 @pytest.mark.parametrize("role", ["system", "user", "assistant"])
 def test_a_control_token_inside_a_message_is_refused(both, role, token):
-  for tok in both[1:]:
+  for stats in both[1:]:
     chat = messages([("user", "fine"), (role, f"now {token} then")])
     with pytest.raises(ValueError, match="control token") as error:
-      tok.chat_ids(chat)
+      stats.chat_ids(chat)
     assert repr(token) in str(error.value) and "now" in str(error.value)
 
 
 @pytest.mark.parametrize("pad", ["<|pad|>", "<|end|>", None])
 def test_pad_is_what_the_model_says_or_its_end(pad, tmp_path):
-  tok = tokenizer.load(write(tmp_path, pad_token=pad))
-  assert [tok.pad_id] == tok.encode(pad or "<|end|>")
-  ids = (*tok.encode("yes"), tok.end_of_turn_id)
-  assert tok.decode(ids) == "yes"
-  assert tok.decode(ids, skip_special=False) == "yes<|end|>"
+  stats = tokenizer.load(write(tmp_path, pad_token=pad))
+  assert [stats.pad_id] == stats.encode(pad or "<|end|>")
+  ids = (*stats.encode("yes"), stats.end_of_turn_id)
+  assert stats.decode(ids) == "yes"
+  assert stats.decode(ids, skip_special=False) == "yes<|end|>"
 
 
 @pytest.mark.parametrize(
@@ -385,24 +385,24 @@ def test_every_end_of_generation_config_ends_a_response(ends, names, tmp_path):
   ids = {t: tokenizer.load(write(tmp_path)).encode(t)[0] for t in CONTROL}
   stated = [ids[t] for t in ends] if isinstance(ends, list) else ids.get(ends)
   (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": stated}))
-  tok = tokenizer.load(tmp_path)
-  assert tok.eos_ids == tuple(ids[t] for t in names)
-  assert tok.end_of_turn_id == ids["<|end|>"]
+  stats = tokenizer.load(tmp_path)
+  assert stats.eos_ids == tuple(ids[t] for t in names)
+  assert stats.end_of_turn_id == ids["<|end|>"]
 
 
 def test_chat_template_file_wins_and_arguments_reach_it(tmp_path):
   write(tmp_path)
   template = "{{ loud }}{{ messages|length }}"
   (tmp_path / "chat_template.jinja").write_text(template)
-  tok = tokenizer.load(tmp_path)
-  assert tok.render(messages(CHATS[2]), loud=True) == "True3"
+  stats = tokenizer.load(tmp_path)
+  assert stats.render(messages(CHATS[2]), loud=True) == "True3"
 
 
 def test_without_a_chat_template_a_chat_is_refused(tmp_path):
-  tok = tokenizer.load(write(tmp_path, template=None))
-  assert tok.encode("text")
+  stats = tokenizer.load(write(tmp_path, template=None))
+  assert stats.encode("text")
   with pytest.raises(ValueError, match="chat_template.jinja"):
-    tok.chat_ids(messages(CHATS[0]))
+    stats.chat_ids(messages(CHATS[0]))
 
 
 def test_a_directory_without_a_tokenizer_says_what_it_lacks(tmp_path):

@@ -608,8 +608,8 @@ def smollm2():
 def test_smollm2_equals_transformers(smollm2, torch):
   """Its logits, and by them every token of a greedy continuation: each is the
   argmax after the ones before it."""
-  config, params, tok, reference = smollm2
-  prompts = [tok.chat_ids([{"role": "user", "content": p}]) for p in PROMPTS]
+  config, params, stats, reference = smollm2
+  prompts = [stats.chat_ids([{"role": "user", "content": p}]) for p in PROMPTS]
   out = sample(
     config,
     params,
@@ -617,7 +617,7 @@ def test_smollm2_equals_transformers(smollm2, torch):
     row_keys(0, 0, "generate", PROMPTS, 1),
     SamplingParams(temperature=0.0),
     max_new_tokens=40,
-    eos_ids=tok.eos_ids,
+    eos_ids=stats.eos_ids,
     slots=5,
     bucket=56,
     steps=16,
@@ -634,4 +634,4 @@ def test_smollm2_equals_transformers(smollm2, torch):
     assert np.abs(got[r, :end] - expected[r, :end]).max() <= 1e-3
     greedy = expected[r, len(prompt) - 1 : end - 1].argmax(-1).tolist()
     assert len(reply) > 5 and reply == greedy
-  assert "Paris" in tok.decode(replies[0])
+  assert "Paris" in stats.decode(replies[0])

@@ -39,15 +39,15 @@ def config(tmp_path):
   (tmp_path / "config.json").write_text(json.dumps(SMALL))
   c = opsd.get_config("qwen3_8b")
   c.model.source = str(tmp_path)
-  c.rollout.prompts = c.rollout.slots = 8
-  c.batch.max_row, c.rollout.max_new_tokens = 512, 128
+  c.rollout.prompts_per_step = c.rollout.slots = 8
+  c.batch.max_sequence_len, c.rollout.max_new_tokens = 512, 128
   c.loss.chunk = 32
   return c
 
 
 def test_parameters_are_as_published():
   """Qwen3-8B has 8.2 billion parameters, 6.95 outside the embeddings."""
-  how = setup.how_to_run(opsd.get_config("qwen3_8b"))
+  how = setup.runtime_fields(opsd.get_config("qwen3_8b"))
   c = families.from_hf(families.KNOWN["Qwen/Qwen3-8B"], **how)
   layers, head = flops.weights(c)
   assert layers / 1e9 == pytest.approx(6.95, abs=0.005)
@@ -106,7 +106,7 @@ def test_every_configs_real_step_is_planned(name):
   """Views, teachers, another model and the scoring program included: what is
   compiled takes the batch that training makes."""
   config = configs_test.get_config(name, "tiny")
-  config.batch.max_row, config.mesh.fsdp = 256, 1
+  config.batch.max_sequence_len, config.mesh.fsdp = 256, 1
   account = accounts.make(config, "cpu:1")
   assert account["fits"] and account["train"]["bytes"] > 0
   assert ("score" in account) == objective.from_config(config).is_scored
@@ -116,7 +116,7 @@ def test_every_configs_real_step_is_planned(name):
 
 def test_another_models_weights_are_counted():
   config = configs_test.get_config("rlad", "tiny")
-  config.batch.max_row, config.mesh.fsdp = 256, 1
+  config.batch.max_sequence_len, config.mesh.fsdp = 256, 1
   setup = accounts.set_up(config, jax.devices()[:1])
   assert accounts.bytes_a_chip(setup.frozen.external) > accounts.bytes_a_chip(
     setup.state.params
@@ -143,7 +143,7 @@ def test_advice(config):
   assert "rollout.slots" in words("decode")
   assert "micro_batches=2" in words("train")
   assert "mesh.tensor=2" in words("train", devices=8)  # a row a device
-  assert "micro_batches=3" in words("train", **{"rollout.prompts": 12})
+  assert "micro_batches=3" in words("train", **{"rollout.prompts_per_step": 12})
   assert "model.remat=full" in words("train", **{"model.remat": "none"})
 
 
@@ -191,8 +191,8 @@ def test_a_bad_topology_is_named(topology, words):
 
 
 def test_a_plan_needs_the_longest_row(config):
-  config.batch.max_row = 0
-  with pytest.raises(ValueError, match="batch.max_row"):
+  config.batch.max_sequence_len = 0
+  with pytest.raises(ValueError, match="batch.max_sequence_len"):
     accounts.set_up(config, jax.devices()[:8])
 
 
@@ -203,7 +203,7 @@ def test_the_command(tmp_path):
       "-m",
       command.__name__,
       "--config=configs/opsd.py:tiny",
-      "--config.batch.max_row=128",
+      "--config.batch.max_sequence_len=128",
       "--topology=cpu:2",
     ],
     capture_output=True,

@@ -50,17 +50,17 @@ def seen(side, part, parts, at):
 @given(
   rows=rows,
   repeat=st.integers(1, 3),
-  row_tokens=st.sampled_from([0, 20, 99]),
+  pack_len=st.sampled_from([0, 20, 99]),
   share=st.booleans(),
   parts=st.integers(1, 3),
   bucket=st.sampled_from([1, 8]),
 )
 def test_a_token_is_predicted_from_its_prompt_and_what_came_before_it(
-  rows, repeat, row_tokens, share, parts, bucket
+  rows, repeat, pack_len, share, parts, bucket
 ):
   """Whatever is packed with it, and whoever shares its prompt."""
   rows = [row for row in rows for _ in range(repeat)]
-  batch = batch_of(rows, bucket, row_tokens=row_tokens, share=share, parts=parts)
+  batch = batch_of(rows, bucket, pack_len=pack_len, share_prompts=share, parts=parts)
   found = {i: 0 for i, row in enumerate(rows) if row.response_ids}
   for part, t in zip(*np.nonzero(batch.tokens.mask_BxT), strict=True):
     i = batch.tokens.response_BxT[part, t]
@@ -86,19 +86,19 @@ def test_responses_to_one_prompt_read_it_once():
 
   def sizes(**kw):
     return [
-      (side.segment_RxL > 0).sum() for side in batch_of(made, row_tokens=64, **kw).views
+      (side.segment_RxL > 0).sum() for side in batch_of(made, pack_len=64, **kw).views
     ]
 
-  assert sizes(share=False) == [4 * (2 + 2), 4 * (3 + 2)]
-  assert sizes(share=True) == [2 + 4 * 2, 3 + 4 * 2]  # the last is not read
+  assert sizes(share_prompts=False) == [4 * (2 + 2), 4 * (3 + 2)]
+  assert sizes(share_prompts=True) == [2 + 4 * 2, 3 + 4 * 2]  # the last is not read
 
 
 def test_rows_of_a_part_by_hand():
   def unit(size):
     return collate.PromptGroup((), (), size)
 
-  def of(sizes, row_tokens):
-    return collate.rows_for([unit(s) for s in sizes], row_tokens)
+  def of(sizes, pack_len):
+    return collate.rows_for([unit(s) for s in sizes], pack_len)
 
   assert of([75] * 16, 0) == 16  # a row each
   assert of([75] * 16, 150) == 8  # two a row
@@ -123,13 +123,13 @@ def test_rows_of_a_part_by_hand():
   ],
 )
 def test_lengths_are_rounded_up(length, multiple, digits, expected):
-  assert collate.up(length, multiple, digits) == expected
+  assert collate.round_up(length, multiple, digits) == expected
 
 
 def test_few_shapes_are_compiled():
-  shapes = {collate.up(n, 32) for n in range(1, 4097)}
+  shapes = {collate.round_up(n, 32) for n in range(1, 4097)}
   assert len(shapes) == 16 + 3 * 8  # by 32 up to 512, then 8 an octave
-  assert max(collate.up(n, 32) / n for n in range(257, 4097)) < 1.125
+  assert max(collate.round_up(n, 32) / n for n in range(257, 4097)) < 1.125
 
 
 @given(rows=rows)
@@ -152,13 +152,13 @@ def test_processes_agree_on_their_shapes():
     return lambda sizes: asked[name].append(list(sizes)) or sizes
 
   for name, made in (("short", short), ("long", long)):
-    batch_of(made, row_tokens=20, parts=2, agree=noting(name))
+    batch_of(made, pack_len=20, parts=2, all_reduce_max=noting(name))
   rounds = iter(zip(*asked.values(), strict=True))
 
   def both(sizes):
     return [max(x) for x in zip(*next(rounds), strict=True)]
 
-  batch = batch_of(short, row_tokens=20, parts=2, agree=both)
+  batch = batch_of(short, pack_len=20, parts=2, all_reduce_max=both)
   assert batch.views[0].ids_RxL.shape[0] == 2 * asked["long"][0][1]
   assert batch.tokens.y_BxT.shape == (2, asked["long"][0][0])
   assert batch.views[1].ids_RxL.shape[1] == asked["long"][1][1]
@@ -185,7 +185,7 @@ def test_an_advantage_is_every_tokens_of_its_response():
     Row(((1,),), (3, 4), (-1.0, -2.0), (-0.5, -1.5), 0.75),
     Row(((1,),), (5,), (-3.0,), (-2.5,), -0.25),
   ]
-  token = batch_of(made, parts=4, row_tokens=9).tokens
+  token = batch_of(made, parts=4, pack_len=9).tokens
   real = token.mask_BxT > 0
   assert token.advantage_BxT[real].tolist() == [0.75, 0.75, -0.25]
   assert token.sampled_logp_BxT[real].tolist() == [-0.5, -1.5, -2.5]
@@ -235,7 +235,7 @@ def test_there_are_at_least_as_many_tokens_as_groups():
 
 def test_values_come_back_to_their_responses():
   made = [Row(((1,), (1,)), (5,) * n) for n in (3, 0, 2, 1)]
-  token = batch_of(made, parts=2, row_tokens=9).tokens
+  token = batch_of(made, parts=2, pack_len=9).tokens
   of = collate.of_responses(token.index_BxT, token, 4)
   assert [x.tolist() for x in of] == [[0, 1, 2], [], [0, 1], [0]]
 
@@ -284,21 +284,21 @@ def test_padding_share_by_hand():
   assert collate.padding_share(batch_of([full, empty])) == 1 - 11 / 32
   alone = full._replace(prompts=full.prompts[:1])
   assert collate.padding_share(batch_of([alone])) == 1 - 4 / 8
-  packed = batch_of([full, full], row_tokens=16)
+  packed = batch_of([full, full], pack_len=16)
   assert packed.views[0].ids_RxL.shape == (1, 8)
   assert packed.views[1].ids_RxL.shape == (1, 16)
   assert collate.padding_share(packed) == 1 - 22 / 24
 
 
 @pytest.mark.parametrize(
-  "row_tokens,rows,mean,longest,bound",
+  "pack_len,rows,mean,longest,bound",
   [
     (256, 16, 10, 16, 0.15),  # the default task's lengths
     (768, 16, 120, 256, 0.15),  # those of grade-school maths
     (512, 64, 32, 128, 0.15),
   ],
 )
-def test_little_is_padding(row_tokens, rows, mean, longest, bound):
+def test_little_is_padding(pack_len, rows, mean, longest, bound):
   rng, shares, shapes = np.random.default_rng(0), [], set()
   for _ in range(20):
     made = []
@@ -306,7 +306,7 @@ def test_little_is_padding(row_tokens, rows, mean, longest, bound):
       student = (len(made), 1) * int(30 + rng.integers(10) * mean / 20)
       size = int(min(longest, rng.geometric(1 / mean)))
       made.append(Row((student, student + (2,) * mean), (3,) * size))
-    batch = batch_of(made, 32, 32, row_tokens=row_tokens, share=True)
+    batch = batch_of(made, 32, 32, pack_len=pack_len, share_prompts=True)
     shares.append(collate.padding_share(batch))
     shapes.add(tuple(x.shape for x in (batch.views[0].ids_RxL, batch.views[1].ids_RxL)))
   assert np.mean(shares) < bound

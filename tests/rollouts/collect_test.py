@@ -107,7 +107,7 @@ def test_distillation_looks_at_no_reward():
 
 
 def test_advantages_of_a_step():
-  config = config_of(**{"rollout.samples": 4})
+  config = config_of(**{"rollout.samples_per_prompt": 4})
   groups, metrics = collected(config, [[1, 1, 0, 0], [0, 0, 0, 0]])
   assert ids(groups) == ["0"] * 4 + ["1"] * 4
   np.testing.assert_allclose(
@@ -123,7 +123,7 @@ def test_advantages_of_a_step():
 
 
 def test_prompts_without_signal_are_replaced():
-  config = config_of(**{"rollout.samples": 2, ROUNDS: 4})
+  config = config_of(**{"rollout.samples_per_prompt": 2, ROUNDS: 4})
   groups, metrics = collected(config, [[0, 0], [1, 0], [1, 1], [0, 1], [9, 9]])
   assert ids(groups) == ["1", "1", "3", "3"]
   assert metrics["rewards/rounds"] == 2
@@ -139,7 +139,7 @@ def active(groups):
 
 
 def test_what_is_missing_after_the_last_round_has_no_advantage():
-  config = config_of(**{"rollout.samples": 2, ROUNDS: 2})
+  config = config_of(**{"rollout.samples_per_prompt": 2, ROUNDS: 2})
   groups, _ = collected(config, [[0, 0], [1, 1], [0, 0], [0, 1]])
   assert ids(groups) == ["0", "0", "3", "3"]
   assert active(groups) == [False, False, True, True]
@@ -151,7 +151,11 @@ def long_and_short(i, place):
 
 
 def test_nor_has_it_one_for_its_length():
-  fields = {"rollout.samples": 2, "rollout.prompts": 2, "rollout.max_new_tokens": 4}
+  fields = {
+    "rollout.samples_per_prompt": 2,
+    "rollout.prompts_per_step": 2,
+    "rollout.max_new_tokens": 4,
+  }
   config = config_of(dapo, **fields, **{ROUNDS: 2, "rewards.overlong_margin": 4})
   rights = [[0, 1], [1, 1], [1, 1], [0, 0]]
   groups, _ = collected(config, rights, length=long_and_short)
@@ -162,7 +166,7 @@ def test_nor_has_it_one_for_its_length():
 
 
 def test_a_part_of_the_score_is_no_success_unless_asked_for():
-  config = config_of(**{"rollout.samples": 2})
+  config = config_of(**{"rollout.samples_per_prompt": 2})
   rights = [[0.01, 0], [1, 0.5]]
   groups, metrics = collected(config, rights)
   assert active(groups) == [False, False, True, True]
@@ -176,7 +180,7 @@ def test_a_part_of_the_score_is_no_success_unless_asked_for():
 
 
 def test_a_problem_that_comes_again_is_asked_under_another_name():
-  config = config_of(**{"rollout.samples": 2, ROUNDS: 3})
+  config = config_of(**{"rollout.samples_per_prompt": 2, ROUNDS: 3})
   a, b = next(problems(2))
   answers, asked = Answers([[0, 0], [0, 0]]), iter([[a, b], [b, b], [a, b]])
   collect.collect(config, run_of(config), answers, lambda: next(asked))
@@ -185,7 +189,11 @@ def test_a_problem_that_comes_again_is_asked_under_another_name():
 
 
 def test_a_response_near_its_budget_pays():
-  fields = {"rollout.samples": 2, "rollout.prompts": 2, "rollout.max_new_tokens": 4}
+  fields = {
+    "rollout.samples_per_prompt": 2,
+    "rollout.prompts_per_step": 2,
+    "rollout.max_new_tokens": 4,
+  }
   fields |= {ROUNDS: 1, "rewards.overlong_margin": 4, "rewards.advantage": "reward"}
   groups, metrics = collected(config_of(dapo, **fields), [[1, 0], [0, 0]])
   assert advantages_of(groups) == [0.75, -0.25, -0.5, -0.5]
@@ -197,7 +205,7 @@ def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
   first, own = [[0.0, 0.0], [0.0, 1.0]], [[1.0, 0.0], [3.0, 1.0]]
   monkeypatch.setattr(distributed, "gather", lambda mine: [first, mine])
   monkeypatch.setattr(distributed, "index", lambda: 1)
-  got = collect.own_advantages("whitened", np.array(own))
+  got = collect.local_advantages("whitened", np.array(own))
   # +-0.5, +-0.5, +-1 of both and two zeros: a standard deviation of 0.61237
   np.testing.assert_allclose(
     got, np.array([[0.5, -0.5], [1, -1]]) / (0.61237 + 1e-4), atol=1e-5
@@ -220,7 +228,7 @@ def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
 def test_who_has_a_right_sibling(rights, include_self, mask):
   """The table of arXiv:2601.20802's released code, for four responses."""
   config = config_of(
-    sdpo, **{"rollout.samples": 4, "context.include_self": include_self}
+    sdpo, **{"rollout.samples_per_prompt": 4, "context.include_self": include_self}
   )
   groups, metrics = collected(config, [rights], count=1)
   assert [r.weights["distill"] for r in groups[0]] == mask
@@ -238,7 +246,9 @@ def test_who_has_a_right_sibling(rights, include_self, mask):
   ],
 )
 def test_what_each_response_is_shown(name, told):
-  config = config_of(sdpo, **{"rollout.samples": 3, "context.privileged": name})
+  config = config_of(
+    sdpo, **{"rollout.samples_per_prompt": 3, "context.privileged": name}
+  )
   groups, _ = collected(config, [[0, 1, 0]], count=1)
   texts = [bytes(r.views[1]).decode() for r in groups[0]]
   marks = ("A correct solution:\n1", "S"), ("Feedback on an earlier attempt:\nno", "F")
@@ -248,13 +258,16 @@ def test_what_each_response_is_shown(name, told):
 
 
 def test_without_a_right_sibling_the_feedback_is_shown():
-  fields = {"rollout.samples": 2, "context.privileged": "sibling_or_feedback"}
+  fields = {
+    "rollout.samples_per_prompt": 2,
+    "context.privileged": "sibling_or_feedback",
+  }
   groups, _ = collected(config_of(sdpo, **fields), [[0, 0]], count=1)
   assert all("Feedback" in bytes(r.views[1]).decode() for r in groups[0])
 
 
 def test_what_is_too_long_or_holds_a_control_token_is_left_out_and_counted():
-  config = config_of(sdpo, **{"rollout.samples": 2})
+  config = config_of(sdpo, **{"rollout.samples_per_prompt": 2})
   groups, metrics = collected(
     config, [[1, 1]], count=1, run=run_of(config, longest_row=9)
   )
@@ -269,7 +282,9 @@ def test_what_is_too_long_or_holds_a_control_token_is_left_out_and_counted():
 
 
 def test_a_right_answer_of_an_earlier_step_is_remembered():
-  config = config_of(sdpo, **{"rollout.samples": 2, "context.privileged": "remembered"})
+  config = config_of(
+    sdpo, **{"rollout.samples_per_prompt": 2, "context.privileged": "remembered"}
+  )
   run = run_of(config, host_memory=host_memory.HostMemory())
   (problem,) = next(problems(1))
 
@@ -286,7 +301,7 @@ def test_a_right_answer_of_an_earlier_step_is_remembered():
 
 
 def test_wrong_responses_with_a_teacher_are_distilled_the_rest_reinforced():
-  config = config_of(srpo, **{"rollout.samples": 3})
+  config = config_of(srpo, **{"rollout.samples_per_prompt": 3})
   groups, _ = collected(config, [[0, 1, 0], [0, 0, 0]])
   weights = [
     (r.weights["distill"], r.weights["policy_gradient"]) for g in groups for r in g
@@ -297,7 +312,7 @@ def test_wrong_responses_with_a_teacher_are_distilled_the_rest_reinforced():
 @pytest.mark.parametrize("alpha,roles", [(0, "g"), (0.5, "tg"), (1, "t")])
 def test_a_privileged_response_is_learned_with_and_without_its_prompt(alpha, roles):
   config = config_of(
-    pi_distill, **{"rollout.samples": 2, "routing.alpha": float(alpha)}
+    pi_distill, **{"rollout.samples_per_prompt": 2, "routing.alpha": float(alpha)}
   )
   answer = Answers([[1, 0]])
   (group,), _ = collect.collect(
@@ -321,7 +336,7 @@ def test_a_rescue_samples_again_where_all_failed_and_is_not_compared():
     grpo,
     **{
       "rollout.source": "rescue",
-      "rollout.samples": 2,
+      "rollout.samples_per_prompt": 2,
       "routing.name": "rescued",
       "context.template": "short",
       "context.privileged": "solution",
@@ -466,7 +481,7 @@ def test_micro_batches_and_packing_are_invisible_to_rewards(module):
   config = config_of(module, **{"loss.policy_gradient.importance_cap": 1.5})
   plain = gradients(rewarded(), config)
   assert_same(gradients(rewarded(parts=2), config, micro_batches=2), plain)
-  assert_same(gradients(rewarded(row_tokens=32, share=True), config), plain)
+  assert_same(gradients(rewarded(pack_len=32, share_prompts=True), config), plain)
 
 
 def test_rewards_and_distillation_add_up():
@@ -514,11 +529,11 @@ PG = "loss.policy_gradient."
 @pytest.mark.parametrize(
   "overrides,words",
   [
-    ({"rollout.samples": 1}, "at least 2"),
+    ({"rollout.samples_per_prompt": 1}, "at least 2"),
     (
       {
         "rollout.source": "dataset",
-        "rollout.samples": 1,
+        "rollout.samples_per_prompt": 1,
         "rewards.advantage": "reward",
       },
       "student",

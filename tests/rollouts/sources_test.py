@@ -84,7 +84,7 @@ def completions(stop, steps):
     n=2,
     max_new_tokens=24,
     slots=4,
-    decode_steps=steps,
+    host_sync_every=steps,
     prompt_bucket=64,
     stop=stop,
   )

@@ -186,7 +186,7 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
       f"--config.data.train={scratch / 'counts.jsonl'}",
       f"--config.data.eval={scratch / 'counts.jsonl'}",
       "--config.rollout.max_new_tokens=24",
-      "--config.rollout.prompts=16",
+      "--config.rollout.prompts_per_step=16",
       "--config.eval.every=2",
       "--config.rewards.advantage=whitened",
       config="grpo",
@@ -313,7 +313,7 @@ def test_a_killed_process_ends_one_that_waits_for_nothing():
 @given(st.integers(1, 300), st.integers(1, 40))
 def test_shares_are_disjoint_complete_and_of_equal_size(count, of):
   items = list(range(count))
-  parts = [distributed.share(items, i, of) for i in range(of)]
+  parts = [distributed.local_shard(items, i, of) for i in range(of)]
   assert {len(p) for p in parts} == {-(-count // of)}
   joined = [x for p in parts for x in p]
   assert joined[:count] == items
@@ -322,10 +322,10 @@ def test_shares_are_disjoint_complete_and_of_equal_size(count, of):
 
 def test_alone_everything_is_trivial():
   assert distributed.count() == 1 and distributed.is_first()
-  assert distributed.share([3, 1, 2]) == [3, 1, 2]
+  assert distributed.local_shard([3, 1, 2]) == [3, 1, 2]
   once = object()
   assert distributed.gather(once)[0] is once
-  assert distributed.from_first(lambda: once) is once
+  assert distributed.broadcast_from_first(lambda: once) is once
   distributed.end(ValueError("returns"))
 
 

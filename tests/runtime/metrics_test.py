@@ -242,12 +242,12 @@ def test_a_killed_run_resumes_from_what_was_flushed(store):
 def test_a_store_holds_all_that_a_workdir_does(store):
   workdir = paths.open_workdir("gs://bucket/run")
   config = opsd.get_config("tiny")
-  workdirs.claim(config, workdir)
-  workdirs.claim(config, workdir)
+  workdirs.write_config(config, workdir)
+  workdirs.write_config(config, workdir)
   with config.unlocked():
     config.seed = 1
   with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
-    workdirs.claim(config, workdir)
+    workdirs.write_config(config, workdir)
   record = {"question": "q?", "reply": "r.", "score": 1.0}
   for step in (0, 4):
     path = workdir / "samples" / f"eval_{step:06d}.jsonl"

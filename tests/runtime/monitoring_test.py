@@ -160,11 +160,11 @@ def test_steps_outside_the_window_are_not_traced(tmp_path, monkeypatch):
   monkeypatch.setattr(jax.profiler, "stop_trace", lambda: print("end", file=log))
   with monitoring.Profiler(tmp_path, start=2, steps=2) as profiler:
     for step in range(6):
-      profiler.at(step)
+      profiler.begin_step(step)
       print(step, file=log)
   assert log.getvalue().split() == "0 1 begin 2 3 end 4 5".split()
   with monitoring.Profiler(tmp_path, start=0, steps=0) as profiler:
-    profiler.at(0)
+    profiler.begin_step(0)
   assert log.getvalue().count("begin") == 1
 
 
@@ -184,7 +184,7 @@ def test_a_trace_reaches_an_object_store(tmp_path, monkeypatch):
   monkeypatch.setattr(jax.profiler, "stop_trace", end)
   monkeypatch.setattr(monitoring.paths, "is_remote", lambda path: True)
   with monitoring.Profiler(epath.Path(tmp_path / "store"), 0, 1) as profiler:
-    profiler.at(0)
+    profiler.begin_step(0)
   there = tmp_path / "store" / "plugins" / "a.xplane.pb"
   assert there.read_bytes() == b"trace"
   assert not os.path.exists(profiler.local)

@@ -284,7 +284,7 @@ def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
   ],
 )
 def test_prompts_come_in_by_prefills_that_are_full(waiting, taken):
-  board = scheduler.Board(np.full(80, -1), 1, [80], [8])
+  board = scheduler.Scheduler(np.full(80, -1), 1, [80], [8])
   rows = collections.deque([2 * p, 2 * p + 1] for p in range(waiting))
   came = []
   while rows:

@@ -45,7 +45,7 @@ def trained(monkeypatch):
 
   def stand_in(config, workdir):
     seen.append(workdir.name)
-    workdirs.claim(config, workdir)
+    workdirs.write_config(config, workdir)
     if config.steps > 10:
       raise FloatingPointError("3 steps in a row were not finite")
     rows = [{"step": s, "loss": config.seed + s} for s in range(config.steps)]

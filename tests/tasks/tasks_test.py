@@ -241,7 +241,7 @@ def load(name, train, held_out, seed=0):
 
 
 def texts(examples):
-  return {tasks.same_text(e.question) for e in examples}
+  return {tasks.normalize_question(e.question) for e in examples}
 
 
 @pytest.mark.parametrize("name", ["largest_number", NARROW])
@@ -260,7 +260,7 @@ def test_what_is_removed_is_counted_and_replaced():
   # The stream as it comes, up to the last problem kept.
   last = int(data.train[-1].id.rpartition("/")[2])
   stream = first(NARROW, last + 1, seed="train/0")
-  overlap = [e for e in stream if tasks.same_text(e.question) in asked]
+  overlap = [e for e in stream if tasks.normalize_question(e.question) in asked]
   assert data.removed_as_overlap == len(overlap) > 50
   assert len(stream) == 300 + len(overlap)
   drawn = int(data.eval[-1].id.rpartition("/")[2]) + 1
@@ -269,7 +269,9 @@ def test_what_is_removed_is_counted_and_replaced():
 
 def test_case_and_spaces_do_not_make_a_question_new():
   for text in ("what is 1 + 1?", "What is $1+1$?", "What is 1 ＋ 1 ?"):
-    assert tasks.same_text("What  is\n1 + 1?") == tasks.same_text(text)
+    assert tasks.normalize_question("What  is\n1 + 1?") == tasks.normalize_question(
+      text
+    )
   for one, two in (
     (r"\dfrac12", r"\frac{1}{2}"),
     ("5²⁰", "5^20"),
@@ -287,7 +289,7 @@ def test_case_and_spaces_do_not_make_a_question_new():
     ("x₁", "x_1"),
     (r"x_{12}", "x_12"),
   ):
-    assert tasks.same_text(one) == tasks.same_text(two), (one, two)
+    assert tasks.normalize_question(one) == tasks.normalize_question(two), (one, two)
   for one, two in (
     ("1 2", "12"),
     ("1 + 1", "1 + 2"),
@@ -301,7 +303,7 @@ def test_case_and_spaces_do_not_make_a_question_new():
     ("x^{2}3", "x^{23}"),
     ("10⁻²", "10-2"),
   ):
-    assert tasks.same_text(one) != tasks.same_text(two), (one, two)
+    assert tasks.normalize_question(one) != tasks.normalize_question(two), (one, two)
 
 
 def test_data_differ_by_seed_and_repeat_by_seed():

@@ -107,10 +107,10 @@ def export_adapter(
 # What is in them
 
 
-def hf_tensor(config, params, name, *, adapter=None, alpha=None) -> np.ndarray:
+def hf_tensor(model_config, params, name, *, adapter=None, alpha=None) -> np.ndarray:
   """One tensor as Hugging Face has it, merged with its adapter; numpy."""
-  path, layer, transposed, _ = hf.name_table(config)[name]
-  at, layer = place(config, path, layer)
+  path, layer, transposed, _ = hf.name_table(model_config)[name]
+  at, layer = place(model_config, path, layer)
   value = to_host(hf.find(params, at), layer)
   beside = hf.find(adapter or {}, at.rpartition("/")[0])
   if at.endswith("/kernel") and beside is not None:
@@ -120,11 +120,11 @@ def hf_tensor(config, params, name, *, adapter=None, alpha=None) -> np.ndarray:
   return value.T if transposed else value
 
 
-def place(config, path: str, layer: int | None):
+def place(model_config, path: str, layer: int | None):
   """Path of an array in our tree, and the layer of it where it is a stack."""
   if layer is None:
     return path, None
-  if config.scan_layers:
+  if model_config.scan_layers:
     return f"layers/{path}", layer
   return f"layers_{layer}/{path}", None
 
@@ -142,14 +142,14 @@ def to_host(x, layer: int | None = None) -> np.ndarray:
   return multihost_utils.process_allgather(x, tiled=True)
 
 
-def adapted(config, adapter) -> dict:
+def adapted(model_config, adapter) -> dict:
   """Hugging Face module -> (lora_a, lora_b, the layer of them or None).
 
   Raises ValueError where the adapter holds anything that the model has not.
   """
   found, used = {}, 0
-  for name, (path, layer, *_) in hf.name_table(config).items():
-    at, layer = place(config, path, layer)
+  for name, (path, layer, *_) in hf.name_table(model_config).items():
+    at, layer = place(model_config, path, layer)
     beside = hf.find(adapter, at.rpartition("/")[0])
     if at.endswith("/kernel") and beside is not None:
       module = name.removesuffix(".weight")
@@ -163,25 +163,25 @@ def adapted(config, adapter) -> dict:
   return found
 
 
-def targets(config, modules) -> list[str]:
+def targets(model_config, modules) -> list[str]:
   """PEFT's target_modules: names where every layer is adapted alike, otherwise
   full paths."""
   names = sorted({m.rpartition(".")[2] for m in modules})
-  alike = len(modules) == len(names) * config.num_layers
+  alike = len(modules) == len(names) * model_config.num_layers
   return names if alike else sorted(modules)
 
 
 # How they are written
 
 
-def write_about(new, config, tokenizer, dtype, card) -> None:
+def write_about(new, model_config, tokenizer, dtype, card) -> None:
   """Everything but the weights."""
   ids = {
     "bos_token_id": tokenizer.inner.bos_token_id,
     "eos_token_id": list(tokenizer.eos_ids),
     "pad_token_id": tokenizer.pad_id,
   }
-  about = families.to_hf(config) | ids | {"torch_dtype": dtype}
+  about = families.to_hf(model_config) | ids | {"torch_dtype": dtype}
   write_json(new / "config.json", about)
   write_json(new / "generation_config.json", ids)
   tokenizer.save(new)
@@ -195,13 +195,13 @@ def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
   def size(n):
     return int(np.prod(shapes[n])) * hf.np_dtype(dtype).itemsize
 
-  files, room = [[]], max_shard_bytes
+  files, free_bytes = [[]], max_shard_bytes
   for name in shapes:
-    if files[-1] and size(name) > room:
+    if files[-1] and size(name) > free_bytes:
       files.append([])
-      room = max_shard_bytes
+      free_bytes = max_shard_bytes
     files[-1].append(name)
-    room -= size(name)
+    free_bytes -= size(name)
 
   def number(i):
     return f"model-{i + 1:05}-of-{len(files):05}.safetensors"

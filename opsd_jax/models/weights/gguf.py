@@ -71,7 +71,7 @@ def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
   return per_head.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_params(reader: Reader, config, where, shardings=None) -> dict:
+def load_params(reader: Reader, model_config, where, shardings=None) -> dict:
   """The file's parameters, one tensor at a time; see `hf.to_params`."""
   tensors = {hf_name(t.name): t for t in reader.tensors}
 
@@ -82,10 +82,10 @@ def load_params(reader: Reader, config, where, shardings=None) -> dict:
       value = gguf.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as e:
       raise ValueError(f"{where}: {tensor.name}: {e}") from e
-    if config.family == "llama" and ".q_proj." in name:
-      value = half_split(value, config.num_heads)
-    if config.family == "llama" and ".k_proj." in name:
-      value = half_split(value, config.num_kv_heads)
+    if model_config.family == "llama" and ".q_proj." in name:
+      value = half_split(value, model_config.num_heads)
+    if model_config.family == "llama" and ".k_proj." in name:
+      value = half_split(value, model_config.num_kv_heads)
     return value.reshape(len(value), -1)
 
   def read(name, rows, columns):
@@ -93,4 +93,4 @@ def load_params(reader: Reader, config, where, shardings=None) -> dict:
 
   # GGUF lists the fastest axis first.
   shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
-  return hf.to_params(config, shapes, read, where, shardings)
+  return hf.to_params(model_config, shapes, read, where, shardings)

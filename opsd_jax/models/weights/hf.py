@@ -36,10 +36,15 @@ TOP = {
 }
 
 
-def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
+def name_table(
+  model_config,
+) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
   """Every tensor of a model: HF name -> (path, layer, transposed, HF shape)."""
-  D, F = c.width, c.mlp_width
-  q, kv = c.num_heads * c.head_dim, c.num_kv_heads * c.head_dim
+  D, F = model_config.width, model_config.mlp_width
+  q, kv = (
+    model_config.num_heads * model_config.head_dim,
+    model_config.num_kv_heads * model_config.head_dim,
+  )
   shapes = {
     "input_norm/scale": (D,),
     "post_norm/scale": (D,),
@@ -51,42 +56,42 @@ def name_table(c) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
     "mlp/up_proj/kernel": (F, D),
     "mlp/down_proj/kernel": (D, F),
   }
-  if c.qkv_bias:
+  if model_config.qkv_bias:
     for x, size in zip("qkv", (q, kv, kv), strict=True):
       shapes[f"attn/{x}_proj/bias"] = (size,)
-  if c.qk_norm:
-    shapes |= {f"attn/{x}_norm/scale": (c.head_dim,) for x in "qk"}
+  if model_config.qk_norm:
+    shapes |= {f"attn/{x}_norm/scale": (model_config.head_dim,) for x in "qk"}
   table = {
     f"model.layers.{i}.{name}": (path, i, transposed, shapes[path])
-    for i in range(c.num_layers)
+    for i in range(model_config.num_layers)
     for name, (path, transposed) in LAYER.items()
     if path in shapes
   }
-  top = {"embed/embedding": (c.vocab_size, D), "final_norm/scale": (D,)}
-  if not c.tied:
-    top["lm_head/embedding"] = (c.vocab_size, D)
+  top = {"embed/embedding": (model_config.vocab_size, D), "final_norm/scale": (D,)}
+  if not model_config.tied:
+    top["lm_head/embedding"] = (model_config.vocab_size, D)
   for name, (path, transposed) in TOP.items():
     if path in top:
       table[name] = (path, None, transposed, top[path])
   return table
 
 
-def leaves(config) -> dict[str, assemble.Leaf]:
+def leaves(model_config) -> dict[str, assemble.Leaf]:
   """Every array of our tree by its path, with the tensors that it is made of;
   one array holds all layers where they are scanned."""
   names, found = {}, {}
-  for name, (path, layer, transposed, shape) in name_table(config).items():
-    stacked = layer is not None and config.scan_layers
+  for name, (path, layer, transposed, shape) in name_table(model_config).items():
+    stacked = layer is not None and model_config.scan_layers
     if layer is not None:
       path = f"layers/{path}" if stacked else f"layers_{layer}/{path}"
     names.setdefault(path, []).append(name)
     shape = shape[::-1] if transposed else shape
-    shape = (config.num_layers, *shape) if stacked else shape
+    shape = (model_config.num_layers, *shape) if stacked else shape
     found[path] = assemble.Leaf((), shape, stacked, transposed)
   return {p: x._replace(names=tuple(names[p])) for p, x in found.items()}
 
 
-def to_params(config, shapes: dict, read, where, shardings=None) -> dict:
+def to_params(model_config, shapes: dict, read, where, shardings=None) -> dict:
   """The tree of arrays in config.param_dtype, made out of named tensors.
 
   `shapes` maps the names that exist to their shapes, `read` is as assemble's.
@@ -94,12 +99,12 @@ def to_params(config, shapes: dict, read, where, shardings=None) -> dict:
   whole arrays on the default device. Raises ValueError naming every missing,
   unexpected or misshapen tensor.
   """
-  refuse_others(name_table(config), shapes, config.tied, where)
-  dtype, tree = np_dtype(config.param_dtype), {}
-  for path, leaf in leaves(config).items():
+  refuse_others(name_table(model_config), shapes, model_config.tied, where)
+  dtype, tree = np_dtype(model_config.param_dtype), {}
+  for path, leaf in leaves(model_config).items():
     put(tree, path, jax.ShapeDtypeStruct(leaf.shape, dtype))
   layout = {} if shardings is None else shardings(tree)
-  for path, leaf in leaves(config).items():
+  for path, leaf in leaves(model_config).items():
     x = assemble.array(leaf, dtype, find(layout, path), read)
     put(tree, path, x)
   return tree
@@ -166,9 +171,9 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   return [directory / name for name in names]
 
 
-def load_params(directory: pathlib.Path, config, shardings=None) -> dict:
+def load_params(directory: pathlib.Path, model_config, shardings=None) -> dict:
   """The parameters of a model directory; see `to_params`."""
   reader = safetensors_file.Reader(weight_files(directory))
-  params = to_params(config, reader.shapes, reader.read, directory, shardings)
+  params = to_params(model_config, reader.shapes, reader.read, directory, shardings)
   reader.close()
   return params

@@ -160,18 +160,18 @@ def load_model_weights(path: pathlib.Path, shardings=None, **run):
   Without it arrays are whole, on the default device.
   """
   if str(path) in TINY:
-    config = TINY[str(path)](**run)
+    model_config = TINY[str(path)](**run)
 
     def make():
       return transformer.init_params(
-        config, jax.random.key(list(TINY).index(str(path)))
+        model_config, jax.random.key(list(TINY).index(str(path)))
       )
 
     layout = shardings and shardings(jax.eval_shape(make))
-    return config, jax.jit(make, out_shardings=layout)()
+    return model_config, jax.jit(make, out_shardings=layout)()
   if path.is_dir():
-    config = read_config(path, **run)
-    return config, hf.load_params(path, config, shardings)
+    model_config = read_config(path, **run)
+    return model_config, hf.load_params(path, model_config, shardings)
   reader = gguf.open_file(path)
-  config = gguf.read_config(reader, **run)
-  return config, gguf.load_params(reader, config, path, shardings)
+  model_config = gguf.read_config(reader, **run)
+  return model_config, gguf.load_params(reader, model_config, path, shardings)

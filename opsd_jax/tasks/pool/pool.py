@@ -99,8 +99,8 @@ class Worker:
 
   def has_ended(self) -> bool:
     """Without taking its process id away, which `end` needs."""
-    how = os.WEXITED | os.WNOHANG | os.WNOWAIT
-    return os.waitid(os.P_PID, self.process.pid, how) is not None
+    flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
+    return os.waitid(os.P_PID, self.process.pid, flags) is not None
 
   def end(self) -> int:
     """Kills it and whatever it started, and waits -> its return code."""
@@ -141,10 +141,10 @@ class Pool:
       if not value > 0:
         raise ValueError(f"{name} is {value}, expected above 0")
     tasks.open_task(task_name, privileged_field)
-    self.how = (task_name, privileged_field, timeout, memory_mb)
+    self.arguments = (task_name, privileged_field, timeout, memory_mb)
     self.timeouts = self.crashes = self.failed_starts = 0
     self.lock = threading.Lock()
-    self.workers = [Worker(*self.how) for _ in range(workers)]
+    self.workers = [Worker(*self.arguments) for _ in range(workers)]
     self.is_closed = False
     # When nobody holds the pool any more, and when the interpreter ends.
     weakref.finalize(self, end_all, self.workers)
@@ -154,9 +154,9 @@ class Pool:
     with self.lock:
       if self.is_closed:
         raise RuntimeError("this pool is closed")
-      return self.judge(list(examples), list(texts))
+      return self.verify(list(examples), list(texts))
 
-  def judge(self, examples, texts) -> list[Verdict]:
+  def verify(self, examples, texts) -> list[Verdict]:
     verdicts: list = [None] * len(texts)
     waiting = collections.deque()
     for item in zip(range(len(texts)), examples, texts, strict=True):
@@ -181,7 +181,7 @@ class Pool:
         continue
       if worker.has_ended():
         worker.end()
-        self.workers[i] = Worker(*self.how)
+        self.workers[i] = Worker(*self.arguments)
       else:
         batch, characters = [], 0
         while waiting and len(batch) < size and characters < LONGEST:
@@ -225,13 +225,13 @@ class Pool:
     """The worker has ended or must: its reply is wrong, the others wait."""
     worker = self.workers[i]
     code = worker.end()
-    self.workers[i] = Worker(*self.how)
+    self.workers[i] = Worker(*self.arguments)
     if not worker.is_ready:
       self.failed_starts += 1
       if code < 0 and not reason and self.failed_starts < MAX_FAILED_STARTS:
         return  # somebody killed it
       raise RuntimeError(
-        f"a worker of {self.how[0]} did not start (return code {code}):"
+        f"a worker of {self.arguments[0]} did not start (return code {code}):"
         f" {worker.stderr_tail() or reason or 'it said nothing'}"
       )
     if not worker.sent:
@@ -254,7 +254,7 @@ class Pool:
     for i, worker in enumerate(self.workers):
       if worker.sent:
         worker.end()
-        self.workers[i] = Worker(*self.how)
+        self.workers[i] = Worker(*self.arguments)
 
   def close(self) -> None:
     """Ends every worker; safe to call twice."""

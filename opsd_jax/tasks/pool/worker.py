@@ -41,7 +41,7 @@ def serve(task_name, privileged_field, timeout, memory_mb) -> None:
       example = Example(*fields, decode(metadata))
       signal.setitimer(signal.ITIMER_REAL, float(timeout))
       try:
-        verdict = judged(verify, example, text)
+        verdict = verify_one(verify, example, text)
       except MemoryError:
         os._exit(EXIT_OUT_OF_MEMORY)  # what it holds on to would fail the next reply
       signal.setitimer(signal.ITIMER_REAL, 0)
@@ -58,7 +58,7 @@ def warm_up(verify) -> None:
     pass  # a task of other examples
 
 
-def judged(verify, example: Example, text: str):
+def verify_one(verify, example: Example, text: str):
   """A verdict as a list; a message where the example is at fault."""
   try:
     v = verify(example, text)

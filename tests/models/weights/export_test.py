@@ -398,7 +398,7 @@ def make_workdir(path, params):
   config = opsd.get_config("tiny").to_dict()
   config["steps"] = 2
   config["optimizer"]["learning_rate"] = 1e-2
-  workdirs.claim(ConfigDict(config), path)
+  workdirs.write_config(ConfigDict(config), path)
   ends = {"": 0.5, "_ci_low": 0.25, "_ci_high": 0.75}
   (path / "summary.json").write_text(
     json.dumps(
