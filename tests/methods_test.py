@@ -12,7 +12,7 @@ from configs import grpo, opsd, pi_distill, rl_reverse_kl, rlad, sdpo, srpo, tip
 from opsd_jax import train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
-from opsd_jax.rollouts import collate
+from opsd_jax.rollouts import collate, collect
 from opsd_jax.runtime import sharding_rules
 from tests.train_test import MODEL, assert_same, batch_of, gradients, params
 
@@ -324,6 +324,6 @@ def test_what_no_term_counts_never_reaches_the_backward_pass():
   o = objective.from_config(config)
   batch = batch_of(rows((0.0,) * 4), response_bucket=64)
   assert o.kept(np.array([3, 1, 2, 4])).tolist() == [1, 1, 1, 2]
-  assert train.kept_columns(o, batch.tokens) == 32 < batch.tokens.y_BxT.shape[1]
+  assert collect.kept_columns(o, batch.tokens) == 32 < batch.tokens.y_BxT.shape[1]
   assert o.chunk == 32  # of config's 64: both sweeps take half
   assert objective.from_config(config_of(opsd)).chunk == 64

@@ -18,7 +18,7 @@ from opsd_jax.rollouts import advantages, collate, contexts, routing, sources
 from opsd_jax.runtime import distributed, sharding_rules
 
 
-def collect(config, run, answer, draw, step: int = 0):
+def collect(config, run, answer, draw):
   """(groups of this process's rollouts, metrics of all processes').
 
   Args:
@@ -312,3 +312,17 @@ def gumbel(seed: int, r, draw: tuple[int, int]) -> tuple[float, ...]:
   example = zlib.crc32(r.prompts.example.id.encode())
   rng = np.random.default_rng([seed, *draw, example])
   return tuple(rng.gumbel(size=len(r.completion.ids)).tolist())
+
+
+def kept_columns(objective, tokens) -> int | None:
+  """How many tokens of each part some term counts, at most, rounded up so that few
+  shapes are compiled; the same on all processes. `tokens` are the host's."""
+  first_BxT = (tokens.index_BxT == 0) * (tokens.mask_BxT > 0)
+  counts = [
+    objective.kept(tokens.length_BxT[b, first_BxT[b] > 0])
+    for b in range(len(first_BxT))
+  ]
+  if counts[0] is None:
+    return None
+  (most,) = distributed.maximum([max(c.sum() for c in counts)])
+  return min(collate.round_up(most, 32, digits=3), first_BxT.shape[1])

@@ -13,6 +13,7 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -162,6 +163,76 @@ def test_a_killed_process_ends_the_other_and_both_resume(scratch, victim):
   assert status == 0 and other == 0, errors + other_errors
   assert "resumed at step" in out
   assert_same_run(workdir, scratch / "one")
+
+
+# What a step may do at once: SDPO, a second sampling where all failed, what
+# contexts remember, an adapter, two updates of two micro-batches each.
+EVERYTHING = (
+  "--config.task.name=reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
+  "max_digits=1",
+  "--config.rollout.max_new_tokens=16",
+  "--config.rollout.source=rescue",
+  "--config.rollout.prompts_per_step=4",
+  "--config.rollout.samples_per_prompt=4",
+  "--config.context.privileged=solution",
+  "--config.context.also_privileged=('remembered',)",
+  "--config.targets.teacher.view=2",
+  "--config.lora.rank=4",
+  "--config.optimizer.updates_per_batch=2",
+  "--config.batch.micro_batches=2",
+  "--config.optimizer.learning_rate=0.01",
+  "--config.checkpoint.every=2",
+  "--config.eval.every=6",
+  "--config.eval.samples=0",
+)
+
+
+def saved(workdir):
+  """The parameters of the newest checkpoint, and the state of its iterator."""
+  from opsd_jax.runtime import checkpoint
+
+  def layout(tree):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: one, tree)
+
+  step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
+  assert step == 6
+  manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
+  state = checkpoint.restore_place(manager, step)
+  manager.close()
+  return jax.device_get(params), state
+
+
+def test_verdicts_memory_and_a_second_sampling_on_two_processes_and_over_a_kill(
+  scratch,
+):
+  """The same weights as one process uninterrupted, to 1e-4 of what they moved."""
+
+  def command(name):
+    return train(scratch, name, *EVERYTHING, config="sdpo")
+
+  ends = end([launch(command("one, all"), 8)])
+  first, second = launch_two(command("two, all"))
+  path = scratch / "two, all" / "metrics.jsonl"
+  while first.poll() is None:  # until the second step, at a checkpoint
+    if path.exists() and '"step": 4,' in path.read_text():
+      break
+    time.sleep(0.02)
+  second.send_signal(signal.SIGKILL)
+  end([first, second], 90)
+  ends += end(launch_two(command("two, all")))
+  assert [status for status, *_ in ends] == [0, 0, 0], ends
+  (params, state), (expected, one_state) = (
+    saved(scratch / name) for name in ("two, all", "one, all")
+  )
+  assert state["memory"] == one_state["memory"] and state["memory"]["right"]
+  assert state["stream"] == one_state["stream"]
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+    largest = np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * largest)
+  rows = [r for r in rows_of(scratch / "two, all") if "loss" in r]
+  assert max(r["distill/weight"] for r in rows) > 0
+  assert max(r["grad_norm"] for r in rows) > 1e-4
 
 
 def test_what_the_first_process_refuses_ends_all(scratch):
