@@ -301,7 +301,7 @@ def learn(
   for step in range(start, config.steps, updates):
     profiler.begin_step(step)
     clock, compiled = [time.time()], monitoring.compiles().count
-    values = schedules.at(config.schedule, step)
+    values = schedules.values_at(config.schedule, step)
     now = schedules.with_values(config, values)
     answer = sources.Answer(now, run, lora.join(run.params, state.params), step)
     groups, row = collect.collect(now, run, answer, draw)

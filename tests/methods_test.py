@@ -110,10 +110,10 @@ def test_srpo_without_right_siblings_is_grpo():
 
 def test_tip_of_every_token_is_reverse_kl():
   batch = batch_of(rows((0.0,) * 4))
-  whole = config_of(tip, **{"loss.distill.token_weight.share": 1.0})
+  whole = config_of(tip, **{"loss.distill.token_weight.kept_share": 1.0})
   reverse = config_of(opsd, **{"loss.distill.divergence.name": "reverse_kl"})
   assert_equal(gradients(batch, whole), gradients(batch, reverse))
-  part = config_of(tip, **{"loss.distill.token_weight.share": 0.3})
+  part = config_of(tip, **{"loss.distill.token_weight.kept_share": 0.3})
   assert gradients(batch, part)[0] != pytest.approx(gradients(batch, whole)[0])
 
 

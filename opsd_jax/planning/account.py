@@ -270,7 +270,7 @@ def train_programs(config, s: Setup):
   )
   with jax.set_mesh(s.mesh):
     programs = train.compile_steps(config, run, layout)
-    values = schedules.at(config.schedule, 0)
+    values = schedules.values_at(config.schedule, 0)
     values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
     if not programs.score:
       return None, programs.train.lower(s.state, s.batch, s.frozen, values)

@@ -242,10 +242,10 @@ class Optional:
       if any(getattr(row, field) is not None for row in rows):
         self.arrays[name] = np.zeros(shape, dtype)
 
-  def put(self, at, row) -> None:
+  def put(self, place, row) -> None:
     """Writes one row's values; what it lacks stays 0."""
     for name, array in self.arrays["weights"].items():
-      array[at] = row.weights.get(name, 1.0)
+      array[place] = row.weights.get(name, 1.0)
     for name, value in (
       ("advantage_BxT", row.advantage),
       ("sampled_logp_BxT", row.sampled_logp),
@@ -255,7 +255,7 @@ class Optional:
       ("gumbel_BxT", row.gumbel),
     ):
       if name in self.arrays and value is not None:
-        self.arrays[name][at] = value
+        self.arrays[name][place] = value
 
 
 def check_aligned(view: View, tokens: ResponseTokens) -> None:
@@ -271,8 +271,8 @@ def check_aligned(view: View, tokens: ResponseTokens) -> None:
 def of_responses(x_BxT, tokens: ResponseTokens, count: int) -> list[np.ndarray]:
   """The values of each of `count` responses' tokens, in order."""
   real = np.asarray(tokens.mask_BxT) > 0
-  x, owner = np.asarray(x_BxT)[real], np.asarray(tokens.response_BxT)[real]
-  return [x[owner == i] for i in range(count)]
+  x, response = np.asarray(x_BxT)[real], np.asarray(tokens.response_BxT)[real]
+  return [x[response == i] for i in range(count)]
 
 
 def padding_share(batch: Batch) -> float:

@@ -137,8 +137,8 @@ def with_contexts(config, run, groups):
       ids = run.teacher_prompt(messages)
     except ControlToken:
       return (), "control_token"
-    room = run.longest_row - len(group[i].completion.ids)
-    return (ids, None) if len(ids) <= room else ((), "too_long")
+    longest = run.longest_row - len(group[i].completion.ids)
+    return (ids, None) if len(ids) <= longest else ((), "too_long")
 
   def with_views(group, i):
     views = list(group[i].views)
@@ -234,8 +234,10 @@ def with_advantages(config, groups):
     penalty_PxN *= signal(c, groups)[:, None]
   reward_PxN = reward_PxN + penalty_PxN
   made = []
-  for group, own in zip(groups, local_advantages(c.advantage, reward_PxN), strict=True):
-    rest, row = iter(own.tolist()), []
+  for group, local in zip(
+    groups, local_advantages(c.advantage, reward_PxN), strict=True
+  ):
+    rest, row = iter(local.tolist()), []
     for r in group:
       if is_compared(r, group):
         r = r._replace(advantage=next(rest))
