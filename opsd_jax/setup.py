@@ -19,6 +19,7 @@ from opsd_jax.rollouts import contexts, host_memory
 from opsd_jax.rollouts import sources as rollout_sources
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
+from opsd_jax.runtime.mesh import check_heads, check_rows, make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.structs import UNJUDGED, Prompts
 from opsd_jax.tasks import pool
@@ -101,9 +102,9 @@ def sampling(c) -> SamplingParams:
 
 def prepare(config) -> Run:
   """Loads model, tokenizer and problems; drops what does not fit, counted."""
-  mesh = sharding_rules.make_mesh(**config.mesh)
+  mesh = make_mesh(**config.mesh)
   distributed.check_rows(mesh)
-  sharding_rules.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
+  check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
   if config.rollout.prompts_per_step % distributed.count():
     raise ValueError(
       f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, expected a multiple of"
@@ -337,7 +338,7 @@ def resolve_attention(model_config, mesh, packed: bool):
   Raises ValueError where the mesh cannot split it, or its attention cannot run.
   """
   c = model_config
-  sharding_rules.check_heads(mesh, c.num_heads, c.num_kv_heads, c.mlp_width)
+  check_heads(mesh, c.num_heads, c.num_kv_heads, c.mlp_width)
   device = mesh.devices.flat[0]
   backend = attention.resolve(
     c.attention,

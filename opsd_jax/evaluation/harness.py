@@ -32,6 +32,7 @@ from opsd_jax.runtime import (
   sharding_rules,
 )
 from opsd_jax.runtime import workdir as workdirs
+from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.tasks import pool
 
@@ -144,7 +145,7 @@ def load_model(source: str, dtype: str) -> EvaluatedModel:
   weight_sources.check(source)
   if dtype not in setup.DTYPES:
     raise ValueError(f"dtype is {dtype!r}, known: {', '.join(setup.DTYPES)}")
-  mesh = sharding_rules.make_mesh(fsdp=-1)
+  mesh = make_mesh(fsdp=-1)
   path = weight_sources.resolve(source)
   runtime = dict(
     dtype=dtype,
@@ -171,7 +172,7 @@ def load_run(workdir) -> EvaluatedModel:
   """The newest checkpoint of a training run, with LoRA its base beside it."""
   workdir = paths.open_workdir(workdir)
   config = setup.read_config(workdir)
-  mesh = sharding_rules.make_mesh(**config.mesh)
+  mesh = make_mesh(**config.mesh)
   path = weight_sources.resolve(config.model.source)
   about = {"source": config.model.source, "dtype": config.model.dtype}
   about["run"] = str(workdir)
