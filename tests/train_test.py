@@ -22,6 +22,7 @@ from opsd_jax import setup, train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
 from opsd_jax.rollouts import collate
+from opsd_jax.rollouts.prompts import build_prompts
 from opsd_jax.runtime import checkpoint, sharding_rules, workdir
 from opsd_jax.runtime.mesh import make_mesh
 from tests.holding import held
@@ -452,15 +453,15 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     make(4, "long solution", "y" * 300),
   ]
   dropped = {}
-  kept = setup.build_prompts(
-    c, stats, examples, 500, dropped, "training", references=320
+  kept = build_prompts(
+    c, stats, examples, 500, dropped, "training", reference_row_len=320
   )
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
   # what is evaluated does not hang on what the teacher can be told
   dropped = {}
-  kept = setup.build_prompts(c, stats, examples, 500, dropped, "evaluation")
+  kept = build_prompts(c, stats, examples, 500, dropped, "evaluation")
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from opsd_jax import setup, tasks
+from opsd_jax.data import audit
 from opsd_jax.evaluation import calibration, eval_sets, summary
 from opsd_jax.evaluation.eval_sets import Set
 from opsd_jax.models import lora, tokenizer
@@ -133,7 +134,7 @@ def training_questions(run_dir) -> set[str] | None:
     return None
   config = setup.read_config(paths.open_workdir(run_dir))
   try:
-    problems = setup.problems_of(config)
+    problems = setup.load_split(config)
   except ValueError as e:
     print(f"not known which questions {run_dir} has trained on: {e}", flush=True)
     return None
@@ -447,7 +448,7 @@ def run_from_flags(
       spec, count=number, seed=seed, open_verifier=open_verifier
     )
     if spec.task:
-      found.about["not_verified"] = setup.count_unverifiable(
+      found.about["not_verified"] = audit.count_unverifiable(
         found.verify, found.examples, spec.task, spec.source
       )
     if trained is not None:
