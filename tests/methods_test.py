@@ -13,7 +13,7 @@ from opsd_jax import train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
 from opsd_jax.rollouts import collate, collect
-from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 from tests.train_test import MODEL, assert_same, batch_of, gradients, params
 
 PROMPTS = ((5, 6, 7), (8, 9, 10, 11))
@@ -306,7 +306,7 @@ def test_micro_batches_are_invisible(name, micro_batches):
 @pytest.mark.parametrize("name", CASES)
 def test_meshes_are_invisible(name, sizes):
   count = sizes[0] * sizes[1] * sizes[2]
-  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:count])
+  mesh = make_mesh(*sizes, devices=jax.devices()[:count])
   module, made = CASES[name]
   model = dataclasses.replace(MODEL, scan_layers=False)
   split = batch_of(made(), parts=4, pack_len=32, share_prompts=True)

@@ -25,7 +25,9 @@ from opsd_jax import setup, train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
 from opsd_jax.rollouts import collate, collect
+from opsd_jax.rollouts.prompts import build_prompts
 from opsd_jax.runtime import checkpoint, sharding_rules, workdir
+from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.structs import Verdict
 from tests.holding import held
 
@@ -201,7 +203,7 @@ def test_packing_and_shared_prompts_are_invisible(samples, pack_len, share):
 
 
 def test_packed_parts_in_micro_batches_on_four_devices():
-  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = make_mesh(2, 2, devices=jax.devices()[:4])
   packed = batch_of(groups(2), pack_len=64, share_prompts=True, parts=8)
   assert_same(
     gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
@@ -249,7 +251,7 @@ def test_an_empty_response_adds_nothing():
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_micro_batches_on_four_devices_equal_one(micro_batches):
   """Layers one by one; sharding_test has every mesh, and scanned layers."""
-  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = make_mesh(2, 2, devices=jax.devices()[:4])
   split = batch_of(rows(), parts=4 * micro_batches)
   assert_same(
     gradients(split, mesh=mesh, micro_batches=micro_batches),
@@ -258,7 +260,7 @@ def test_micro_batches_on_four_devices_equal_one(micro_batches):
 
 
 def test_fsdp_really_splits_the_weights():
-  mesh = sharding_rules.make_mesh(1, 4, devices=jax.devices()[:4])
+  mesh = make_mesh(1, 4, devices=jax.devices()[:4])
   tree = jax.device_put(params(), sharding_rules.tree_shardings(params(), mesh))
   whole = sum(x.nbytes for x in jax.tree.leaves(tree))
   one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -455,15 +457,15 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     make(4, "long solution", "y" * 300),
   ]
   dropped = {}
-  kept = setup.build_prompts(
-    c, stats, examples, 500, dropped, "training", references=320
+  kept = build_prompts(
+    c, stats, examples, 500, dropped, "training", reference_row_len=320
   )
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
   # what is evaluated does not hang on what the teacher can be told
   dropped = {}
-  kept = setup.build_prompts(c, stats, examples, 500, dropped, "evaluation")
+  kept = build_prompts(c, stats, examples, 500, dropped, "evaluation")
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 import jax
 
 from opsd_jax import setup, tasks
+from opsd_jax.data import audit
 from opsd_jax.evaluation import calibration, eval_sets, summary
 from opsd_jax.evaluation.eval_sets import Set
 from opsd_jax.models import lora, tokenizer
@@ -32,6 +33,7 @@ from opsd_jax.runtime import (
   sharding_rules,
 )
 from opsd_jax.runtime import workdir as workdirs
+from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.tasks import pool
 
@@ -132,7 +134,7 @@ def training_questions(run_dir) -> set[str] | None:
     return None
   config = setup.read_config(paths.open_workdir(run_dir))
   try:
-    problems = setup.problems_of(config)
+    problems = setup.load_split(config)
   except ValueError as e:
     print(f"not known which questions {run_dir} has trained on: {e}", flush=True)
     return None
@@ -144,7 +146,7 @@ def load_model(source: str, dtype: str) -> EvaluatedModel:
   weight_sources.check(source)
   if dtype not in setup.DTYPES:
     raise ValueError(f"dtype is {dtype!r}, known: {', '.join(setup.DTYPES)}")
-  mesh = sharding_rules.make_mesh(fsdp=-1)
+  mesh = make_mesh(fsdp=-1)
   path = weight_sources.resolve(source)
   runtime = dict(
     dtype=dtype,
@@ -171,7 +173,7 @@ def load_run(workdir) -> EvaluatedModel:
   """The newest checkpoint of a training run, with LoRA its base beside it."""
   workdir = paths.open_workdir(workdir)
   config = setup.read_config(workdir)
-  mesh = sharding_rules.make_mesh(**config.mesh)
+  mesh = make_mesh(**config.mesh)
   path = weight_sources.resolve(config.model.source)
   about = {"source": config.model.source, "dtype": config.model.dtype}
   about["run"] = str(workdir)
@@ -446,7 +448,7 @@ def run_from_flags(
       spec, count=number, seed=seed, open_verifier=open_verifier
     )
     if spec.task:
-      found.about["not_verified"] = setup.count_unverifiable(
+      found.about["not_verified"] = audit.count_unverifiable(
         found.verify, found.examples, spec.task, spec.source
       )
     if trained is not None:

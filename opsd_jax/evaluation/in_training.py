@@ -17,7 +17,8 @@ from opsd_jax.evaluation.statistics import wilson
 from opsd_jax.losses import chunked, divergences
 from opsd_jax.models import transformer
 from opsd_jax.rollouts import collate, sources
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import row_shards
 from opsd_jax.sampling.tokens import SamplingParams
 
 
@@ -178,7 +179,7 @@ class Evaluator:
       pad_id=run.tokenizer.pad_id,
       bucket=bucket,
       chunk=chunk,
-      parts=sharding_rules.row_shards(run.mesh),
+      parts=row_shards(run.mesh),
     )
 
   def accuracy(self, params, side: str, samples: int):

@@ -36,6 +36,7 @@ from opsd_jax.models.weights import sources
 from opsd_jax.planning import flops, hlo
 from opsd_jax.rollouts import collate, collect, contexts
 from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import check_rows, divisors, make_mesh, row_shards
 from opsd_jax.sampling import sampler, scheduler
 from opsd_jax.sampling.programs import Slots, decode, prefill
 from opsd_jax.sampling.tokens import SamplingParams
@@ -123,9 +124,9 @@ def set_up(config, devices) -> Setup:
   """Raises ValueError for whatever `prepare` would, and without batch.max_sequence_len
   where rows have no other bound."""
   setup.validate(config)
-  mesh = sharding_rules.make_mesh(**config.mesh, devices=devices)
+  mesh = make_mesh(**config.mesh, devices=devices)
   rows = setup.rows_per_step(config)
-  sharding_rules.check_rows(mesh, rows, config.batch.micro_batches)
+  check_rows(mesh, rows, config.batch.micro_batches)
   packed = config.batch.pack_len > 0
   model_config = setup.resolve_attention(
     sizes(config.model.source, setup.runtime_fields(config)), mesh, packed
@@ -178,7 +179,7 @@ def batch_of(config, model_config, mesh, rows: int, objective) -> Batch:
     raise ValueError(
       "a plan needs the longest row: set --config.batch.max_sequence_len=<tokens>"
     )
-  L, parts = config.batch.max_sequence_len, sharding_rules.row_shards(mesh)
+  L, parts = config.batch.max_sequence_len, row_shards(mesh)
   parts *= config.batch.micro_batches
   T = rows * config.rollout.max_new_tokens // parts
   split = sharding_rules.rows_sharding(mesh)
@@ -306,7 +307,7 @@ class Sampling(NamedTuple):
 
 
 def sampling(config, s: Setup) -> Sampling:
-  shards, n = sharding_rules.row_shards(s.mesh), config.rollout.samples_per_prompt
+  shards, n = row_shards(s.mesh), config.rollout.samples_per_prompt
   max_prompt_len = config.batch.max_sequence_len - config.rollout.max_new_tokens
   sizes = scheduler.size_ladder(
     config.batch.prompt_bucket, s.model_config.max_positions
@@ -570,7 +571,7 @@ def roofline(program: Compiled, useful, executed, chip) -> dict:
 def advice(config, s: Setup, account: dict, phase: str) -> str:
   """Which knob to turn, the cheapest first, where a phase does not fit."""
   hbm, resident = account["hbm"], sum(account["resident"].values())
-  shards = sharding_rules.row_shards(s.mesh)
+  shards = row_shards(s.mesh)
   if resident > 0.8 * hbm:
     chips = -(-s.mesh.size * resident // int(0.6 * hbm))
     lighter = "" if config.lora.rank else ", or train an adapter: lora.rank=64"
@@ -585,7 +586,7 @@ def advice(config, s: Setup, account: dict, phase: str) -> str:
     return "keep less for the backward pass: model.remat=full"
   more = [
     n
-    for n in sharding_rules.divisors(len(s.batch.views[0].ids_RxL) // shards)
+    for n in divisors(len(s.batch.views[0].ids_RxL) // shards)
     if n > config.batch.micro_batches
   ]
   if more:

@@ -15,7 +15,8 @@ from opsd_jax.models import attention
 from opsd_jax.models.tokenizer import ControlToken
 from opsd_jax.registry import accepted, bind, pick
 from opsd_jax.rollouts import advantages, collate, contexts, routing, sources
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import row_shards
 
 
 def collect(config, run, answer, draw):
@@ -270,7 +271,7 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
     for p, group in enumerate(groups)
     for i, r in enumerate(group)
   ]
-  shards = sharding_rules.row_shards(run.mesh) // distributed.count()
+  shards = row_shards(run.mesh) // distributed.count()
   return collate.collate(
     rows,
     pad_id=run.tokenizer.pad_id,

@@ -283,7 +283,8 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
 AGREE = """
 import sys
 import numpy as np
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import AXES, make_mesh
 
 port, me = sys.argv[1], int(sys.argv[2])
 distributed.start(f"127.0.0.1:{port}", 2, me)
@@ -293,32 +294,32 @@ assert distributed.gather({"text": "é" * me, "n": [me, None]}) == [
     {"text": "", "n": [0, None]}, {"text": "é", "n": [1, None]}]
 assert distributed.maximum([me, -me, np.int64(7)]) == [1, 0, 7]
 assert distributed.mean(me) == 0.5
-assert distributed.from_first(lambda: 3.25 + me) == 3.25
-assert distributed.gather_shares(distributed.share([5, 6, 7]), 3) == [5, 6, 7]
+assert distributed.broadcast_from_first(lambda: 3.25 + me) == 3.25
+assert distributed.gather_shards(distributed.local_shard([5, 6, 7]), 3) == [5, 6, 7]
 
 # Devices in an order in which no process has neighbouring rows.
 order = np.array(jax.devices())[[5, 0, 4, 1, 2, 7, 6, 3]]
-mesh = jax.sharding.Mesh(order.reshape(4, 2, 1), sharding_rules.AXES)
+mesh = jax.sharding.Mesh(order.reshape(4, 2, 1), AXES)
 distributed.check_rows(mesh)
 mine = np.arange(16).reshape(8, 2) + 100 * me  # two rows a device
-on_devices = distributed.put_rows({"x": mine}, mesh)
+on_devices = distributed.to_global({"x": mine}, mesh)
 assert on_devices["x"].shape == (16, 2)
-np.testing.assert_array_equal(distributed.own_rows(on_devices, mesh)["x"], mine)
+np.testing.assert_array_equal(distributed.to_local(on_devices, mesh)["x"], mine)
 doubled = jax.jit(lambda t: t["x"] * 2, out_shardings=jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(None, "fsdp")))(on_devices)
-np.testing.assert_array_equal(distributed.own_rows(doubled, mesh), 2 * mine)
-whole = distributed.all_rows(on_devices, mesh)["x"]
+np.testing.assert_array_equal(distributed.to_local(doubled, mesh), 2 * mine)
+whole = distributed.to_replicated(on_devices, mesh)["x"]
 assert sorted(whole.ravel()) == [*range(16), *range(100, 116)]
 assert distributed.gather(whole.tolist())[0] == whole.tolist()
 
 try:
-  distributed.from_first(lambda: int("nine"))
+  distributed.broadcast_from_first(lambda: int("nine"))
   raise AssertionError
 except ValueError as e:
   assert "nine" in str(e)
 
 for tensor, fine in ((2, True), (8, False)):
-  apart = sharding_rules.make_mesh(-1, 1, tensor)
+  apart = make_mesh(-1, 1, tensor)
   try:
     distributed.check_rows(apart)
     assert fine
