@@ -20,7 +20,7 @@ from opsd_jax.rollouts import sources as rollout_sources
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.sampling.tokens import SamplingParams, check
-from opsd_jax.structs import UNJUDGED, Prompts
+from opsd_jax.structs import UNVERIFIED, Prompts
 from opsd_jax.tasks import pool
 
 REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `count_unverifiable`
@@ -294,7 +294,7 @@ def count_unverifiable(verify, examples, task: str, source: str) -> int:
   asked = answered * len(REPLIES)
   verdicts = verify(asked, replies)
   for e, v in zip(asked, verdicts, strict=True):
-    if v.feedback.startswith(f"{UNJUDGED}: "):
+    if v.feedback.startswith(f"{UNVERIFIED}: "):
       raise ValueError(
         f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
         f" {e.answer!r} ({v.feedback}): choose another"

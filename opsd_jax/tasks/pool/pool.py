@@ -28,7 +28,7 @@ import time
 import weakref
 
 from opsd_jax import tasks
-from opsd_jax.structs import UNJUDGED, Verdict
+from opsd_jax.structs import UNVERIFIED, Verdict
 from opsd_jax.tasks.pool.codec import packed
 from opsd_jax.tasks.pool.worker import EXIT_OUT_OF_MEMORY
 
@@ -239,13 +239,13 @@ class Pool:
     index, *_ = worker.sent.popleft()
     if reason or code == -signal.SIGALRM:
       self.timeouts += 1
-      feedback = f"{UNJUDGED} within {worker.timeout} s"
+      feedback = f"{UNVERIFIED} within {worker.timeout} s"
       feedback += ", nor stopped by its timer" if reason else ""
     else:
       self.crashes += 1
-      feedback = f"{UNJUDGED}: its judge died (return code {code})"
+      feedback = f"{UNVERIFIED}: the verifier died (return code {code})"
       if code == EXIT_OUT_OF_MEMORY:
-        feedback = f"{UNJUDGED} within {worker.memory_mb} MiB"
+        feedback = f"{UNVERIFIED} within {worker.memory_mb} MiB"
     verdicts[index] = Verdict(0.0, None, feedback)
     waiting.extendleft(reversed(worker.sent))
 
@@ -284,5 +284,5 @@ def end_all(workers: list) -> None:
 
 def refused(text: str) -> Verdict:
   return Verdict(
-    0.0, None, f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at"
+    0.0, None, f"{UNVERIFIED}: {len(text)} characters, at most {LONGEST} are looked at"
   )

@@ -7,7 +7,7 @@ import signal
 import sys
 
 from opsd_jax import tasks
-from opsd_jax.structs import UNJUDGED, Example
+from opsd_jax.structs import UNVERIFIED, Example
 from opsd_jax.tasks.judged import NoReference
 from opsd_jax.tasks.pool.codec import decode
 
@@ -68,4 +68,4 @@ def verify_one(verify, example: Example, text: str):
   except MemoryError:
     raise
   except Exception as e:  # of a reply nobody foresaw: wrong, and said why
-    return [0.0, None, f"{UNJUDGED}: {type(e).__name__}: {e}"[:500]]
+    return [0.0, None, f"{UNVERIFIED}: {type(e).__name__}: {e}"[:500]]
