@@ -11,7 +11,7 @@ import numpy as np
 from opsd_jax.evaluation import calibration, statistics
 from opsd_jax.runtime import paths
 from opsd_jax.structs import UNVERIFIED
-from opsd_jax.tasks.grading import answers
+from opsd_jax.tasks.grading import answers, notation
 
 COUNTS = {  # of a set's problems -> its row in the table
   "unpaired": "of one evaluation alone",
@@ -91,9 +91,9 @@ def vote(reply: dict):
     return None
   if reply["score"] >= 1:
     return True
-  text = answers.clean(reply["answer"][: answers.LONGEST])
+  text = notation.clean(reply["answer"][: answers.LONGEST])
   value = answers.read(text)
-  return answers.folded(text) if value.data is None else value[:2]
+  return notation.folded(text) if value.data is None else value[:2]
 
 
 def confidences(problems: list[dict], kind: str):
