@@ -204,9 +204,7 @@ CONFIGS = sorted(
 @pytest.mark.parametrize("command", COMMANDS)
 def test_commands_name_what_exists(command):
   words = shlex.split(command, comments=True)
-  module = words[words.index("-m", words.index("-r") if "-r" in words else 0) + 1]
-  if module == "venv":
-    module = words[len(words) - words[::-1].index("-m")]
+  module = words[-words[::-1].index("-m")]
   assert importlib.util.find_spec(module), command
   for flag in (w for w in words if w.startswith("--config.")):
     assert is_field(flag.removeprefix("--").partition("=")[0]), flag
