@@ -29,15 +29,15 @@ class Example:
   metadata: Any = None  # whatever the task's own verifier needs
 
 
-UNJUDGED = "not judged"  # how feedback begins that says why
+UNVERIFIED = "not verified"  # prefix of `feedback` when the verifier itself failed
 
 
 @dataclasses.dataclass(frozen=True)
 class Verdict:
-  """What a task says of one reply: a score in [0, 1] and the answer it read.
+  """A task's score of one completion, in [0, 1], and the answer that it read.
 
-  Where the judge failed, or ran out of time or memory, the score is 0 and the
-  feedback begins with UNJUDGED.
+  Where the verifier failed, or ran out of time or memory, the score is 0 and the
+  feedback begins with UNVERIFIED.
   """
 
   score: float
@@ -49,8 +49,8 @@ class Verdict:
     return self.score >= 1
 
   @property
-  def is_judged(self) -> bool:
-    return not self.feedback.startswith(UNJUDGED)
+  def is_verified(self) -> bool:
+    return not self.feedback.startswith(UNVERIFIED)
 
 
 class Completion(NamedTuple):

@@ -112,8 +112,7 @@ FOREIGN = {"at", "owner"}
 
 # Kept: (word, file) where the left word is the right one; a file may end in "/".
 KEPT = {
-  ("right", "opsd_jax/planning/hlo.py"),  # beside left
-  ("at", "opsd_jax/tasks/grading/exact_numbers.py"),  # Reader's place in the text
+  ("right", "opsd_jax/planning/hlo.py")  # beside left
 }
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
-from opsd_jax.structs import UNJUDGED, Example
+from opsd_jax.structs import UNVERIFIED, Example
 
 # Responses to which `count_unverifiable` turns a reference answer. The last one
 # does not hold it: a verifier that fails on the reference fails on this one too.
@@ -30,7 +30,7 @@ def count_unverifiable(
   repeated = answered * len(RESPONSES)
   verdicts = verify(repeated, texts)
   for e, v in zip(repeated, verdicts, strict=True):
-    if v.feedback.startswith(f"{UNJUDGED}: "):
+    if v.feedback.startswith(f"{UNVERIFIED}: "):
       raise ValueError(
         f"task {task} cannot verify problem {e.id} of {source}, whose answer is"
         f" {e.answer!r} ({v.feedback}): choose another task.name"

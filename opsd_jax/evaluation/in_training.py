@@ -36,7 +36,7 @@ class ScoredCompletion(NamedTuple):
   score: float  # the task's, in [0, 1]
   truncated: bool
   tokens: int
-  unjudged: bool
+  is_verified: bool
 
 
 def accuracy(params, prompts, examples, verify, complete, *, temperature, samples):
@@ -58,7 +58,7 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
   flat = [(e, c) for e, group in zip(mine, completions, strict=True) for c in group]
   verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
   outcomes = [
-    (c.text, v.score, bool(c.truncated), len(c.ids), not v.is_judged)
+    (c.text, v.score, bool(c.truncated), len(c.ids), v.is_verified)
     for (_, c), v in zip(flat, verdicts, strict=True)
   ]
   each = 1 + samples
@@ -72,7 +72,7 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
   greedy = [ScoredCompletion(*group[0]) for group in graded]
   metrics["truncated"] = float(np.mean([r.truncated for r in greedy]))
   metrics["tokens"] = float(np.mean([r.tokens for r in greedy]))
-  metrics["unjudged"] = float(np.mean([r.unjudged for r in greedy]))
+  metrics["unverified"] = float(np.mean([not r.is_verified for r in greedy]))
   return metrics, greedy
 
 

@@ -10,8 +10,8 @@ import numpy as np
 
 from opsd_jax.evaluation import calibration, statistics
 from opsd_jax.runtime import paths
-from opsd_jax.structs import UNJUDGED
-from opsd_jax.tasks.grading import answers
+from opsd_jax.structs import UNVERIFIED
+from opsd_jax.tasks.grading import answers, notation
 
 COUNTS = {  # of a set's problems -> its row in the table
   "unpaired": "of one evaluation alone",
@@ -47,7 +47,7 @@ def settings(workdir) -> dict:
 def per_problem_metrics(problems: list[dict], ks: list[int]) -> dict[str, tuple]:
   """name -> (one value a problem, whether it is a rate).
 
-  avg, pass@k and maj@k for every k, truncated, no_answer, unjudged, tokens. A
+  avg, pass@k and maj@k for every k, truncated, no_answer, unverified, tokens. A
   reply is right when its score is 1; in a vote right replies are of one answer.
   """
   replies = [p["replies"] for p in problems]
@@ -71,15 +71,15 @@ def per_problem_metrics(problems: list[dict], ks: list[int]) -> dict[str, tuple]
   each |= {f"pass@{k}": (statistics.pass_at_k(n, c_N, k), True) for k in ks}
   each |= {f"maj@{k}": (voted(k), True) for k in ks}
 
-  def is_unjudged(r):
-    return r["feedback"].startswith(UNJUDGED)
+  def is_unverified(r):
+    return r["feedback"].startswith(UNVERIFIED)
 
-  unjudged_NxK = np.array([[is_unjudged(r) for r in g] for g in replies])
+  unverified_NxK = np.array([[is_unverified(r) for r in g] for g in replies])
   no_answer_NxK = np.array([[r["answer"] is None for r in g] for g in replies])
   return each | {
     "truncated": (np.array(of("truncated")).mean(1), True),
-    "no_answer": ((no_answer_NxK & ~unjudged_NxK).mean(1), True),
-    "unjudged": (unjudged_NxK.mean(1), True),
+    "no_answer": ((no_answer_NxK & ~unverified_NxK).mean(1), True),
+    "unverified": (unverified_NxK.mean(1), True),
     "tokens": (np.array(of("tokens")).mean(1), False),
   }
 
@@ -91,9 +91,9 @@ def vote(reply: dict):
     return None
   if reply["score"] >= 1:
     return True
-  text = answers.clean(reply["answer"][: answers.LONGEST])
+  text = notation.clean(reply["answer"][: answers.LONGEST])
   value = answers.read(text)
-  return answers.folded(text) if value.data is None else value[:2]
+  return notation.folded(text) if value.data is None else value[:2]
 
 
 def confidences(problems: list[dict], kind: str):

@@ -85,8 +85,8 @@ def sample_groups(config, run, answer, draw):
   first = sorted(np.argsort(~signal_P, kind="stable")[: len(new)])
   return [groups[i] for i in first], {
     "score": distributed.mean(np.mean([r.verdict.score for r in everything])),
-    "unjudged": distributed.mean(
-      np.mean([not r.verdict.is_judged for r in everything])
+    "unverified": distributed.mean(
+      np.mean([not r.verdict.is_verified for r in everything])
     ),
     "rewards/no_signal": distributed.mean(1 - signal_P.mean()),
     "rewards/rounds": rounds,

@@ -1,8 +1,8 @@
-"""Tasks: problems and how a reply to one is judged.
+"""Tasks: where problems come from and how a completion is verified.
 
-A task is two functions: `examples(seed)`, an endless stream of Examples that
-the seed decides, and `verify(example, text) -> Verdict`. gsm8k, maths, exact
-and multiple_choice only verify; their examples come from files.
+A task is two functions: `examples(seed)`, an endless stream of Examples, the same
+for the same seed, and `verify(example, text) -> Verdict`. gsm8k, maths, exact and
+multiple_choice only verify; their examples come from files.
 """
 
 import itertools
@@ -24,10 +24,12 @@ from opsd_jax.tasks.task import Task
 
 
 class Split(NamedTuple):
+  """The training and the evaluation problems of a task."""
+
   train: tuple[Example, ...]
   eval: tuple[Example, ...]
-  removed_as_overlap: int  # training questions that evaluation asks too
-  removed_as_repeated: int  # evaluation questions asked twice
+  removed_as_overlap: int  # training questions that are also evaluation questions
+  removed_as_repeated: int  # evaluation questions drawn a second time
 
 
 ALL = {
@@ -41,12 +43,12 @@ ALL = {
 
 
 def open_task(name: str, privileged_field: str) -> Task:
-  """`"family"` or `"family:options"` -> Task; ValueError where it is unknown."""
+  """`"family"` or `"family:options"` -> Task; raises ValueError for an unknown family."""
   family, _, options = name.partition(":")
   return pick(ALL, family)(options, privileged_field)
 
 
-# Ways to write the same, folded one after the other.
+# Unicode spellings of one character, replaced one pattern after the other.
 ALIKE = [
   (re.compile(pattern), to)
   for pattern, to in (
@@ -71,14 +73,17 @@ TEX_ALIKE = [
     (r"[.?]+$", ""),
   )
 ]
-# With a capital, or a letter that may be one; no \command.
+# A word that casefold may change, and that is no LaTeX \command.
 WORD = re.compile(r"(?<![\\A-Za-z])[^\W\d_]*[^\W\d_a-z][^\W\d_]*")
 
 
 def normalize_question(question: str) -> str:
-  """What two questions that read alike share: case of words, spaces that part
-  none, dollar signs, ways to write a character, a fraction or an index in TeX
-  and the mark at the end are folded. $S_n$ is not $s_n$, nor 5² 52."""
+  """A key that is equal for questions that read alike.
+
+  It ignores the case of words, spaces that separate nothing, dollar signs, how
+  Unicode writes a character and TeX a fraction or an index, and the final mark.
+  One-letter variables keep their case ($S_n$ is not $s_n$), and 5² is not 52.
+  """
   text = question
   if not text.isascii():
     for pattern, to in ALIKE:
@@ -99,36 +104,39 @@ def load(
 ) -> Split:
   """Training and evaluation problems, disjoint by their questions' text.
 
-  Evaluation is drawn first and holds no question twice; a training question
-  that evaluation asks is removed, counted and replaced. Raises ValueError
-  where the task has too few different questions.
+  Evaluation problems are drawn first, each question once; a training problem with
+  an evaluation question is removed, counted and replaced. Raises ValueError where
+  the task has too few different questions.
   """
   task = open_task(name, privileged_field)
   held_out, repeated = distinct(
     task.examples(f"eval/{seed}"), eval_count, set(), False, name
   )
-  asked = {normalize_question(e.question) for e in held_out}
+  excluded = {normalize_question(e.question) for e in held_out}
   train, overlap = distinct(
-    task.examples(f"train/{seed}"), train_count, asked, True, name
+    task.examples(f"train/{seed}"), train_count, excluded, True, name
   )
   return Split(train, held_out, overlap, repeated)
 
 
 def distinct(stream, count: int, taken: set, repeats: bool, name: str):
-  """The stream's first `count` examples whose questions are not in `taken` and,
-  unless `repeats`, differ from each other -> (examples, number passed over)."""
-  kept, passed, taken = [], 0, set(taken)
+  """(the stream's first `count` usable examples, how many others were skipped).
+
+  An example is usable where its normalized question is not in `taken` and, unless
+  `repeats`, no earlier example has the same.
+  """
+  kept, skipped, taken = [], 0, set(taken)
   limit = 20 * count + 1000
   for example in itertools.islice(stream, limit):
     text = normalize_question(example.question)
     if text in taken:
-      passed += 1
+      skipped += 1
       continue
     if not repeats:
       taken.add(text)
     kept.append(example)
     if len(kept) == count:
-      return tuple(kept), passed
+      return tuple(kept), skipped
   raise ValueError(
     f"{name} gave {len(kept)} usable different questions in {limit}, expected"
     f" {count}: lower task.train_count or task.eval_count"

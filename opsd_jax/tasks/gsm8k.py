@@ -1,13 +1,14 @@
 """Grade-school maths (Cobbe et al. 2021, arXiv:2110.14168): a number.
 
-Read after the last `####`, else from the last \\boxed{}, else the last number.
+The answer follows the last `####`, else is in the last \\boxed{}, else is the last
+number.
 """
 
 import re
 
 from opsd_jax.structs import Verdict
-from opsd_jax.tasks import judged
-from opsd_jax.tasks.grading import answers
+from opsd_jax.tasks import verify_only
+from opsd_jax.tasks.grading import answers, notation, units
 from opsd_jax.tasks.grading.extract import after_hashes, last_boxed
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
@@ -32,12 +33,12 @@ JOINED_AFTER = re.compile(
 FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
 FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
 WORD_AFTER = re.compile(r"([\s{-]*)([a-z]+)", re.IGNORECASE)
-SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # 5 K
+SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # multipliers, as in 5 K
 COMMAND = re.compile(r"\\[a-zA-Z]")
 
 
 def verify(reference: str, text: str) -> Verdict:
-  """Right when the number is the reference's, exactly."""
+  """Correct where the number equals the reference exactly."""
   reference = reference.rpartition("####")[2]
   stated = final(text)
   if stated is not None and answers.compare(reference, stated):
@@ -49,7 +50,7 @@ def verify(reference: str, text: str) -> Verdict:
 
 
 def final(text: str) -> str | None:
-  """The line that says the answer; None where the reply marks none."""
+  """The line that states the answer; None where the completion marks none."""
   after = after_hashes(text)
   if after is not None:
     return None if HEADING.match(after) else after.strip().partition("\n")[0]
@@ -57,10 +58,13 @@ def final(text: str) -> str | None:
 
 
 def last_number(text: str, alone: bool) -> str | None:
-  """The last number, with its slash and percent sign; None where it is a part
-  of something else (2^10, 5 million, minus 5, 5k). `alone`: and where it is not
-  the only one after the last "=", or stands in a formula."""
-  text = DRESS.sub("", text.translate(answers.GLYPHS).translate(DASHES))
+  """The last number, with its slash and percent sign; None where it is a part of
+  another value (2^10, 5 million, minus 5, 5k).
+
+  `alone`: None also where another number follows the last "=", or where the number
+  is part of a formula.
+  """
+  text = DRESS.sub("", text.translate(notation.GLYPHS).translate(DASHES))
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
   if not matches or (alone and (len(matches) > 1 or COMMAND.search(text))):
@@ -81,13 +85,13 @@ def last_number(text: str, alone: bool) -> str | None:
 
 
 def is_multiplied(after) -> bool:
-  """Whether a word makes another number of the one before it: 5 million, 5k."""
+  """Whether the word after a number changes its value: 5 million, 5k."""
   if not after:
     return False
   space, word = after[1].replace("{", ""), after[2].casefold()
-  is_unit = answers.is_unit(word) or word in answers.UNITS
+  is_unit = units.is_unit(word) or word in units.UNITS
   is_short = after[2] in SHORT
-  return answers.multiplies(word) or is_short or not (space or is_unit)
+  return units.multiplies(word) or is_short or not (space or is_unit)
 
 
-task = judged.task("gsm8k", verify)
+task = verify_only.task("gsm8k", verify)

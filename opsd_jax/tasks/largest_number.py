@@ -14,14 +14,14 @@ from opsd_jax.tasks.task import Task
 
 
 def task(options: str, privileged_field: str):
-  """A tasks.Task; it has no options, and one solution a problem."""
+  """The tasks.Task; it takes no options."""
   if options:
     raise ValueError(f"largest_number takes no options, got {options!r}")
   return Task(examples, verify)
 
 
 def examples(seed: str):
-  """An endless stream; five different integers of 10 to 999 each."""
+  """An endless stream of problems, each of five different integers in [10, 999]."""
   rng = random.Random(seed)
   index = 0
   while True:
@@ -40,7 +40,7 @@ def examples(seed: str):
 
 
 def verify(example: Example, text: str) -> Verdict:
-  """Right when the reply's last number is the answer."""
+  """Correct where the completion's last number is the answer."""
   found = last_number(text)
   if found is None:
     return Verdict(0.0, None, "no number in the reply")

@@ -1,9 +1,9 @@
-"""Multiple choice: one letter, however it is dressed."""
+"""Multiple choice: one letter, whatever markup surrounds it."""
 
 import re
 
 from opsd_jax.structs import Verdict
-from opsd_jax.tasks import judged
+from opsd_jax.tasks import verify_only
 from opsd_jax.tasks.grading.extract import stated
 
 DRESS = re.compile(
@@ -16,13 +16,13 @@ HEAD = re.compile(
   r"(?:(?:option|choice|letter)\b(?:\s+is\b|:)?)?\s*",
   re.IGNORECASE,
 )
-# A letter in brackets, or one that no word goes on with; "A dog" names none.
+# A letter in brackets, or one that is no word of a sentence: "A dog" names none.
 LETTER = re.compile(
   r"[(\['‘]\s*([A-Za-z])\s*[)\]'’]"
   r"|([A-Z])(?=$|[.):,;!\n]|\s*$|\s+(?:because|since|as|is (?:the )?(?:correct"
   r"|right|best|answer))\b)|([a-z])(?=\s*$|[.)](?:\s|$))"
 )
-# The same after "the answer is", where more can follow it: A (12), A = 12.
+# After "the answer is" the choice's text may follow its letter: A (12), A = 12.
 STATED_LETTER = re.compile(
   LETTER.pattern + r"|([A-Z])(?=\s*[-–—=(\\]|\s+(?:[0-9]|which\b|with\b))"
   r"|([B-HJ-Z])(?=\s)"
@@ -35,11 +35,13 @@ DENIED = re.compile(
   r"|ruled out))\b|can(?:no|')t\b|(?:does|do|would|could)(?:n't|\s+not)\b"
   r"|(?:can|could) be (?:ruled|eliminated|excluded)"
 )
-OPTION = re.compile(r"^\W*[A-Z][.):]\s", re.MULTILINE)  # of an echoed list
+OPTION = re.compile(
+  r"^\W*[A-Z][.):]\s", re.MULTILINE
+)  # the options of the question, repeated
 
 
 def verify(reference: str, text: str) -> Verdict:
-  """Right when the reply names the reference's letter and no other."""
+  """Correct where the completion names the reference's letter and no other."""
   found = letter(text)
   if found is None:
     return Verdict(0.0, None, "no letter in the reply")
@@ -47,16 +49,18 @@ def verify(reference: str, text: str) -> Verdict:
 
 
 def letter(text: str) -> str | None:
-  """The choice in what the reply states; else in its last line, or at the head
-  of a reply ("B. ..."), where it stands alone or is called the right one. None
-  where there is none, or two, or the options are only listed."""
+  """The chosen letter, from the completion's stated answer; else from its last line
+  or its first ("B. ..."), where the letter stands alone or is called correct.
+
+  None where no letter or two letters are named, or the options are only repeated.
+  """
   marked = stated(text)
   if marked is None and len(OPTION.findall(text)) > 1:
     return None
   lines = text.strip().splitlines()
-  looked_at = lines[-1:] + lines[:1] if marked is None else [marked]
+  candidates = lines[-1:] + lines[:1] if marked is None else [marked]
   pattern = LETTER if marked is None else STATED_LETTER
-  for line in looked_at:
+  for line in candidates:
     line = DRESS.sub("", line).strip()
     match = pattern.match(line, HEAD.match(line).end())
     if match:
@@ -67,4 +71,4 @@ def letter(text: str) -> str | None:
   return None
 
 
-task = judged.task("multiple_choice", verify)
+task = verify_only.task("multiple_choice", verify)

@@ -1,8 +1,8 @@
-"""Any task of the reasoning-gym package (arXiv:2505.24760), judged by itself.
+"""Any task of the reasoning-gym package (arXiv:2505.24760), scored by the package.
 
   reasoning_gym:chain_sum,min_terms=2,max_terms=3
 
-The options after the task's name are its own settings.
+The options after the task's name are the keyword arguments of its dataset.
 """
 
 import ast
@@ -20,10 +20,10 @@ from opsd_jax.tasks.grading import answers
 from opsd_jax.tasks.grading.extract import stated
 from opsd_jax.tasks.task import Task
 
-BLOCK = 1000  # entries of one dataset; some make all of theirs at once
+BLOCK = 1000  # entries of one dataset; some datasets make all of theirs at once
 
-# Scorers of 0.1.25 that run a reply as Python: `eval` of a list, and sympy's
-# parse_expr of a formula. They are given nothing else.
+# Scorers of version 0.1.25 that run a completion as Python: `eval` of a list, and
+# sympy's parse_expr of a formula. Only lists and formulas may reach them.
 EVAL = ("string_insertion", "spiral_matrix", "binary_matrix", "n_queens")
 PARSE_EXPR = (
   "simple_integration",
@@ -32,7 +32,7 @@ PARSE_EXPR = (
   "puzzle24",
   "polynomial_multiplication",
 )
-SIGNLESS = ("gsm_symbolic",)  # whose scorer takes -5 for 5
+SIGNLESS = ("gsm_symbolic",)  # its scorer accepts -5 for 5
 FORMULA = re.compile(
   r"(?:[0-9+\-*/^(),.=\s]|\b(?:[a-zA-Z]|pi|exp|log|ln|sqrt|Abs|erf"
   r"|a?(?:sin|cos|tan)h?|sec|csc|cot)(?![a-zA-Z_]))*"
@@ -42,7 +42,8 @@ FORMULA = re.compile(
 def task(options: str, privileged_field: str):
   """A tasks.Task. `privileged_field`: "answer", or the metadata field that
   holds the worked solution (`answer_cot` for gsm_symbolic)."""
-  privileged_text(dataset(options, seed=0, size=1)[0], privileged_field)  # is it there?
+  # Raises ValueError at start where the task has no such field.
+  privileged_text(dataset(options, seed=0, size=1)[0], privileged_field)
   return Task(
     functools.partial(examples, options, privileged_field),
     functools.partial(verify, options),
@@ -50,8 +51,8 @@ def task(options: str, privileged_field: str):
 
 
 def dataset(options: str, seed: int, size: int):
-  """reasoning-gym's dataset; ValueError for what it does not know."""
-  # Here, since it takes a second and most tasks are others.
+  """reasoning-gym's dataset; raises ValueError for an unknown task or setting."""
+  # Imported in the function: it takes a second, and most runs have another task.
   import reasoning_gym
   from reasoning_gym import factory
 
@@ -74,7 +75,7 @@ def dataset(options: str, seed: int, size: int):
 
 
 def examples(options: str, privileged_field: str, seed: str):
-  """An endless stream; an empty privileged field is None, never its name."""
+  """An endless stream of problems; an empty privileged field gives solution None."""
   for index in itertools.count():
     block, place = divmod(index, BLOCK)
     if place == 0:
@@ -91,7 +92,7 @@ def examples(options: str, privileged_field: str, seed: str):
 
 
 def privileged_text(entry: dict, privileged_field: str):
-  """What the teacher may be shown; ValueError where there is no such field."""
+  """The text of the privileged field; ValueError where there is no such field."""
   if privileged_field == "answer":
     return entry["answer"]
   if privileged_field not in entry["metadata"]:
@@ -107,33 +108,36 @@ def as_text(value) -> str | None:
 
 
 def verify(options: str, example: Example, text: str) -> Verdict:
-  """The task's own `score_answer` on what `extract` finds in the reply."""
+  """Verifies by the task's `score_answer` of the answer that `extract` finds."""
   found = extract(text, example.answer)
   name, _ = spec.parse(options)
   if name in SIGNLESS:
-    right = found is not None and answers.compare(example.answer, found) is True
-    return Verdict(float(right), found)
+    same = found is not None and answers.compare(example.answer, found) is True
+    return Verdict(float(same), found)
   if name in PARSE_EXPR and not FORMULA.fullmatch(found or ""):
     return Verdict(0.0, found, "not scored: no formula")
   try:
     score = scorer(options)(answer=found, entry=example.metadata)
-  except Exception as e:  # some scorers fail on text that they do not expect
+  except Exception as e:  # some scorers raise on text that they do not expect
     return Verdict(0.0, found, f"not scored: {type(e).__name__}: {e}")
   return Verdict(float(score), found)
 
 
 @functools.cache
 def scorer(options: str):
-  made = dataset(options, seed=0, size=1)
+  """The task's `score_answer`, with `eval` replaced by ast.literal_eval."""
+  scored = dataset(options, seed=0, size=1)
   if spec.parse(options)[0] in EVAL:
-    sys.modules[type(made).__module__].eval = ast.literal_eval
-  return made.score_answer
+    sys.modules[type(scored).__module__].eval = ast.literal_eval
+  return scored.score_answer
 
 
 def extract(text: str, answer: str | None) -> str | None:
-  """The reply's final answer: what it states, one line of it where the true
-  answer is one, else the whole reply; of that the last number where the true
-  answer is one, None where that is a part of another (1/2, 2^10)."""
+  """The completion's final answer: what it states, else the whole completion.
+
+  Where the reference is one line, the first line of a stated answer; where it is a
+  number, the last number, None where that is part of another value (1/2, 2^10).
+  """
   found = stated(text)
   if found is None:
     found = text

@@ -1,4 +1,4 @@
-"""What every task is."""
+"""The interface of a task."""
 
 from collections.abc import Callable
 from typing import NamedTuple

@@ -91,7 +91,7 @@ def test_accuracy_by_hand():
     **in_training.rate("sampled_accuracy", [0.5, 1, 0, 0]),
     "truncated": 0.25,
     "tokens": 2.5,
-    "unjudged": 0.0,
+    "unverified": 0.0,
   }
   alone, _ = in_training.accuracy(
     "weights", "prompts", examples, verify, complete, temperature=0.7, samples=0

@@ -116,11 +116,11 @@ def test_equal_answers_vote_together():
 
 
 def test_replies_that_could_not_be_judged_are_counted():
-  late = reply(0, None) | {"feedback": "not judged within 1.5 s"}
+  late = reply(0, None) | {"feedback": "not verified within 1.5 s"}
   found = summaries.of_set(
     problems([[late, reply(0)], [reply(1), reply(0)]]), kinds=(), bins=4, **HOW
   )
-  assert found["unjudged"]["value"] == 0.25
+  assert found["unverified"]["value"] == 0.25
 
 
 def test_the_summary_is_of_the_files_and_the_table_of_it(tmp_path):

@@ -119,7 +119,7 @@ def test_advantages_of_a_step():
     "reward": 0.25,
     "rewards/no_signal": 0.5,
     "rewards/rounds": 1,
-    "unjudged": 0,
+    "unverified": 0,
   }
 
 

@@ -272,7 +272,7 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
     for n in ("one", "two")
   )
   for row, other in zip(two, one, strict=True):
-    for key in ("score", "reward", "rewards/no_signal", "unjudged"):
+    for key in ("score", "reward", "rewards/no_signal", "unverified"):
       assert row[key] == pytest.approx(other[key], abs=1e-9), key
     assert row["grad_norm"] == pytest.approx(other["grad_norm"], rel=1e-3)
   assert max(row["score"] for row in two if row["grad_norm"] > 1e-2) > 0

@@ -8,54 +8,11 @@ from opsd_jax import tasks
 from opsd_jax.rollouts import contexts
 from opsd_jax.structs import Example
 from opsd_jax.tasks import largest_number, reasoning_gym
-from opsd_jax.tasks.grading.extract import last_number
 
 
 def first(name, count, seed="train/0", field="answer"):
   stream = tasks.open_task(name, field).examples(seed)
   return list(itertools.islice(stream, count))
-
-
-# ------------------------------------------------------ reading a number
-
-
-@pytest.mark.parametrize(
-  "text,expected",
-  [
-    ("The largest of these numbers is 930.", "930"),
-    ("930", "930"),
-    ("**930**!", "930"),
-    ("(930)", "930"),
-    ("930th", "930"),
-    ("412, 87, 930, 55, 671", "671"),
-    ("412, 87", "87"),
-    ("412,87", "87"),
-    ("between 12, 930", "930"),
-    ("87 or 930, I think", "930"),
-    ("1,234", "1234"),
-    ("$1,234,567.", "1234567"),
-    ("1,234.50", "1234.50"),
-    ("12,34,567", "34567"),
-    ("1234,567", "567"),
-    ("12,3456", "3456"),
-    ("it is 3.14", "3.14"),
-    ("version 930.", "930"),
-    ("930.5", "930.5"),
-    ("-4", "-4"),
-    ("7 - 3 = -4", "-4"),
-    ("x=-4", "-4"),
-    ("10-20", "20"),
-    ("4 - 1", "1"),
-    ("(5)-3", "3"),
-    ("a-7", "7"),
-    ("", None),
-    ("none of them", None),
-    ("one, two", None),
-    ("-.,", None),
-  ],
-)
-def test_last_number(text, expected):
-  assert last_number(text) == expected
 
 
 # ------------------------------------------------------- largest_number
@@ -80,7 +37,7 @@ ASKED = Example("0", "", "", "930")
     ("", 0, None),
   ],
 )
-def test_a_reply_is_right_when_its_last_number_is(text, score, answer):
+def test_a_completion_is_correct_when_its_last_number_is(text, score, answer):
   verdict = largest_number.verify(ASKED, text)
   assert (verdict.score, verdict.answer) == (score, answer)
 
@@ -137,13 +94,13 @@ def test_blocks_of_a_stream_follow_each_other(monkeypatch):
   assert len({e.question for e in stream}) == 9
 
 
-def test_the_tasks_own_judge_scores():
-  # Any proper colouring is right: there is no reference to compare with.
+def test_the_packages_own_scorer_verifies():
+  # Any proper colouring is correct: there is no reference to compare with.
   (e,) = first("reasoning_gym:graph_color", 1)
   graph = e.metadata["metadata"]["possible_answer"]
   verify = tasks.open_task("reasoning_gym:graph_color", "answer").verify
-  right = str({str(k): v for k, v in graph.items()}).replace("'", '"')
-  assert verify(e, right).score == 1
+  colouring = str({str(k): v for k, v in graph.items()}).replace("'", '"')
+  assert verify(e, colouring).score == 1
   assert verify(e, "{}").score < 1
 
 

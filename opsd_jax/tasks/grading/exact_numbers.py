@@ -1,4 +1,4 @@
-"""Exact numbers: what can be read as a sum of q sqrt(n) pi^k i^c.
+"""Exact numbers: sums of q sqrt(n) pi^k i^c, as answers write them.
 
 A number is {(n, k, c): q}, with q a Fraction other than 0, n a squarefree
 positive integer, k an integer, c in {0, 1}. These products are independent over
@@ -11,28 +11,27 @@ import re
 from fractions import Fraction
 from typing import NamedTuple
 
-DIGITS = 1000  # of an integer, at most
-TERMS = 16  # of a number, at most
-LARGEST_ROOT = 10**8  # what a square root is taken of, at most
-DEEPEST = 20  # brackets in brackets
+DIGITS = 1000  # digits of an integer, at most
+TERMS = 16  # terms of a number, at most
+LARGEST_ROOT = 10**8  # largest number whose square root is simplified
+DEEPEST = 20  # levels of nested brackets
 
 UNIT = (1, 0, 0)
 
 
 class Unknown(ValueError):
-  """Not a number that this file can read."""
+  """The text is no number that this file can read."""
 
 
 class Ambiguous(ValueError):
-  """Read in two ways by two people: 1/2x, or a fraction of 3/2 after a 2."""
+  """The notation has two common readings: 1/2x, or a 3/2 after a 2."""
 
 
 class Read(NamedTuple):
-  """A number, and whether it was written as one: sums and products of two
-  rationals (2 + 3) are not."""
+  """A number that has been read."""
 
   value: dict
-  plain: bool
+  plain: bool  # False: written as a sum or product of rationals, such as 2 + 3
 
 
 def rational(q) -> dict:
@@ -57,8 +56,8 @@ def multiply(a: dict, b: dict) -> dict:
 
 
 def inverse(a: dict) -> dict:
-  """1 / a for one term, and for two whose squares are alike: 1 / (u + v) =
-  (u - v) / (u^2 - v^2)."""
+  """1 / a, where a has one term, or two with 1 / (u + v) = (u - v) / (u^2 - v^2) and
+  a denominator of one term."""
   if len(a) == 1:
     (((n, k, c), q),) = a.items()
     return {(n, -k, c): (-1 if c else 1) / (q * n)}
@@ -73,7 +72,7 @@ def inverse(a: dict) -> dict:
 def root(a: dict) -> dict:
   """The square root of a rational."""
   if not set(a) <= {UNIT}:
-    raise Unknown("a root of what is no rational")
+    raise Unknown("a root of a number that is not rational")
   q = a.get(UNIT, Fraction(0))
   n, outside = abs(q.numerator) * q.denominator, 1
   if n > LARGEST_ROOT:
@@ -137,36 +136,36 @@ LITERAL = re.compile(  # \frac{1}{2}, \frac12
 
 
 def read(text: str) -> Read:
-  """A number in LaTeX or plain notation; Unknown or Ambiguous where it is none.
+  """Reads a number in LaTeX or plain notation; raises Unknown or Ambiguous.
 
-  Reads decimals, fractions, mixed numbers, scientific notation, square roots,
+  Known are decimals, fractions, mixed numbers, scientific notation, square roots,
   pi, i, sums, products, quotients and small powers.
   """
   reader = Reader(text)
   value = reader.sum()
   if reader.skip() < len(text):
-    raise Unknown(f"{text[reader.at :]!r} is left")
+    raise Unknown(f"{text[reader.position :]!r} is left")
   return Read(value, reader.plain)
 
 
 class Reader:
-  """A recursive descent over one text; `at` is the place in it."""
+  """Recursive-descent parser of one text; `position` is the next character."""
 
   def __init__(self, text: str):
-    self.text, self.at, self.plain, self.depth = text, 0, True, 0
+    self.text, self.position, self.plain, self.depth = text, 0, True, 0
 
   def skip(self) -> int:
-    while self.text[self.at : self.at + 1].isspace():
-      self.at += 1
-    return self.at
+    while self.text[self.position : self.position + 1].isspace():
+      self.position += 1
+    return self.position
 
   def take(self, pattern):
     if match := pattern.match(self.text, self.skip()):
-      self.at = match.end()
+      self.position = match.end()
     return match
 
   def note(self, a: dict, b: dict) -> None:
-    """A sum or product of two rationals is a number still to be worked out."""
+    """Records that a sum or product of two rationals is not a plain number."""
     if set(a) & set(b):
       self.plain = False
 
@@ -199,7 +198,7 @@ class Reader:
         return total
       elif slashed:
         raise Ambiguous("a product after a slash")
-      elif NUMERAL.match(self.text, self.at):
+      elif NUMERAL.match(self.text, self.position):
         raise Ambiguous("two numbers side by side")
       else:
         term = self.factor()
@@ -207,7 +206,7 @@ class Reader:
         total = multiply(total, term)
 
   def ends(self) -> bool:
-    return self.text[self.skip() : self.at + 1] in ("", "+", "-", ")", "}", "]")
+    return self.text[self.skip() : self.position + 1] in ("", "+", "-", ")", "}", "]")
 
   def signed(self) -> dict:
     sign = self.take(PLUS)
@@ -216,11 +215,11 @@ class Reader:
 
   def factor(self) -> dict:
     value = self.base()
-    if self.text[self.skip() : self.at + 1] == "^":
-      self.at += 1
+    if self.text[self.skip() : self.position + 1] == "^":
+      self.position += 1
       self.plain = self.plain and len(value) < 2
       value = power(value, self.exponent())
-      if self.text[self.skip() : self.at + 1] == "^":
+      if self.text[self.skip() : self.position + 1] == "^":
         raise Unknown("a tower of powers")
     return value
 
@@ -232,7 +231,7 @@ class Reader:
     return e.get(UNIT, Fraction(0)) * (-1 if sign and sign[0] == "-" else 1)
 
   def next_is(self, characters: str) -> bool:
-    return self.text[self.skip() : self.at + 1] in tuple(characters)
+    return self.text[self.skip() : self.position + 1] in tuple(characters)
 
   def base(self) -> dict:
     if self.next_is("({"):
@@ -243,15 +242,15 @@ class Reader:
     if self.take(SQRT):
       if self.next_is("["):
         raise Unknown("a root other than the square root")
-      return root(self.group() if self.next_is("({") else self.letter())
+      return root(self.group() if self.next_is("({") else self.radicand())
     if self.take(PI):
       return {(1, 1, 0): Fraction(1)}
     if self.take(I):
       return {(1, 0, 1): Fraction(1)}
     return self.number()
 
-  def letter(self) -> dict:
-    """What a root without braces is taken of: sqrt 13 is that of 13."""
+  def radicand(self) -> dict:
+    """The radicand of a root without braces: sqrt 13 is the root of 13."""
     return {(1, 1, 0): Fraction(1)} if self.take(PI) else self.integer()
 
   def integer(self) -> dict:
@@ -261,21 +260,21 @@ class Reader:
     return rational(int(match[0]))
 
   def group(self) -> dict:
-    close = {"(": ")", "{": "}"}[self.text[self.at]]
-    self.at += 1
+    close = {"(": ")", "{": "}"}[self.text[self.position]]
+    self.position += 1
     value = self.sum()
     if not self.next_is(close):
       raise Unknown(f"a bracket without its {close}")
-    self.at += 1
+    self.position += 1
     return value
 
   def argument(self) -> dict:
-    """What TeX takes for an argument: a group, a command or one digit."""
+    """The argument of a TeX command: a group, a command or one digit."""
     if self.next_is("{"):
       return self.group()
     if self.next_is("0123456789"):
-      self.at += 1
-      return rational(int(self.text[self.at - 1]))
+      self.position += 1
+      return rational(int(self.text[self.position - 1]))
     return self.base()
 
   def number(self) -> dict:
@@ -288,18 +287,18 @@ class Reader:
     q = Fraction(int((match["whole"] or "") + digits), 10 ** len(digits))
     if match["whole"] and match["dot"] is None:
       q += self.mixed()
-    if e := EXPONENT.match(self.text, self.at):
-      self.at = e.end()
+    if e := EXPONENT.match(self.text, self.position):
+      self.position = e.end()
       q *= Fraction(10) ** int(e[1])
     return rational(q)
 
   def mixed(self) -> Fraction:
-    """The fraction of a mixed number, 0 where none follows. An improper one is
-    refused: 2\\frac{3}{2} is 3.5 to one and 3 to another."""
-    match = LITERAL.match(self.text, self.at)
+    """The fraction of a mixed number, 0 where none follows. Raises Ambiguous for an
+    improper one: 2\\frac{3}{2} may mean 3.5 or 3."""
+    match = LITERAL.match(self.text, self.position)
     if not match:
       return Fraction(0)
-    self.at = match.end()
+    self.position = match.end()
     p, q = int(match[1] or match[2]), int(match[3] or match[4])
     if not 0 < p < q:
       raise Ambiguous("an improper fraction after an integer")

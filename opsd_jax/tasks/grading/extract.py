@@ -1,9 +1,9 @@
-"""Reading a reply: what every verifier needs."""
+"""Reading an answer from a completion, as several verifiers do."""
 
 import re
 
-# A sign counts where no word stands before it (not in 10-20); commas where
-# three digits follow each of them (not in 12,34).
+# A minus is a sign where no word stands before it (not in 10-20); a comma separates
+# thousands where three digits follow it (not in 12,34).
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?![a-zA-Z])")
 STATED = re.compile(r"(?i)answer\**(?:\s+(?:is|should be|must be)|\s*:)\**:?\s*")
@@ -16,8 +16,8 @@ def last_number(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-  """What the last \\boxed{...} holds, braces of any depth balanced; "" where it
-  does not close, None without one. \\boxed 5 holds 5."""
+  """The content of the last \\boxed{...}, nested braces included; "" where the box
+  does not close, None without a box. \\boxed 5 holds 5."""
   boxes = list(BOX.finditer(text))
   if not boxes:
     return None
@@ -33,16 +33,16 @@ def last_boxed(text: str) -> str | None:
 
 
 def after_hashes(text: str) -> str | None:
-  """After the last `####`; None without one, or where a box or an "answer is"
-  follows: then it was the heading of a section."""
+  """The text after the last `####`; None without one, or where a box or an "answer
+  is" follows: then the hashes were the heading of a section."""
   _, hashes, after = text.rpartition("####")
   is_heading = BOX.search(after) or STATED.search(after)
   return after if hashes and not is_heading else None
 
 
 def stated(text: str) -> str | None:
-  """`after_hashes`, or in the last \\boxed{}, or after the last "answer is" or
-  "answer:"; None without any."""
+  """The stated answer: `after_hashes`, or in the last \\boxed{}, or after the last
+  "answer is" or "answer:"; None without any of them."""
   if (after := after_hashes(text)) is not None:
     return after
   if (boxed := last_boxed(text)) is not None:

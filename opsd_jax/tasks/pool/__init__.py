@@ -1,6 +1,7 @@
-"""Verdicts from worker processes that may hang, swell or die.
+"""Verification in worker processes that may hang, exhaust memory or die.
 
-pool.py is what asks them, worker.py what they run, codec.py what goes between.
+pool.py is the parent's side, worker.py runs in the processes, and codec.py encodes
+the examples that are sent to them.
 """
 
 from opsd_jax.tasks.pool.pool import Pool, shared

@@ -1,13 +1,14 @@
-"""Examples as JSON, on their way to a worker."""
+"""JSON encoding of the examples that are sent to a worker."""
 
 import fractions
 
 from opsd_jax.structs import Example
 
-TAG = "\u0000type"  # of what JSON has no word for
+TAG = "\u0000type"  # key that marks a type that JSON lacks
 
 
-def packed(example: Example) -> list:
+def pack(example: Example) -> list:
+  """The fields of an Example, its metadata encoded."""
   return [
     example.id,
     example.question,
@@ -18,8 +19,8 @@ def packed(example: Example) -> list:
 
 
 def encode(value):
-  """JSON that `decode` makes the same value of: tuples, sets and keys that are
-  no text are tagged. Raises TypeError for what it does not know."""
+  """JSON from which `decode` restores the value: tuples, sets, fractions and dicts
+  with keys that are not strings are tagged. Raises TypeError for other types."""
   if value is None or isinstance(value, (str, bool, int, float)):
     return value
   if isinstance(value, list):

@@ -1,15 +1,15 @@
-"""Worker processes, seen from the process that asks them.
+"""Pools of worker processes, from the side of the process that uses them.
 
   with Pool("maths", "answer", workers=2, timeout=1.5, memory_mb=1024) as pool:
     verdicts = pool(examples, texts)
 
-A reply that takes longer than its timeout, or more memory, or ends its process
-is wrong, and counted; its process is replaced. Replies go out in batches and
-verdicts come back one by one, as lines of JSON.
+A completion whose verification exceeds the time or memory limit, or ends its
+process, is wrong and counted, and the process is replaced. Completions are sent in
+batches and verdicts come back one by one, as lines of JSON.
 
-The time limit is the kernel's: a worker arms a timer before each reply and is
-killed by it, whatever it is computing and whether or not its parent lives. A
-worker whose parent is gone reads the end of its input, and ends.
+The kernel enforces the time limit: a worker arms a timer before each completion
+and the timer kills it, whatever it computes and whether or not its parent lives. A
+worker whose parent is gone reads the end of its input and ends.
 """
 
 import collections
@@ -28,19 +28,19 @@ import time
 import weakref
 
 from opsd_jax import tasks
-from opsd_jax.structs import UNJUDGED, Verdict
-from opsd_jax.tasks.pool.codec import packed
+from opsd_jax.structs import UNVERIFIED, Verdict
+from opsd_jax.tasks.pool.codec import pack
 from opsd_jax.tasks.pool.worker import EXIT_OUT_OF_MEMORY
 
-LONGEST = 500_000  # characters of a reply that is looked at
-BATCH = 64  # replies a worker is sent at once, at most
-START = 120.0  # seconds that a worker may take to import what its task needs
-MAX_FAILED_STARTS = 5  # in a row, of workers that were killed meanwhile
-GRACE = 5.0  # seconds after which a worker is killed that its timer did not end
+LONGEST = 500_000  # characters of a completion; longer ones are not verified
+BATCH = 64  # completions sent to a worker at once, at most
+START = 120.0  # seconds for a worker to start and import its task
+MAX_FAILED_STARTS = 5  # in a row, of workers that a signal killed
+GRACE = 5.0  # seconds after the time limit until the parent kills a worker
 
 
 class Worker:
-  """One process, and the replies it has been sent and not answered."""
+  """One process, and the completions that it has not answered yet."""
 
   def __init__(self, task_name, privileged_field, timeout, memory_mb):
     root = pathlib.Path(__file__).parents[3]
@@ -71,39 +71,39 @@ class Worker:
     self.is_ready, self.deadline = False, time.monotonic() + START
 
   def send(self, batch) -> None:
-    """[(index, example, text), ...]; it must have answered all before.
+    """Sends [(index, example, text), ...]; earlier batches must be answered.
 
-    One that does not read is left to its deadline.
+    A worker that does not read its input is killed at its deadline.
     """
-    line = json.dumps([[packed(example), text] for _, example, text in batch])
+    line = json.dumps([[pack(example), text] for _, example, text in batch])
     self.sent.extend(batch)
-    self.expect()
+    self.extend_deadline()
     left, pipe = memoryview(line.encode() + b"\n"), self.process.stdin.fileno()
     try:
       while left and select.select([], [pipe], [], GRACE)[1]:
         left = left[os.write(pipe, left) :]
     except BrokenPipeError:
-      pass  # its output ends too, and says why
+      pass  # its output ends too, which `receive` reports
 
-  def expect(self) -> None:
+  def extend_deadline(self) -> None:
     self.deadline = time.monotonic() + self.timeout + GRACE
 
   def receive(self) -> list | None:
-    """The lines that have come; None at the end of its output."""
+    """The lines received so far; None at the end of the output."""
     data = os.read(self.process.stdout.fileno(), 1 << 16)
     if not data:
       return None
-    self.expect()
+    self.extend_deadline()
     *lines, self.rest = (self.rest + data).split(b"\n")
     return [json.loads(line) for line in lines]
 
   def has_ended(self) -> bool:
-    """Without taking its process id away, which `end` needs."""
+    """Whether the process has ended; keeps its id, which `end` needs."""
     flags = os.WEXITED | os.WNOHANG | os.WNOWAIT
     return os.waitid(os.P_PID, self.process.pid, flags) is not None
 
   def end(self) -> int:
-    """Kills it and whatever it started, and waits -> its return code."""
+    """Kills the process and its children, waits, and returns its return code."""
     os.killpg(self.process.pid, signal.SIGKILL)
     code = self.process.wait()
     self.process.stdin.close()
@@ -116,11 +116,11 @@ class Worker:
 
 
 class Pool:
-  """Worker processes that judge replies to one task.
+  """Worker processes that verify completions of one task's problems.
 
-  `timeout` is the wall-clock time of a reply in seconds at most, `memory_mb` the address
-  space of a worker in MiB. `timeouts` and `crashes` count the replies that
-  ended a worker. Calls from several threads take turns. Raises ValueError for
+  `timeout` is the limit of wall-clock seconds for a completion, `memory_mb` the
+  address space of a worker in MiB. `timeouts` and `crashes` count the completions
+  that ended a worker. Calls from several threads take turns. Raises ValueError for
   an unknown task, RuntimeError where workers cannot start.
   """
 
@@ -146,7 +146,7 @@ class Pool:
     self.lock = threading.Lock()
     self.workers = [Worker(*self.arguments) for _ in range(workers)]
     self.is_closed = False
-    # When nobody holds the pool any more, and when the interpreter ends.
+    # Ends the workers when the pool is garbage-collected or the interpreter exits.
     weakref.finalize(self, end_all, self.workers)
 
   def __call__(self, examples, texts) -> list[Verdict]:
@@ -161,7 +161,7 @@ class Pool:
     waiting = collections.deque()
     for item in zip(range(len(texts)), examples, texts, strict=True):
       if len(item[2]) > LONGEST:
-        verdicts[item[0]] = refused(item[2])
+        verdicts[item[0]] = too_long(item[2])
       else:
         waiting.append(item)
     size = max(1, min(BATCH, len(waiting) // (4 * len(self.workers))))
@@ -175,7 +175,7 @@ class Pool:
     return verdicts
 
   def dispatch(self, waiting, size: int) -> None:
-    """A batch to every worker that has none; one that died idle is replaced."""
+    """Sends a batch to every idle worker; replaces one that died while idle."""
     for i, worker in enumerate(self.workers):
       if not waiting or worker.sent or not worker.is_ready:
         continue
@@ -190,7 +190,7 @@ class Pool:
         worker.send(batch)
 
   def collect(self, verdicts, waiting) -> None:
-    """Takes what has come from any worker, and replaces those that ended."""
+    """Waits for verdicts, takes them, and replaces workers that ended or are late."""
     with selectors.DefaultSelector() as selector:
       for i, worker in enumerate(self.workers):
         if worker.sent or not worker.is_ready:
@@ -222,35 +222,37 @@ class Pool:
         verdicts[index] = Verdict(*line)
 
   def replace_worker(self, i: int, verdicts, waiting, reason: str = "") -> None:
-    """The worker has ended or must: its reply is wrong, the others wait."""
+    """Replaces a worker that ended or must end: the completion that it was verifying
+    is wrong, and those behind it wait for another worker."""
     worker = self.workers[i]
     code = worker.end()
     self.workers[i] = Worker(*self.arguments)
     if not worker.is_ready:
       self.failed_starts += 1
       if code < 0 and not reason and self.failed_starts < MAX_FAILED_STARTS:
-        return  # somebody killed it
+        return  # a signal from outside killed it: the new worker may start
       raise RuntimeError(
         f"a worker of {self.arguments[0]} did not start (return code {code}):"
-        f" {worker.stderr_tail() or reason or 'it said nothing'}"
+        f" {worker.stderr_tail() or reason or 'it wrote no error'}"
       )
     if not worker.sent:
       return
     index, *_ = worker.sent.popleft()
     if reason or code == -signal.SIGALRM:
       self.timeouts += 1
-      feedback = f"{UNJUDGED} within {worker.timeout} s"
-      feedback += ", nor stopped by its timer" if reason else ""
+      feedback = f"{UNVERIFIED} within {worker.timeout} s"
+      feedback += ", nor ended by its timer" if reason else ""
     else:
       self.crashes += 1
-      feedback = f"{UNJUDGED}: its judge died (return code {code})"
+      feedback = f"{UNVERIFIED}: the verifier died (return code {code})"
       if code == EXIT_OUT_OF_MEMORY:
-        feedback = f"{UNJUDGED} within {worker.memory_mb} MiB"
+        feedback = f"{UNVERIFIED} within {worker.memory_mb} MiB"
     verdicts[index] = Verdict(0.0, None, feedback)
     waiting.extendleft(reversed(worker.sent))
 
   def abandon(self) -> None:
-    """After an error nobody may read the answers to what was sent."""
+    """Replaces the busy workers after an error, so that no later call reads their
+    verdicts."""
     for i, worker in enumerate(self.workers):
       if worker.sent:
         worker.end()
@@ -271,7 +273,7 @@ class Pool:
 
 @functools.cache
 def shared(task_name, privileged_field, *, workers, timeout, memory_mb) -> Pool:
-  """The pool of these settings, one for all runs of this process."""
+  """The pool with these settings, shared by all runs of this process."""
   return Pool(
     task_name, privileged_field, workers=workers, timeout=timeout, memory_mb=memory_mb
   )
@@ -282,7 +284,7 @@ def end_all(workers: list) -> None:
     workers.pop().end()
 
 
-def refused(text: str) -> Verdict:
+def too_long(text: str) -> Verdict:
   return Verdict(
-    0.0, None, f"{UNJUDGED}: {len(text)} characters, at most {LONGEST} are looked at"
+    0.0, None, f"{UNVERIFIED}: {len(text)} characters, the limit is {LONGEST}"
   )

@@ -1,4 +1,4 @@
-"""Replies that hang, swell or crash a worker; a pool that mends itself."""
+"""Completions that hang, exhaust or crash a worker; a pool that recovers."""
 
 import json
 import os
@@ -57,7 +57,7 @@ def is_gone(pid, within=10.0) -> bool:
   return False
 
 
-# -------------------------------------------------------------- judging
+# ------------------------------------------------------------ verifying
 
 
 def test_verdicts_are_the_tasks_own_in_order():
@@ -119,14 +119,14 @@ def test_hostile_answers_are_wrong_and_leave_nothing():
   assert children() == before
 
 
-def test_a_timeout_is_wrong_and_counted_and_the_others_are_judged():
+def test_a_timeout_is_wrong_and_counted_and_the_others_are_verified():
   texts = [f"\\boxed{{{i}}}" for i in range(40)]  # batches of ten
   texts[2] = texts[4] = TOWER
   with pool() as p:
     verdicts = p([example(str(i)) for i in range(40)], texts)
     assert (p.timeouts, p.crashes) == (2, 0)
   assert [i for i, v in enumerate(verdicts) if v.score != 1] == [2, 4]
-  assert verdicts[2].feedback == "not judged within 0.5 s"
+  assert verdicts[2].feedback == "not verified within 0.5 s"
   assert verdicts[2].answer is None
 
 
@@ -208,7 +208,7 @@ def test_a_very_long_reply_is_not_sent(monkeypatch):
   with pool("gsm8k") as p:
     long, short = p([example("7")] * 2, [" " * 94 + "#### 7 ", " #### 7"])
   assert (long.score, short.score) == (0, 1)
-  assert long.feedback == ("not judged: 101 characters, at most 100 are looked at")
+  assert long.feedback == ("not verified: 101 characters, the limit is 100")
 
 
 # ------------------------------------------------------------- endings

@@ -1,4 +1,4 @@
-"""Tasks that only judge: their problems come from a file."""
+"""Tasks that only verify: their problems come from a file."""
 
 import functools
 
@@ -7,29 +7,29 @@ from opsd_jax.tasks.task import Task
 
 
 class NoReference(ValueError):
-  """An example has no answer to compare a reply with."""
+  """An example has no answer to compare a completion with."""
 
 
 def task(name: str, verify):
-  """A family of tasks.ALL, `(options, privileged_field) -> tasks.Task`, from
+  """An entry of tasks.ALL, `(options, privileged_field) -> tasks.Task`, made from
   `verify(reference, text) -> Verdict`."""
 
   def examples(seed: str):
     raise ValueError(
-      f"{name} judges replies and has no problems of its own: set"
-      " config.data.train and config.data.eval"
+      f"task.name={name} only verifies and generates no problems: set data.train and"
+      " data.eval to files"
     )
 
-  def opened(options: str, privileged_field: str):
+  def open_task(options: str, privileged_field: str):
     if options:
       raise ValueError(f"{name} takes no options, got {options!r}")
     return Task(examples, functools.partial(checked, verify))
 
-  return opened
+  return open_task
 
 
 def checked(verify, example: Example, text: str) -> Verdict:
-  """Raises NoReference rather than call every reply wrong."""
+  """Raises NoReference where, without an answer, every completion would be wrong."""
   if not (example.answer or "").strip():
     raise NoReference(f"example {example.id} has no answer to compare with")
   return verify(example.answer, text)
