@@ -43,6 +43,7 @@ READ_CONFIG = {
   "losses.objective",
   "losses.optimizer",
   "planning.account",
+  "planning.compile",
   "planning.flops",
   "reporting.console",
   "reporting.step_metrics",

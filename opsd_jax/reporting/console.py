@@ -182,7 +182,7 @@ def closing_words(summary: dict, workdir) -> str:
 
 
 def plan(account: dict) -> str:
-  """A plan's account (account.make) as a table."""
+  """A plan's account (planning.account.make_account) as a table."""
   lines = [
     f"{account['model']}, {account['chips']} chips of {account['topology']},"
     f" mesh {account['mesh']}",
