@@ -39,7 +39,7 @@ CONFIG_TO_OBJECTIVE = "losses.objective"
 # Files that take fields of the experiment's ConfigDict; the others are given
 # values.
 READ_CONFIG = {
-  "evaluation.harness",
+  "evaluation.evaluated_model",
   "losses.objective",
   "losses.optimizer",
   "planning.account",

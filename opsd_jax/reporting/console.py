@@ -146,8 +146,8 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
 
     lines += [
       f"Q: {short(before['question'])}",
-      f"  before ({mark(before)}): {short(before['reply'])}",
-      f"  after  ({mark(after)}): {short(after['reply'])}",
+      f"  before ({mark(before)}): {short(before['completion'])}",
+      f"  after  ({mark(after)}): {short(after['completion'])}",
     ]
   return "\n".join(lines)
 
