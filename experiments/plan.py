@@ -1,11 +1,11 @@
-"""Says whether an experiment compiles and fits, and how fast it can be.
+"""Plans an experiment: whether it compiles and fits, and how fast it can be.
 
   python -m experiments.plan --config=configs/opsd.py:qwen3_8b --topology=v5p:2x2x4
 
 Compiles the real train step and the real sampler for TPUs that need not be
 there (`pip install libtpu`), or for cpu:<N> simulated devices; no weights are
-needed. Prints a table and, as its last line, JSON; ends with status 1 where
-the experiment does not fit. Times are estimates: see opsd_jax/planning/account.py.
+needed. Prints a table and, as its last line, JSON; exits with status 1 where the
+experiment does not fit. Times are estimates: see opsd_jax/planning/account.py.
 """
 
 import json
@@ -17,24 +17,30 @@ from ml_collections import config_flags
 from experiments import cli
 
 CONFIG = config_flags.DEFINE_config_file(
-  "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+  "config",
+  None,
+  "config file with an optional preset and options, configs/<name>.py[:preset,key=value]",
+  lock_config=True,
 )
 TOPOLOGY = flags.DEFINE_string(
-  "topology", None, "v4, v5e, v5p or v6e:<a>x<b>[x<c>] chips, or cpu:<N>"
+  "topology",
+  None,
+  "devices to compile for: v4, v5e, v5p or v6e with their arrangement, such as v5p:2x2x4, or cpu:<number>",
 )
 
 
 def main():
-  # After the flags: a typo should not wait for jax.
+  # Imported after the flags are parsed: a typo should not wait for jax.
   from opsd_jax.planning import account as accounts
+  from opsd_jax.planning import compile as compilation
   from opsd_jax.reporting import console
 
-  accounts.simulate(TOPOLOGY.value)
-  account = accounts.make(CONFIG.value, TOPOLOGY.value)
+  compilation.simulate_devices(TOPOLOGY.value)
+  account = accounts.make_account(CONFIG.value, TOPOLOGY.value)
   print(console.plan(account))
   print(json.dumps(account))
   if not account["fits"]:
-    sys.exit(f"error: it does not fit: {account['advice']}")
+    sys.exit(f"error: the experiment does not fit: {account['advice']}")
 
 
 if __name__ == "__main__":

@@ -39,10 +39,11 @@ CONFIG_TO_OBJECTIVE = "losses.objective"
 # Files that take fields of the experiment's ConfigDict; the others are given
 # values.
 READ_CONFIG = {
-  "evaluation.harness",
+  "evaluation.evaluated_model",
   "losses.objective",
   "losses.optimizer",
   "planning.account",
+  "planning.compile",
   "planning.flops",
   "reporting.console",
   "reporting.step_metrics",

@@ -1,8 +1,8 @@
-"""Whether a model's confidence in its replies is the share that is right.
+"""Calibration: whether a model's confidence equals its accuracy.
 
-A confidence is a probability: stated in the reply, or exp of its mean
-log-prob. Training on privileged text may raise it beyond what the student can
-know (CaOPD, arXiv:2604.16830), so it stands beside accuracy.
+A confidence is a probability, stated in the completion or exp of its mean log-prob.
+Training on privileged text may raise it beyond what the student can know (CaOPD,
+arXiv:2604.16830), so it is reported beside accuracy.
 """
 
 import math
@@ -15,7 +15,7 @@ from opsd_jax.evaluation import statistics
 from opsd_jax.evaluation.statistics import TAIL, Estimate
 from opsd_jax.reporting import style
 
-ASK = (
+REQUEST = (  # appended to a question
   "On a last line of its own state how likely your answer is right, in the"
   ' form "Confidence: N%".'
 )
@@ -29,11 +29,11 @@ RANGE = re.compile(r",\d|\s*[-–]\s*\d")  # 99,5 or 85-90
 
 
 class Bins(NamedTuple):
-  """Replies by confidence: one entry a bin that holds any."""
+  """Completions by confidence, one entry a bin that is not empty."""
 
   count: np.ndarray
   confidence: np.ndarray  # mean
-  accuracy: np.ndarray  # share right
+  accuracy: np.ndarray  # share of correct completions
 
 
 # ---------------------------------------------------------------- confidence
@@ -43,9 +43,9 @@ def stated(text: str) -> tuple[str, float | None]:
   """(the text without its last statement of confidence, the confidence in
   [0, 1] or None).
 
-  "Confidence: 80%", "confidence is 0.8", "8/10" or "8 out of 10". A bare number
-  above 1 is percent; 1 itself is certainty. Of "Confidence: high", or a range,
-  nothing is read and the rest of the line is no part of the answer either.
+  Read are "Confidence: 80%", "confidence is 0.8", "8/10" or "8 out of 10". A bare
+  number above 1 is a percentage; 1 itself is certainty. "Confidence: high" and
+  ranges give None, and the rest of their line is removed too.
   """
   named = list(NAMED.finditer(text))[::-1]
   for name in named:
@@ -60,10 +60,10 @@ def stated(text: str) -> tuple[str, float | None]:
 
 
 def read(number: str, unit: str | None) -> float | None:
-  """A confidence as it is written; None outside of [0, 1]."""
+  """The value of a written confidence; None outside [0, 1]."""
   value, unit = float(number), unit or ""
-  if of := re.search(r"\d+", unit):
-    whole = float(of[0])
+  if denominator := re.search(r"\d+", unit):
+    whole = float(denominator[0])
     value = value / whole if whole else math.inf
   elif unit or value > 1:
     value /= 100
@@ -71,9 +71,9 @@ def read(number: str, unit: str | None) -> float | None:
 
 
 def of_logp(logp: float, tokens: int) -> float | None:
-  """exp(logp / tokens): the geometric mean of a reply's token probabilities.
+  """exp(logp / tokens), the geometric mean of a completion's token probabilities.
 
-  logp is their summed log-prob in nats; None where there are no tokens.
+  `logp` is the sum of their log-probs in nats; None where there are no tokens.
   """
   return min(math.exp(logp / tokens), 1.0) if tokens else None
 
@@ -82,14 +82,13 @@ def of_logp(logp: float, tokens: int) -> float | None:
 
 
 def equal_width(confidence_R, bins: int):
-  """Inner edges of (0, 1/bins], ..., (1 - 1/bins, 1]; 0 is in the first
-  (Guo et al. 2017, arXiv:1706.04599)."""
+  """Inner edges of the bins (0, 1/bins], ..., (1 - 1/bins, 1]; 0 is in the first (Guo et al. 2017, arXiv:1706.04599)."""
   return np.arange(1, bins) / bins
 
 
 def equal_mass(confidence_R, bins: int):
-  """Inner edges of bins that hold about as many replies (Nguyen and O'Connor
-  2015, arXiv:1508.05154); equal confidences are never parted."""
+  """Inner edges of bins of about equally many completions (Nguyen and O'Connor 2015,
+  arXiv:1508.05154); equal confidences share a bin."""
   return np.quantile(confidence_R, np.arange(1, bins) / bins)
 
 
@@ -97,14 +96,14 @@ BINS = {"equal_width": equal_width, "equal_mass": equal_mass}
 
 
 def binned(confidence_R, correct_R, kind: str, bins: int) -> Bins:
-  """Count, mean confidence and share right of each bin that holds replies."""
+  """Count, mean confidence and accuracy of each bin that is not empty."""
   edges = BINS[kind](confidence_R, bins)
-  at_R = np.searchsorted(edges, confidence_R)  # left: an edge ends its bin
+  bin_R = np.searchsorted(edges, confidence_R)  # left: an edge belongs to its bin
 
   def sums(w_R):
-    return np.bincount(at_R, w_R, len(edges) + 1)
+    return np.bincount(bin_R, w_R, len(edges) + 1)
 
-  count = sums(np.ones(len(at_R)))
+  count = sums(np.ones(len(bin_R)))
   has = count > 0
   return Bins(
     count[has],
@@ -117,20 +116,20 @@ def ece(confidence_R, correct_R, *, kind: str = "equal_width", bins: int = 10):
   """Expected calibration error: sum over bins of share * |accuracy - mean
   confidence| (Naeini et al. 2015; Guo et al. 2017, arXiv:1706.04599, eq. 3).
 
-  Biased upwards where a bin holds few replies.
+  Biased upwards where a bin holds few completions.
   """
   b = binned(confidence_R, correct_R, kind, bins)
   return float((b.count * np.abs(b.accuracy - b.confidence)).sum() / b.count.sum())
 
 
 def brier(confidence_R, correct_R) -> float:
-  """Mean of (confidence - right)^2 (Brier 1950)."""
+  """Mean of (confidence - correct)^2 (Brier 1950)."""
   return float(np.mean((np.asarray(confidence_R) - np.asarray(correct_R)) ** 2))
 
 
 def separation(confidence_R, correct_R) -> float | None:
-  """How often a right reply is surer than a wrong one, ties counting as not:
-  P(c+ > c-) (CaOPD, arXiv:2604.16830). None without both."""
+  """How often a correct completion has a higher confidence than a wrong one, ties not
+  counted: P(c+ > c-) (CaOPD, arXiv:2604.16830). None without both."""
   c_R, is_R = np.asarray(confidence_R), np.asarray(correct_R, bool)
   wrong = np.sort(c_R[~is_R])
   if not is_R.any() or not len(wrong):
@@ -145,9 +144,9 @@ def summarise(
   """ECE, Brier score and overconfidence (mean confidence - accuracy), with
   bootstrap intervals over problems, and separation.
 
-  `problem_R` is which problem a reply answers. Bins stay as the replies at hand
-  make them. The bootstrap adds to the ECE's bias once more, so that percentiles
-  would lie above the truth; its interval is the reflected one,
+  `problem_R` is the problem that a completion answers. The bins are those of the
+  observed completions in every resample. A resample doubles the bias of the ECE, so
+  its percentiles would lie above the truth; its interval is the reflected one,
   [2 ece - q_high, 2 ece - q_low], within [0, 1] (Davison and Hinkley 1997,
   eq. 5.6).
   """
@@ -162,14 +161,14 @@ def summarise(
   places = {}
   for kind, make in BINS.items():
     edges = make(c_R, bins)
-    at_R = np.searchsorted(edges, c_R)
+    bin_R = np.searchsorted(edges, c_R)
     start = len(columns)
-    columns += [by_problem(gap_R * (at_R == b)) for b in range(len(edges) + 1)]
+    columns += [by_problem(gap_R * (bin_R == b)) for b in range(len(edges) + 1)]
     places[kind] = slice(start, len(columns))
   x_NxM = np.stack(columns, 1)
   sums_RxM = statistics.bootstrap_sums(x_NxM, resamples=resamples, seed=seed)
 
-  def of(statistic, reflect=False):
+  def estimate(statistic, reflect=False):
     value = float(statistic(x_NxM.sum(0)))
     low, high = np.quantile(statistic(sums_RxM), [TAIL, 1 - TAIL])
     if reflect:
@@ -177,13 +176,13 @@ def summarise(
     return Estimate(value, float(low), float(high))
 
   def error(kind):
-    return of(lambda s: np.abs(s[..., places[kind]]).sum(-1) / s[..., 0], True)
+    return estimate(lambda s: np.abs(s[..., places[kind]]).sum(-1) / s[..., 0], True)
 
   return {
     "ece": error("equal_width"),
     "ece_equal_mass": error("equal_mass"),
-    "brier": of(lambda s: s[..., 1] / s[..., 0]),
-    "overconfidence": of(lambda s: s[..., 2] / s[..., 0]),
+    "brier": estimate(lambda s: s[..., 1] / s[..., 0]),
+    "overconfidence": estimate(lambda s: s[..., 2] / s[..., 0]),
     "separation": separation(c_R, y_R),
   }
 
@@ -192,32 +191,32 @@ def summarise(
 
 
 def draw(path, confidence_R, correct_R, *, bins: int, title: str):
-  """A reliability diagram as PNG: accuracy over confidence in bins of equal
-  width, the diagonal, and below how many replies a bin holds."""
+  """Draws a reliability diagram as PNG: accuracy over confidence in bins of equal
+  width, the diagonal, and below it the number of completions in each bin."""
   b = binned(confidence_R, correct_R, "equal_width", bins)
   figure = style.figure(4.6, 5.6)
   top, below = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
   top.plot([0, 1], [0, 1], ":", color=style.GREY, label="calibrated")
   top.vlines(b.confidence, b.confidence, b.accuracy, color=style.ORANGE, lw=1)
-  top.plot(b.confidence, b.accuracy, "o-", color=style.BLUE, label="replies")
+  top.plot(b.confidence, b.accuracy, "o-", color=style.BLUE, label="completions")
   error = ece(confidence_R, correct_R, bins=bins)
   top.set(
     title=f"{title}\nECE {error:.3f}",
-    ylabel="share right",
+    ylabel="accuracy",
     xlim=(0, 1),
     ylim=(-0.02, 1.02),
   )
   top.legend(frameon=False, loc="upper left")
-  at_R = np.searchsorted(equal_width(confidence_R, bins), confidence_R)
+  bin_R = np.searchsorted(equal_width(confidence_R, bins), confidence_R)
   below.bar(
     np.arange(bins) / bins,
-    np.bincount(at_R, minlength=bins),
+    np.bincount(bin_R, minlength=bins),
     1 / bins,
     align="edge",
     color=style.BLUE,
     edgecolor="white",
   )
-  below.set(xlabel="confidence", ylabel="replies")
+  below.set(xlabel="confidence", ylabel="completions")
   style.frame(top, below)
   style.save(figure, path)
   return figure

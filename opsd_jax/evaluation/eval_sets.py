@@ -4,13 +4,14 @@ import re
 from collections.abc import Callable
 from typing import NamedTuple
 
-from opsd_jax import spec, tasks
+from opsd_jax import setup, spec, tasks
 from opsd_jax.data import sources
+from opsd_jax.runtime import paths
 from opsd_jax.structs import Example
 
 
-class Set(NamedTuple):
-  """Problems under a name."""
+class EvalSet(NamedTuple):
+  """Problems under a name, and their verifier."""
 
   name: str
   examples: tuple[Example, ...]
@@ -19,7 +20,7 @@ class Set(NamedTuple):
 
 
 class Spec(NamedTuple):
-  """What a --set says."""
+  """A --set flag, parsed."""
 
   name: str
   source: str
@@ -27,7 +28,7 @@ class Spec(NamedTuple):
 
 
 def parse(text: str) -> Spec:
-  """`name=source[,task=maths]`, or a task, whose name may be left away:
+  """Parses `name=source[,task=maths]`, or a task with an optional name:
   `largest_number`, `sums=reasoning_gym:chain_sum,max_terms=3`."""
 
   def is_task(source):
@@ -49,12 +50,16 @@ def parse(text: str) -> Spec:
   return Spec(name, source, options.get("task") or "maths")
 
 
-def open_set(wanted: Spec, *, count: int | None, seed: int | None, open_verifier):
-  """Spec -> Set: the first `count` problems of a file, or all, or `count` of a
-  task that makes its own (those that training with `seed` as task.seed holds
-  out).
+def open_set(
+  wanted: Spec, *, count: int | None, seed: int | None, open_verifier
+) -> EvalSet:
+  """The problems that a Spec names.
 
-  judge(task) -> verify(examples, texts) -> Verdicts.
+  Args:
+    count: problems to take, None for all of a file. Of a task that generates its
+      problems these are the ones that training with task.seed = `seed` holds out.
+    seed: task.seed; None for a file.
+    open_verifier: task -> verify(examples, texts) -> Verdicts.
   """
   if count is not None and count < 1:
     raise ValueError(f"{count} problems of {wanted.name}, expected at least 1")
@@ -69,7 +74,7 @@ def open_set(wanted: Spec, *, count: int | None, seed: int | None, open_verifier
       "source": wanted.source,
       "task": task,
       "without_answer": sum(dropped.values()),
-      "asked_again": len(examples) - len(sources.by_text(examples)),
+      "repeated": len(examples) - len(sources.by_text(examples)),
     }
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
@@ -77,6 +82,48 @@ def open_set(wanted: Spec, *, count: int | None, seed: int | None, open_verifier
     about = {"source": task, "task": task, "task_seed": seed}
   ids = [e.id for e in examples]
   if not ids or len(set(ids)) < len(ids):
-    what = "no problems" if not ids else "problems of the same id"
+    what = "no problems" if not ids else "several problems of one id"
     raise ValueError(f"set {wanted.name}: {wanted.source} has {what}")
-  return Set(wanted.name, examples, verify, about)
+  return EvalSet(wanted.name, examples, verify, about)
+
+
+# ------------------------------------------------- what a training run held out
+
+
+def held_out(run_dir, defaults, source: str, count: int | None, seed: int | None):
+  """(count, seed) of a task's problems, where a None is replaced.
+
+  The values of the run apply where `source` is the task that it trained on; else,
+  or without a run, those of `defaults`, a config.task. Raises ValueError for more
+  problems than the run held out.
+  """
+
+  def given(value, default):
+    return default if value is None else value
+
+  if not run_dir:
+    return given(count, defaults.eval_count), given(seed, defaults.seed)
+  task = setup.read_config(paths.open_workdir(run_dir)).task
+  seed = given(seed, task.seed)
+  if (source, seed) != (task.name, task.seed):
+    return given(count, defaults.eval_count), seed
+  if given(count, 0) > task.eval_count:
+    raise ValueError(
+      f"{count} problems of {source}: the training of {run_dir} held out"
+      f" {task.eval_count} (task.eval_count), and may have seen the others"
+    )
+  return given(count, task.eval_count), seed
+
+
+def training_questions(run_dir) -> set[str] | None:
+  """The normalized questions that a run trains on; None without a run, or where its
+  data cannot be read."""
+  if not run_dir:
+    return None
+  config = setup.read_config(paths.open_workdir(run_dir))
+  try:
+    problems = setup.problems_of(config)
+  except ValueError as e:
+    print(f"unknown which questions {run_dir} was trained on: {e}", flush=True)
+    return None
+  return {tasks.normalize_question(e.question) for e in problems.train}

@@ -1,77 +1,55 @@
-"""A model answers sets of problems, k times each; every reply is kept.
+"""A model answers sets of problems, k times each; every completion is kept.
 
-The workdir receives settings.json, <set>.jsonl with one problem a line, and of
-summary.py summary.json and pictures. A batch of problems is answered and written
-at a time: killed and started again, an evaluation goes on after the last whole
-batch and ends with the same replies, since a reply's draws come of (seed, set,
-problem, sample) and batches stay as they were.
+The workdir receives settings.json, <set>.jsonl with one problem a line, and from
+summary.py summary.json and pictures. Problems are answered and written in batches.
+An evaluation that was killed and is started again resumes after the last complete
+batch and ends with the same completions: their random numbers come from (seed, set,
+problem, sample), and batches hold the same problems.
 """
 
-import functools
 import hashlib
 import json
 import sys
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 
-from opsd_jax import setup, tasks
+from opsd_jax import tasks
 from opsd_jax.data import audit
-from opsd_jax.evaluation import calibration, eval_sets, summary
-from opsd_jax.evaluation.eval_sets import Set
-from opsd_jax.models import lora, tokenizer
-from opsd_jax.models.weights import sources as weight_sources
+from opsd_jax.evaluation import calibration, eval_sets, evaluated_model, summary
+from opsd_jax.evaluation.eval_sets import EvalSet
+from opsd_jax.evaluation.evaluated_model import EvaluatedModel
+from opsd_jax.models import tokenizer
 from opsd_jax.rollouts import contexts
 from opsd_jax.rollouts import sources as rollout_sources
-from opsd_jax.runtime import (
-  allocator,
-  checkpoint,
-  distributed,
-  metrics,
-  monitoring,
-  paths,
-  sharding_rules,
-)
+from opsd_jax.runtime import allocator, distributed, metrics, monitoring, paths
 from opsd_jax.runtime import workdir as workdirs
-from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.tasks import pool
 
 CONFIDENCE = ("logp", "stated")
 BUCKET = 32  # tokens; prompts are padded to a multiple of it
-STEPS = 32  # tokens decoded between two looks for ended replies
-
-
-class EvaluatedModel(NamedTuple):
-  """Who is examined: weights, and how it is spoken to."""
-
-  mesh: Any
-  model_config: Any
-  params: Any
-  tokenizer: Any
-  template: str  # its training's, or upstream
-  template_args: dict  # of the chat template
-  about: dict  # source, run, step, dtype: for settings.json
+STEPS = 32  # decode steps between host checks for finished rows
 
 
 class EvalSettings(NamedTuple):
-  """How replies are sampled, and what is made of them."""
+  """How completions are sampled, and how they are summarised."""
 
-  samples: int
+  samples: int  # completions of a problem
   sampling: SamplingParams
   max_new_tokens: int
-  stop: tuple[str, ...]
+  stop: tuple[str, ...]  # texts that end a completion
   seed: int
-  template: str | None  # how a question is worded; None: as EvaluatedModel.template
-  confidence: str  # of CONFIDENCE: "stated" asks for it too
+  template: str | None  # wording of a question; None: EvaluatedModel.template
+  confidence: str  # of CONFIDENCE: "stated" asks the model for its confidence
   batch: int  # problems answered between two writes
-  slots: int  # replies decoded at once
+  slots: int  # completions decoded at once
   bins: int  # of calibration
   resamples: int  # of bootstrap and permutation
 
 
 def validate(settings: EvalSettings) -> None:
-  """Raises ValueError for what is known to be wrong before a model loads."""
+  """Raises ValueError for settings that are wrong for every model."""
   check(settings.sampling)
   if settings.template is not None:
     contexts.check(settings.template, "none")
@@ -87,205 +65,85 @@ def validate(settings: EvalSettings) -> None:
     )
   if settings.sampling.temperature == 0 and settings.samples > 1:
     raise ValueError(
-      f"samples is {settings.samples} at temperature 0, where all of a problem's"
-      " replies are the same: set samples to 1"
+      f"samples is {settings.samples} at temperature 0, where all completions of a"
+      " problem are the same: set samples to 1"
     )
 
 
-# ------------------------------------------------------------------- subject
+# --------------------------------------------------------------- answering
 
 
-def load(model: str | None, run_dir, dtype: str) -> EvaluatedModel:
-  """`load_model` or `load_run`: one of the two is given."""
-  if bool(model) == bool(run_dir):
-    raise ValueError(f"model is {model!r} and run {run_dir!r}, expected one of them")
-  return load_run(run_dir) if run_dir else load_model(model, dtype)
-
-
-def held_out(run_dir, usual, source: str, count: int | None, seed: int | None):
-  """(count, seed) of a task's problems, where they are not given: those that
-  the run's training held out, of another task or without a run as `usual`, a
-  config.task, says.
-
-  Raises ValueError for more than training held out.
-  """
-
-  def given(value, otherwise):
-    return otherwise if value is None else value
-
-  if not run_dir:
-    return given(count, usual.eval_count), given(seed, usual.seed)
-  task = setup.read_config(paths.open_workdir(run_dir)).task
-  seed = given(seed, task.seed)
-  if (source, seed) != (task.name, task.seed):
-    return given(count, usual.eval_count), seed
-  if given(count, 0) > task.eval_count:
-    raise ValueError(
-      f"{count} problems of {source}: the training of {run_dir} held out"
-      f" {task.eval_count} (task.eval_count), and may have seen the others"
-    )
-  return given(count, task.eval_count), seed
-
-
-def training_questions(run_dir) -> set[str] | None:
-  """The questions that a run trains on, as `tasks.normalize_question` writes them; None
-  without a run, or where its data cannot be had."""
-  if not run_dir:
-    return None
-  config = setup.read_config(paths.open_workdir(run_dir))
-  try:
-    problems = setup.load_split(config)
-  except ValueError as e:
-    print(f"not known which questions {run_dir} has trained on: {e}", flush=True)
-    return None
-  return {tasks.normalize_question(e.question) for e in problems.train}
-
-
-def load_model(source: str, dtype: str) -> EvaluatedModel:
-  """A model as it is, from any source that config.model.source accepts."""
-  weight_sources.check(source)
-  if dtype not in setup.DTYPES:
-    raise ValueError(f"dtype is {dtype!r}, known: {', '.join(setup.DTYPES)}")
-  mesh = make_mesh(fsdp=-1)
-  path = weight_sources.resolve(source)
-  runtime = dict(
-    dtype=dtype,
-    param_dtype=dtype,
-    scan_layers=False,
-    remat="none",
-    attention="auto",
-    lora_alpha=1.0,
-  )
-  return _evaluated_model(
-    mesh,
-    path,
-    runtime,
-    {"source": source, "dtype": dtype},
-    lambda layout, runtime: weight_sources.load_model_weights(path, layout, **runtime)[
-      1
-    ],
-    "upstream",
-    {},
-  )
-
-
-def load_run(workdir) -> EvaluatedModel:
-  """The newest checkpoint of a training run, with LoRA its base beside it."""
-  workdir = paths.open_workdir(workdir)
-  config = setup.read_config(workdir)
-  mesh = make_mesh(**config.mesh)
-  path = weight_sources.resolve(config.model.source)
-  about = {"source": config.model.source, "dtype": config.model.dtype}
-  about["run"] = str(workdir)
-
-  def load(layout, runtime):
-    about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
-    if config.lora.rank:
-      _, base = weight_sources.load_model_weights(path, layout, **runtime)
-      params = lora.join(base, params)
-    return params
-
-  args = config.context.student_args.to_dict()
-  return _evaluated_model(
-    mesh,
-    path,
-    setup.runtime_fields(config),
-    about,
-    load,
-    config.context.template,
-    {k: v for k, v in args.items() if v is not None},
-  )
-
-
-def _evaluated_model(
-  mesh, path, runtime, about, load, template, args
-) -> EvaluatedModel:
-  distributed.check_rows(mesh)
-  model_config = setup.resolve_attention(
-    weight_sources.read_config(path, **runtime), mesh, False
-  )
-  layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
-  params = load(layout, runtime | {"attention": model_config.attention})
-  about["weights"] = checkpoint.fingerprint(params, mesh)
-  return EvaluatedModel(
-    mesh, model_config, params, tokenizer.load(path), template, args, about
-  )
-
-
-# -------------------------------------------------------------------- answer
-
-
-def build_prompts(subject: EvaluatedModel, settings: EvalSettings, set_: Set):
-  """([(example, prompt ids)], dropped by reason): what fits the model."""
-  positions = subject.model_config.max_positions
+def build_prompts(model: EvaluatedModel, settings: EvalSettings, eval_set: EvalSet):
+  """([(example, prompt ids)], {reason: how many were dropped}); dropped are prompts
+  that do not fit the model's positions or hold a control token."""
+  positions = model.model_config.max_positions
   max_prompt_len = positions - settings.max_new_tokens
   if max_prompt_len < 1:
     raise ValueError(
-      f"max_new_tokens is {settings.max_new_tokens}, which leaves no prompt beside"
-      f" it: the model has {positions} positions"
+      f"max_new_tokens is {settings.max_new_tokens}, which leaves no position for a"
+      f" prompt: the model has {positions}"
     )
-  asked, dropped = [], {}
-  for example in set_.examples:
+  prompts, dropped = [], {}
+  for example in eval_set.examples:
     messages = contexts.student_messages(settings.template, example)
     if settings.confidence == "stated":
-      messages[-1]["content"] += f"\n\n{calibration.ASK}"
+      messages[-1]["content"] += f"\n\n{calibration.REQUEST}"
+    reason = None
     try:
-      ids = subject.tokenizer.chat_ids(messages, **subject.template_args)
-      reason = f"a prompt is longer than {max_prompt_len} tokens" * (
-        len(ids) > max_prompt_len
-      )
+      ids = model.tokenizer.chat_ids(messages, **model.template_args)
+      if len(ids) > max_prompt_len:
+        reason = f"a prompt is longer than {max_prompt_len} tokens"
     except tokenizer.ControlToken:
       reason = "its text holds a control token"
     if reason:
       dropped[reason] = dropped.get(reason, 0) + 1
     else:
-      asked.append((example, tuple(ids)))
-  if not asked:
-    raise ValueError(f"set {set_.name}: nothing to ask; dropped: {dropped}")
-  return asked, dropped
+      prompts.append((example, tuple(ids)))
+  if not prompts:
+    raise ValueError(f"set {eval_set.name}: no prompt is left; dropped: {dropped}")
+  return prompts, dropped
 
 
-def record(
-  settings: EvalSettings, example, completions, texts, verdicts, confidences
-) -> dict:
-  """A problem and its replies, as a line of <set>.jsonl."""
-  replies = [
-    {
-      "sample": i,
-      "seed": settings.seed,
-      "text": c.text,
-      "score": v.score,
-      "answer": v.answer,
-      "feedback": v.feedback,
-      "tokens": len(c.ids),
-      "truncated": c.truncated,
-      "logp": sum(c.logp),
-      "confidence": p,
-    }
-    for i, (c, v, p) in enumerate(zip(completions, verdicts, confidences, strict=True))
-  ]
+def record(settings: EvalSettings, example, completions, verdicts, confidences) -> dict:
+  """A problem and its completions, as a line of <set>.jsonl."""
   return {
     "id": example.id,
     "question": example.question,
     "answer": example.answer,
-    "replies": replies,
+    "completions": [
+      {
+        "sample": i,
+        "seed": settings.seed,
+        "text": c.text,
+        "score": v.score,
+        "answer": v.answer,
+        "feedback": v.feedback,
+        "tokens": len(c.ids),
+        "truncated": c.truncated,
+        "logp": sum(c.logp),
+        "confidence": p,
+      }
+      for i, (c, v, p) in enumerate(
+        zip(completions, verdicts, confidences, strict=True)
+      )
+    ],
   }
 
 
 def answer(
-  subject: EvaluatedModel, settings: EvalSettings, set_: Set, part
+  model: EvaluatedModel, settings: EvalSettings, eval_set: EvalSet, prompts
 ) -> list[dict]:
-  """Answers and judges [(example, prompt ids)] -> one record each.
+  """Answers and verifies [(example, prompt ids)] -> one record each.
 
-  Each process answers and verifies its share.
+  Each process answers and verifies its shard.
   """
-  mine = distributed.local_shard(part)
+  local = distributed.local_shard(prompts)
   groups = rollout_sources.complete(
-    subject.model_config,
-    subject.params,
-    subject.tokenizer,
-    [ids for _, ids in mine],
-    [f"{set_.name}/{e.id}" for e, _ in mine],
+    model.model_config,
+    model.params,
+    model.tokenizer,
+    [ids for _, ids in local],
+    [f"{eval_set.name}/{e.id}" for e, _ in local],
     seed=settings.seed,
     step=0,
     role="evaluate",
@@ -297,32 +155,29 @@ def answer(
     prompt_bucket=BUCKET,
     stop=settings.stop,
   )
-  read = calibration.stated if settings.confidence == "stated" else _unread
-  texts, confidences = zip(*(read(c.text) for g in groups for c in g), strict=True)
-  examples = [e for e, _ in mine for _ in range(settings.samples)]
-  verdicts = set_.verify(examples, texts)
+  texts, confidences = [], []
+  for completion in (c for group in groups for c in group):
+    text, confidence = completion.text, None
+    if settings.confidence == "stated":  # its statement is no part of the answer
+      text, confidence = calibration.stated(text)
+    texts.append(text)
+    confidences.append(confidence)
+  examples = [e for e, _ in local for _ in range(settings.samples)]
+  verdicts = eval_set.verify(examples, texts)
   records = []
-  for i, ((example, _), group) in enumerate(zip(mine, groups, strict=True)):
-    of_example = slice(i * settings.samples, (i + 1) * settings.samples)
-    records.append(
-      record(
-        settings, example, group, texts, verdicts[of_example], confidences[of_example]
-      )
-    )
-  return distributed.gather_shards(records, len(part))
+  for i, ((example, _), group) in enumerate(zip(local, groups, strict=True)):
+    rows = slice(i * settings.samples, (i + 1) * settings.samples)
+    records.append(record(settings, example, group, verdicts[rows], confidences[rows]))
+  return distributed.gather_shards(records, len(prompts))
 
 
-def _unread(text: str):
-  return text, None
-
-
-def whole_batches(path, batch: int, total: int) -> int:
-  """How many problems of a file are done; drops what is not of a whole batch,
-  so that the rest is answered in the batches that it would have been in."""
+def complete_batches(path, batch: int, total: int) -> int:
+  """How many problems of a file are done. Removes those of an incomplete batch, so
+  that batches hold the same problems after a resumption."""
   if not path.exists():
     return 0
   lines = path.read_text().split("\n")
-  done = len(lines) - 1  # after the last newline stands nothing, or a torn line
+  done = len(lines) - 1  # the last newline is followed by nothing, or a torn line
   if done < total:
     done -= done % batch
   if lines[done:] != [""]:
@@ -340,71 +195,79 @@ def append(path, records) -> None:
     f.write(text)
 
 
-def settings_of(subject: EvaluatedModel, settings: EvalSettings, chosen, asked) -> dict:
-  """All that decides the replies, and under `summary` what is made of them."""
+def settings_file(model: EvaluatedModel, settings: EvalSettings, sets, prompts) -> dict:
+  """The content of settings.json: everything that decides the completions, and
+  under `summary` what only decides how they are summarised.
+
+  `prompts` are `build_prompts` of each of the sets.
+  """
   fields = settings._asdict()
   fields |= fields.pop("sampling")._asdict()  # one flat table in the file
   bins, resamples = fields.pop("bins"), fields.pop("resamples")
   outer = {k: fields.pop(k) for k in ("template", "confidence", "batch", "slots")}
 
-  def digest(part):
+  def digest(kept):
     return hashlib.sha256(
-      json.dumps([(e.id, e.question, e.answer) for e, _ in part]).encode()
+      json.dumps([(e.id, e.question, e.answer) for e, _ in kept]).encode()
     ).hexdigest()
 
   return {
-    "model": subject.about,
+    "model": model.about,
     **outer,
-    "template_args": subject.template_args,
+    "template_args": model.template_args,
     "sampling": fields | {"stop": list(settings.stop)},
     "sets": {
       s.name: s.about
-      | {"problems": len(part), "dropped": dropped, "sha256": digest(part)}
-      for s, (part, dropped) in zip(chosen, asked, strict=True)
+      | {"problems": len(kept), "dropped": dropped, "sha256": digest(kept)}
+      for s, (kept, dropped) in zip(sets, prompts, strict=True)
     },
     "summary": {"bins": bins, "resamples": resamples, "seed": settings.seed},
   }
 
 
-def evaluate(subject: EvaluatedModel, chosen, workdir, settings: EvalSettings) -> dict:
-  """Answers all sets, or what is left of them, and returns the summary.
+def evaluate(model: EvaluatedModel, sets, workdir, settings: EvalSettings) -> dict:
+  """Answers all sets, or the rest of them, and returns the summary.
 
-  Raises ValueError for bad settings and for a workdir of other ones.
+  Raises ValueError for bad settings, and for a workdir with other settings.
   """
   validate(settings)
-  settings = settings._replace(template=settings.template or subject.template)
-  names = [s.name for s in chosen]
-  if not chosen or len(set(names)) < len(names):
+  settings = settings._replace(template=settings.template or model.template)
+  names = [s.name for s in sets]
+  if not sets or len(set(names)) < len(names):
     raise ValueError(f"sets are named {names}, expected one or more, each once")
   workdir = paths.open_workdir(workdir)
-  asked = [build_prompts(subject, settings, s) for s in chosen]
-  about = settings_of(subject, settings, chosen, asked)
+  prompts = [build_prompts(model, settings, s) for s in sets]
+  about = settings_file(model, settings, sets, prompts)
   with (
-    jax.set_mesh(subject.mesh),
+    jax.set_mesh(model.mesh),
     workdirs.exclusive(workdir),
     distributed.ending_with_others(),
   ):
     distributed.broadcast_from_first(lambda: workdirs.write_settings(about, workdir))
-    for set_, (problems, _) in zip(chosen, asked, strict=True):
-      answer_set(subject, settings, set_, problems, workdir / f"{set_.name}.jsonl")
+    for eval_set, (kept, _) in zip(sets, prompts, strict=True):
+      answer_set(model, settings, eval_set, kept, workdir / f"{eval_set.name}.jsonl")
   return distributed.broadcast_from_first(lambda: summary.summarise(workdir))
 
 
-def answer_set(subject, settings: EvalSettings, set_: Set, problems, path) -> None:
-  """Answers a set's problems that `path` does not hold yet, in batches."""
-  total = len(problems)
+def answer_set(model, settings: EvalSettings, eval_set: EvalSet, prompts, path) -> None:
+  """Answers the problems of a set that `path` does not hold yet, in batches."""
+  total = len(prompts)
   done = distributed.broadcast_from_first(
-    lambda: whole_batches(path, settings.batch, total)
+    lambda: complete_batches(path, settings.batch, total)
   )
   shown = distributed.is_first()
-  with metrics.progress(total, done, set_.name, shown=shown, file=sys.stderr) as bar:
+  with metrics.progress(
+    total, done, eval_set.name, shown=shown, file=sys.stderr
+  ) as bar:
     for start in range(done, total, settings.batch):
-      records = answer(
-        subject, settings, set_, problems[start : start + settings.batch]
-      )
+      batch = prompts[start : start + settings.batch]
+      records = answer(model, settings, eval_set, batch)
       if distributed.is_first():
         append(path, records)
       bar.update(len(records))
+
+
+# ------------------------------------------------------------- command line
 
 
 def run_from_flags(
@@ -412,7 +275,7 @@ def run_from_flags(
   sets_as_text,
   workdir,
   *,
-  model,
+  model: str | None,
   run_dir,
   dtype: str,
   count: int | None,
@@ -421,11 +284,17 @@ def run_from_flags(
   compile_cache: str,
   verify: dict,
 ) -> dict:
-  """`evaluate` with everything by name: what experiments/evaluate.py does.
+  """`evaluate` with everything given as text, for experiments/evaluate.py.
 
-  `task` is a config.task, whose counts and seed stand for those not given;
-  `verify` how replies are judged, as config.verify says it.
-  What needs no model is checked before one is loaded.
+  Settings and sets are checked before a model is loaded.
+
+  Args:
+    sets_as_text: --set flags, see `eval_sets.parse`.
+    model, run_dir, dtype: see `evaluated_model.load`.
+    count, task_seed: of a task's problems; None: see `eval_sets.held_out`.
+    task: config.task, the defaults of count and task_seed.
+    compile_cache: directory of compiled programs, "" for none.
+    verify: config.verify, the limits of the verifier's processes.
   """
   validate(settings)
   if not workdir or not sets_as_text:
@@ -439,20 +308,20 @@ def run_from_flags(
   def open_verifier(task):
     return pool.shared(task, "answer", **verify)
 
-  chosen, trained = [], training_questions(run_dir)
+  sets, trained = [], eval_sets.training_questions(run_dir)
   for spec in map(eval_sets.parse, sets_as_text):
     number, seed = count, None  # of a file
     if not spec.task:
-      number, seed = held_out(run_dir, task, spec.source, count, task_seed)
-    found = eval_sets.open_set(
+      number, seed = eval_sets.held_out(run_dir, task, spec.source, count, task_seed)
+    opened = eval_sets.open_set(
       spec, count=number, seed=seed, open_verifier=open_verifier
     )
     if spec.task:
-      found.about["not_verified"] = audit.count_unverifiable(
-        found.verify, found.examples, spec.task, spec.source
+      opened.about["unverifiable"] = audit.count_unverifiable(
+        opened.verify, opened.examples, spec.task, spec.source
       )
     if trained is not None:
-      asked = [tasks.normalize_question(e.question) for e in found.examples]
-      found.about["in_training"] = sum(text in trained for text in asked)
-    chosen.append(found)
-  return evaluate(load(model, run_dir, dtype), chosen, workdir, settings)
+      questions = [tasks.normalize_question(e.question) for e in opened.examples]
+      opened.about["in_training"] = sum(text in trained for text in questions)
+    sets.append(opened)
+  return evaluate(evaluated_model.load(model, run_dir, dtype), sets, workdir, settings)

@@ -1,8 +1,8 @@
-"""What samples of problems say: rates of k samples, intervals, comparisons.
+"""Statistics over problems: rates of k samples, intervals, comparisons.
 
-A problem is one observation, however many replies it has: what is resampled, or
-has its sign flipped, is a problem with all its replies (a cluster bootstrap).
-An interval is of the mean over problems such as these, not over these alone.
+A problem is one observation, however many completions it has: resampling and sign
+flips take a problem with all its completions (a cluster bootstrap). An interval is
+that of the mean over the population that the problems are drawn from.
 """
 
 import math
@@ -12,9 +12,9 @@ import numpy as np
 
 LEVEL = 0.95  # of every interval
 TAIL = (1 - LEVEL) / 2
-BLOCK = 256  # resamples whose weights exist at one time
-FEW = 10  # problems unlike the others: with fewer a bootstrap sees no spread
-Z = 1.959964  # standard deviations to either bound
+BLOCK = 256  # resamples whose weights are in memory at once
+FEW = 10  # with fewer problems unlike the others a bootstrap underestimates spread
+Z = 1.959964  # standard normal quantile of LEVEL
 
 
 class Estimate(NamedTuple):
@@ -31,7 +31,7 @@ class Difference(NamedTuple):
   value: float
   low: float
   high: float
-  p: float  # two-sided, of no difference
+  p: float  # two-sided, of the hypothesis of no difference
 
 
 # -------------------------------------------------------------- of k samples
@@ -39,16 +39,16 @@ class Difference(NamedTuple):
 
 def pass_at_k(n, c, k: int):
   """The chance that k of a problem's n samples, drawn without replacement, hold
-  one of the c right ones: 1 - C(n-c, k) / C(n, k), as an array.
+  one of the c correct ones: 1 - C(n-c, k) / C(n, k), as an array.
 
   Unbiased where the n samples are independent (Chen et al. 2021,
-  arXiv:2107.03374, eq. 1). As a product, so that nothing overflows or cancels:
-  1 - prod_{i<k} (n-c-i) / (n-i).
+  arXiv:2107.03374, eq. 1). It is computed as 1 - prod_{i<k} (n-c-i) / (n-i), where
+  nothing overflows or cancels.
   """
   n, c = np.broadcast_arrays(np.asarray(n), np.asarray(c))
   _check_k(k, int(n.min()))
   if (c < 0).any() or (c > n).any():
-    raise ValueError(f"{c} right ones of {n} samples, expected 0 to n")
+    raise ValueError(f"{c} correct of {n} samples, expected 0 to n")
   i = np.arange(k)
   n, c = n[..., None], c[..., None]
   return 1 - (np.maximum(n - c - i, 0) / (n - i)).prod(-1)
@@ -58,13 +58,10 @@ def maj_at_k(answers, scores, k: int) -> float:
   """The expected score of a vote among k of a problem's n samples.
 
   The expectation is over all subsets of k of the n, as in `pass_at_k`, and
-  exact. In a subset the most frequent answer wins; answers that tie share (the
-  mean of their scores); None is no answer and never wins, so that a subset
-  without an answer scores 0. Answers are the same where they are equal. Where
-  replies of one answer differ in score it has their mean.
-
-  Counts of the answers in a random subset are independent binomials given
-  their sum; j is the winning count, t how many answers have it.
+  exact. In a subset the most frequent answer wins, and a tie scores the mean of its
+  answers' scores. None is no answer and never wins, so that a subset without an
+  answer scores 0. Where samples with equal answers differ in score, the answer has
+  their mean.
   """
   n = len(answers)
   _check_k(k, n)
@@ -86,30 +83,32 @@ def maj_at_k(answers, scores, k: int) -> float:
       ]
     )
 
+  # Counts of the answers in a random subset are independent binomials given their
+  # sum; j is the winning count, t how many answers have it.
   total = 0.0
   for j in range(1, min(most, k) + 1):
-    # by samples taken and answers at j: the chance, and with it the sum of the
-    # scores of the answers at j
+    # By (samples taken, t): the chance, and the chance times the sum of the scores
+    # of the answers with count j.
     p, s = np.zeros((2, k + 1, k // j + 1))
     p[: min(no_answer, k) + 1, 0] = chance(no_answer)
     for m, score in groups:
       odds = chance(m)[: j + 1]
       new_p, new_s = np.zeros_like(p), np.zeros_like(s)
       for i, odd in enumerate(odds):
-        at, of = slice(i, None), slice(0, k + 1 - i)
+        to, of = slice(i, None), slice(0, k + 1 - i)
         if i < j:
-          new_p[at] += odd * p[of]
-          new_s[at] += odd * s[of]
+          new_p[to] += odd * p[of]
+          new_s[to] += odd * s[of]
         else:
-          new_p[at, 1:] += odd * p[of, :-1]
-          new_s[at, 1:] += odd * (s[of, :-1] + score * p[of, :-1])
+          new_p[to, 1:] += odd * p[of, :-1]
+          new_s[to, 1:] += odd * (s[of, :-1] + score * p[of, :-1])
       p, s = new_p, new_s
     total += (s[k, 1:] / np.arange(1, s.shape[1])).sum()
-  return round(float(total / chance(n)[k]), 12)  # what rounding adds
+  return round(float(total / chance(n)[k]), 12)  # removes rounding errors
 
 
 def powers_of_two(k: int) -> list[int]:
-  """1, 2, 4, ... up to k, and k itself."""
+  """1, 2, 4, ... up to k, and k."""
   return sorted({2**i for i in range(k.bit_length())} | {k})
 
 
@@ -145,9 +144,9 @@ def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
   """The mean of every column, one value a problem, with its percentile
   bootstrap interval.
 
-  Where fewer than FEW problems of a rate (`is_rate`, one flag a column) differ
-  from the others, resampling sees too little of their spread: the interval is
-  Wilson's of N problems, which values between 0 and 1 at most need.
+  Where fewer than FEW problems of a rate (`is_rate`, one flag a column) differ from
+  the others, resampling underestimates their spread. The interval is then Wilson's
+  for N problems, which is wide enough for any values in [0, 1].
   """
   x_NxM = np.asarray(x_NxM, np.float64)
   N = len(x_NxM)
@@ -163,7 +162,7 @@ def estimates(x_NxM, is_rate, *, resamples: int, seed: int) -> list[Estimate]:
 
 
 def few_differ(x_N) -> bool:
-  """Whether fewer than FEW values are not the commonest one."""
+  """Whether fewer than FEW values differ from the most frequent one."""
   _, counts = np.unique(np.round(x_N, 12), return_counts=True)
   return len(x_N) - counts.max() < FEW
 
@@ -175,13 +174,13 @@ def compare(a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int) -> Dif
   """Mean difference b - a of two runs' values on the same problems, with its
   percentile bootstrap interval and the p-value of `sign_flip`.
 
-  Where fewer than FEW differences of a rate are unlike the others, the interval
-  is `plus_two`'s.
+  Where fewer than FEW differences of a rate differ from the others, the interval is
+  that of `plus_two`.
   """
   a_N, b_N = np.asarray(a_N, np.float64), np.asarray(b_N, np.float64)
   if a_N.shape != b_N.shape or a_N.ndim != 1 or not len(a_N):
     raise ValueError(
-      f"{a_N.shape} and {b_N.shape} values, expected one of each problem"
+      f"{a_N.shape} and {b_N.shape} values, expected one value of each problem in both"
     )
   d_N = b_N - a_N
   bootstrap = {"resamples": resamples, "seed": seed}
@@ -192,9 +191,9 @@ def compare(a_N, b_N, is_rate: bool = True, *, resamples: int, seed: int) -> Dif
 
 
 def plus_two(d_N) -> tuple[float, float]:
-  """Bounds of the mean of differences between rates: the normal interval with
-  two more problems, of difference 1 and -1 (Bonett and Price 2012, of pairs
-  that are right or wrong)."""
+  """Bounds of the mean of differences between rates: the normal interval after
+  adding two problems, with differences 1 and -1 (Bonett and Price 2012, for paired
+  proportions)."""
   N = len(d_N) + 2
   mean = d_N.sum() / N
   half = Z * math.sqrt((((d_N**2).sum() + 2) / N - mean**2) / N)
@@ -205,13 +204,13 @@ def sign_flip(d_N, *, resamples: int, seed: int) -> float:
   """Two-sided permutation p-value of a mean difference of 0: how often random
   signs make |sum of d| as large (Fisher 1935).
 
-  Differences of 0 (up to rounding) have no sign. All signs are tried where they
-  are no more than `resamples`; else as many random ones, the observed one among
-  them: (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
+  Differences of 0 (up to rounding) have no sign. All combinations of signs are
+  tried where they are at most `resamples`; else `resamples` random ones and the
+  observed one: (1 + hits) / (1 + resamples) (Phipson and Smyth 2010).
   """
   d_N = np.asarray(d_N, np.float64)
   d_N = d_N[np.abs(d_N) > 1e-12]
-  # sums in another order round otherwise
+  # A sum in another order may round below the observed one.
   enough = abs(d_N.sum()) - 1e-9 * np.abs(d_N).sum()
 
   def as_large(signs):

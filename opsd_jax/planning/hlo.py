@@ -1,7 +1,7 @@
-"""What a compiled program moves: memory and collectives, read off its HLO.
+"""Traffic of a compiled program, to memory and between chips, read off its HLO.
 
-XLA's own cost analysis counts the body of a loop once; here it counts as often
-as the loop turns. Only text is read: nothing is run.
+XLA's own cost analysis counts the body of a loop once; this file counts it once an
+iteration. Only text is read: nothing is run.
 """
 
 import collections
@@ -36,7 +36,7 @@ COLLECTIVES = (
   "all-to-all",
   "collective-permute",
 )
-FREE = {  # no traffic of their own
+FREE = {  # instructions without traffic
   "parameter",
   "constant",
   "tuple",
@@ -56,6 +56,8 @@ FREE = {  # no traffic of their own
 
 
 class Instruction(NamedTuple):
+  """A line of HLO."""
+
   name: str
   shape: str
   opcode: str
@@ -65,7 +67,7 @@ class Instruction(NamedTuple):
 
 
 def parse(text: str) -> dict[str, list[Instruction]]:
-  """Computation -> its instructions; the entry is called "ENTRY"."""
+  """{computation: its instructions}; the entry computation is named "ENTRY"."""
   computations, current = {}, None
   for line in text.splitlines():
     if line.endswith("{") and not line.startswith((" ", "HloModule")):
@@ -80,13 +82,14 @@ def parse(text: str) -> dict[str, list[Instruction]]:
 
 
 def instruction(line: str) -> Instruction:
+  """Parses one line, `%name = shape opcode(operands), attributes`."""
   left, _, right = line.strip().partition(" = ")
   end = closing(right, 0) if right.startswith("(") else right.index(" ")
   shape, rest = right[:end], right[end:].strip()
   opcode, _, _ = rest.partition("(")
   end = closing(rest, len(opcode))
   operands = re.findall(r"%([\w.-]+)", rest[len(opcode) : end])
-  if opcode in ("parameter", "constant"):  # its number, its value
+  if opcode in ("parameter", "constant"):  # the parameter's number, the value
     operands = [rest[len(opcode) + 1 : end - 1]]
   return Instruction(
     left.removeprefix("ROOT ").lstrip("%"),
@@ -99,17 +102,17 @@ def instruction(line: str) -> Instruction:
 
 
 def closing(text: str, start: int) -> int:
-  """One past the bracket that closes the one at `start`."""
+  """Index after the bracket that closes the one at `start`."""
   depth = 0
   for i in range(start, len(text)):
     depth += (text[i] == "(") - (text[i] == ")")
     if depth == 0:
       return i + 1
-  raise ValueError(f"unbalanced: {text[:80]}")
+  raise ValueError(f"HLO has unbalanced brackets: {text[:80]}")
 
 
 def width(dtype: str) -> float:
-  """Bytes of a value."""
+  """Bytes of a value of that type."""
   if dtype.startswith("f8"):
     return 1
   if dtype not in WIDTHS:
@@ -118,7 +121,8 @@ def width(dtype: str) -> float:
 
 
 def arrays(shape: str):
-  """(dtype, dimensions, in HBM?) of each array of a shape; S(1) is on chip."""
+  """(dtype, dimensions, whether in HBM) of each array of a shape; the memory space
+  S(1) is on chip."""
   for dtype, dims, layout in re.findall(r"(\w+)\[([\d,]*)\](\{[^}]*\})?", shape):
     if dtype not in ("token", "opaque"):
       dims = tuple(int(d) for d in dims.split(",") if d)
@@ -135,21 +139,21 @@ def size(shape: str, hbm_only: bool = True) -> float:
 
 
 class Traffic(NamedTuple):
-  """What one chip moves; `collectives`: kind -> bytes it sends."""
+  """Traffic of one chip."""
 
   memory: float  # bytes to and from HBM
-  collectives: dict[str, float]
-  counts: dict[str, float]  # how often each kind runs
+  collectives: dict[str, float]  # {kind: bytes that the chip sends}
+  counts: dict[str, float]  # {kind: how often it runs}
 
 
 def traffic(text: str) -> Traffic:
-  """All that one run of the program moves, loops counted as they turn."""
+  """Traffic of one run of the program, every loop iteration counted."""
   program = parse(text)
   found = re.search(r"num_partitions=(\d+)", text)
   devices = int(found[1]) if found else 1
 
   @functools.cache
-  def of(name: str) -> Traffic:
+  def computation_traffic(name: str) -> Traffic:
     memory, volumes = 0.0, collections.Counter()
     counts = collections.Counter()
     table = {i.name: i for i in program[name]}
@@ -160,14 +164,14 @@ def traffic(text: str) -> Traffic:
         counts[kind] += 1
       if i.opcode not in FREE and not i.opcode.endswith("-done"):
         memory += moved(i, table, program)
-      turns = trip_count(i, program) if i.opcode == "while" else 1
-      inside = [of(n) for n in called(i) if n in program]
-      if i.opcode == "conditional":  # one of them runs: the dearest
+      iterations = trip_count(i, program) if i.opcode == "while" else 1
+      inside = [computation_traffic(n) for n in called(i) if n in program]
+      if i.opcode == "conditional":  # one branch runs: count the most expensive
         inside = [max(inside, key=lambda t: t.memory)]
       for below in inside:
-        # What a fusion moves is its operands and results, counted above.
+        # A fusion moves its operands and results, which are counted above.
         if i.opcode in ("while", "conditional", "call", "async-start"):
-          memory += turns * below.memory
+          memory += iterations * below.memory
         for k, v in below.collectives.items():
           # A fused all-reduce whose result is sliced is a reduce-scatter.
           is_half = (
@@ -176,15 +180,15 @@ def traffic(text: str) -> Traffic:
             and any(x.opcode == "dynamic-slice" for x in program[called(i)[0]])
           )
           to = "reduce-scatter" if is_half else k
-          volumes[to] += turns * v / (2 if is_half else 1)
-          counts[to] += turns * below.counts[k]
+          volumes[to] += iterations * v / (2 if is_half else 1)
+          counts[to] += iterations * below.counts[k]
     return Traffic(memory, volumes, counts)
 
-  return of("ENTRY")
+  return computation_traffic("ENTRY")
 
 
 def called(i: Instruction) -> list[str]:
-  """The computations that an instruction runs, a reducer's scalar one apart."""
+  """Names of the computations that an instruction runs, without scalar reducers."""
   reducers = ("reduce", "select-and-scatter", "sort", "scatter")
   if i.opcode.removesuffix("-start") in (*COLLECTIVES, *reducers):
     return []
@@ -200,7 +204,7 @@ def called(i: Instruction) -> list[str]:
 
 
 def trip_count(i: Instruction, program) -> int:
-  """How often a loop turns: as XLA says, or the bound it compares with."""
+  """Iterations of a loop: XLA's own count, else the bound in its condition."""
   known = re.search(r'known_trip_count[^}]*?"?n"?[:=]"?(\d+)', i.attributes)
   if known:
     return int(known[1])
@@ -215,7 +219,7 @@ def trip_count(i: Instruction, program) -> int:
 
 
 def volume(kind: str, i: Instruction, table, devices: int) -> float:
-  """Bytes that a chip sends in a ring: Thakur, Rabenseifner and Gropp 2005."""
+  """Bytes that a chip sends in a ring algorithm (Thakur et al. 2005)."""
   group = group_size(i.attributes) or devices
   ins = sum(size(table[o].shape, False) for o in i.operands if o in table)
   whole = {
@@ -230,8 +234,8 @@ def volume(kind: str, i: Instruction, table, devices: int) -> float:
 
 
 def group_size(attributes: str) -> int:
-  """Members of a replica group, in any of XLA's ways to write them; 0 where
-  it says nothing, which means all devices."""
+  """Members of a replica group, in any notation of XLA; 0 where none is given,
+  which means all devices."""
   groups = re.search(r"replica_groups=\{\{([\d,]+)\}", attributes)
   if groups:
     return len(groups[1].split(","))
@@ -248,7 +252,7 @@ def group_size(attributes: str) -> int:
 def moved(i: Instruction, table, program) -> float:
   """Bytes that an instruction reads from and writes to HBM."""
   shapes = [table[o].shape for o in i.operands if o in table]
-  if i.opcode.endswith("-start"):  # its result names its operands again
+  if i.opcode.endswith("-start"):  # the result's shape includes the operands
     return size(i.shape)
   if i.opcode == "dynamic-slice":
     return 2 * size(i.shape)
@@ -262,8 +266,8 @@ def moved(i: Instruction, table, program) -> float:
 
 
 def moved_by_fusion(i: Instruction, shapes, body, program) -> float:
-  """As `moved`; of an operand that is only sliced, or updated in place, the
-  slice counts."""
+  """Like `moved`, for a fusion: of an operand that it only slices, or updates in
+  place, only the slice counts."""
   total, in_place = 0.0, 0.0
   for p in (x for x in body if x.opcode == "parameter"):
     whole = size(shapes[int(p.operands[0])])
@@ -274,7 +278,7 @@ def moved_by_fusion(i: Instruction, shapes, body, program) -> float:
 
 
 def touched(p: Instruction, body, program) -> tuple[float, bool]:
-  """(bytes of a fusion's operand that it uses, whether it updates it)."""
+  """(bytes that a fusion uses of its operand, whether it updates it in place)."""
   table, bytes_used, updates = {x.name: x for x in body}, 0.0, False
   for user in (x for x in body if p.name in x.operands):
     part, updated = math.inf, False
@@ -286,9 +290,9 @@ def touched(p: Instruction, body, program) -> tuple[float, bool]:
       part, updated = touched(user, body, program)
     elif user.opcode == "fusion":
       inner = program[called(user)[0]]
-      at = str(user.operands.index(p.name))
+      number = str(user.operands.index(p.name))
       parameter = next(
-        x for x in inner if x.opcode == "parameter" and x.operands == (at,)
+        x for x in inner if x.opcode == "parameter" and x.operands == (number,)
       )
       part, updated = touched(parameter, inner, program)
     bytes_used, updates = bytes_used + part, updates or updated
@@ -296,9 +300,9 @@ def touched(p: Instruction, body, program) -> tuple[float, bool]:
 
 
 def most_tokens(text: str, vocabulary: int, widths) -> int:
-  """The most rows of a buffer whose last axes are a vocabulary: how many
-  tokens' logits exist at once. A matrix of as many rows as one of `widths` is
-  taken for an unembedding, turned round."""
+  """The most tokens whose logits exist at once: rows of a buffer whose last axes are
+  a vocabulary. A matrix with as many rows as one of `widths` is taken for a
+  transposed unembedding."""
   most = 0
   for i in (i for body in parse(text).values() for i in body):
     for _, dims, _ in arrays(i.shape):

@@ -146,8 +146,8 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
 
     lines += [
       f"Q: {short(before['question'])}",
-      f"  before ({mark(before)}): {short(before['reply'])}",
-      f"  after  ({mark(after)}): {short(after['reply'])}",
+      f"  before ({mark(before)}): {short(before['completion'])}",
+      f"  after  ({mark(after)}): {short(after['completion'])}",
     ]
   return "\n".join(lines)
 
@@ -182,7 +182,7 @@ def closing_words(summary: dict, workdir) -> str:
 
 
 def plan(account: dict) -> str:
-  """A plan's account (account.make) as a table."""
+  """A plan's account (planning.account.make_account) as a table."""
   lines = [
     f"{account['model']}, {account['chips']} chips of {account['topology']},"
     f" mesh {account['mesh']}",

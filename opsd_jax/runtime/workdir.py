@@ -16,9 +16,9 @@ SETTINGS = "settings.json"  # of an evaluation
 RESUMABLE_CHANGES = re.compile(
   r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
-# Of settings: what is made of the replies, and names of what digests tell.
+# Of settings: summary-only settings, and names already covered by a digest.
 SUMMARY = re.compile(
-  r"summary\.|model\.run$|sets\..*\.(source|in_training|not_verified)$"
+  r"summary\.|model\.run$|sets\..*\.(source|in_training|unverifiable)$"
 )
 
 

@@ -1,4 +1,4 @@
-"""Confidence as it is stated; errors by hand; intervals by simulation."""
+"""Stated confidence; calibration errors by hand; intervals by simulation."""
 
 import math
 import re
@@ -47,9 +47,9 @@ def test_stated_confidence(text, expected):
   )
 
 
-def test_what_is_stated_is_no_part_of_the_answer():
-  text, sure = calibration.stated("It is 7.\nConfidence: 80%\n")
-  assert (text, sure) == ("It is 7.\n\n", 0.8)
+def test_a_stated_confidence_is_no_part_of_the_answer():
+  text, confidence = calibration.stated("It is 7.\nConfidence: 80%\n")
+  assert (text, confidence) == ("It is 7.\n\n", 0.8)
   assert calibration.stated("It is 7.") == ("It is 7.", None)
 
 
@@ -74,8 +74,8 @@ def test_no_number_of_a_confidence_is_read_as_the_answer(said):
 
 
 def test_confidence_of_log_probs_is_their_geometric_mean():
-  got = calibration.of_logp(math.log(0.5) + math.log(0.125), 2)
-  assert got == pytest.approx(0.25)
+  confidence = calibration.of_logp(math.log(0.5) + math.log(0.125), 2)
+  assert confidence == pytest.approx(0.25)
   assert calibration.of_logp(0.0, 0) is None
   assert calibration.of_logp(1e-7, 1) == 1.0  # rounding above certainty
 
@@ -85,12 +85,12 @@ Y = np.array([0, 0, 1, 1, 0, 1])
 
 
 def test_ece_and_brier_by_hand():
-  # (0, .25]: 2 replies, mean .15, none right; (.25, .5]: .35, right;
-  # (.75, 1]: 3 replies, mean .9, 2/3 right.
+  # (0, .25]: 2 completions, mean .15, none correct; (.25, .5]: .35, correct;
+  # (.75, 1]: 3 completions, mean .9, 2/3 correct.
   assert calibration.ece(C, Y, bins=4) == pytest.approx(
     (2 * 0.15 + 1 * 0.65 + 3 * (0.9 - 2 / 3)) / 6
   )
-  # two bins of three: mean .65 / 3 with 1/3 right, mean .9 with 2/3 right
+  # two bins of three: mean .65 / 3 with 1/3 correct, mean .9 with 2/3 correct
   assert calibration.ece(C, Y, kind="equal_mass", bins=2) == pytest.approx(
     ((1 / 3 - 0.65 / 3) + (0.9 - 2 / 3)) / 2
   )
@@ -121,16 +121,16 @@ def test_equal_mass_bins_hold_as_many():
 
 
 def test_separation_by_hand():
-  # right: .35, .8, 1; wrong: .1, .2, .9; ties do not count
+  # correct: .35, .8, 1; wrong: .1, .2, .9; ties do not count
   assert calibration.separation(C, Y) == pytest.approx((2 + 2 + 3) / 9)
   assert calibration.separation([0.5, 0.5], [0, 1]) == 0
   assert calibration.separation([0.5, 0.6], [1, 1]) is None
 
 
-def replies(seed, problems=60, k=4, rate=0.5, sure=0.9):
+def completions(seed, problems=60, k=4, rate=0.5, confidence=0.9):
   rng = np.random.default_rng(seed)
   of = np.repeat(np.arange(problems), k)
-  return np.full(len(of), sure), rng.uniform(size=len(of)) < rate, of
+  return np.full(len(of), confidence), rng.uniform(size=len(of)) < rate, of
 
 
 def test_the_summary_has_the_plain_values():
@@ -152,8 +152,8 @@ def test_the_summary_has_the_plain_values():
 
 
 def test_the_interval_of_ece_covers():
-  how = {"bins": 10, "resamples": 500, "seed": 0}
-  found = [calibration.summarise(*replies(s), **how) for s in range(300)]
+  settings = {"bins": 10, "resamples": 500, "seed": 0}
+  found = [calibration.summarise(*completions(s), **settings) for s in range(300)]
   covered = np.mean([f["ece"].low <= 0.4 <= f["ece"].high for f in found])
   assert 0.91 <= covered <= 0.98
 
@@ -167,19 +167,19 @@ def test_the_interval_of_ece_does_not_lie_above_its_biased_value():
 
 
 def test_problems_are_resampled_whole():
-  c, y, of = replies(0)
-  y = np.repeat(y[::4], 4)  # all replies of a problem alike
-  how = {"bins": 10, "resamples": 1000, "seed": 0}
-  whole = calibration.summarise(c, y, of, **how)["brier"]
-  alone = calibration.summarise(c, y, np.arange(len(c)), **how)["brier"]
+  c, y, of = completions(0)
+  y = np.repeat(y[::4], 4)  # all completions of a problem alike
+  settings = {"bins": 10, "resamples": 1000, "seed": 0}
+  whole = calibration.summarise(c, y, of, **settings)["brier"]
+  alone = calibration.summarise(c, y, np.arange(len(c)), **settings)["brier"]
   ratio = (whole.high - whole.low) / (alone.high - alone.low)
-  assert ratio == pytest.approx(2, rel=0.15)  # sqrt of 4 replies
+  assert ratio == pytest.approx(2, rel=0.15)  # sqrt of 4 completions
 
 
 def test_the_diagram_is_a_picture_of_the_bins(tmp_path):
   figure = calibration.draw(tmp_path / "a.png", C, Y, bins=4, title="a set")
   assert matplotlib.image.imread(tmp_path / "a.png").shape[:2] == (672, 552)
   top, below = figure.axes
-  [points] = [line for line in top.lines if line.get_label() == "replies"]
+  [points] = [line for line in top.lines if line.get_label() == "completions"]
   np.testing.assert_allclose(points.get_xydata(), [(0.15, 0), (0.35, 1), (0.9, 2 / 3)])
   assert [p.get_height() for p in below.patches] == [2, 1, 0, 3]

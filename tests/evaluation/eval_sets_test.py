@@ -1,4 +1,4 @@
-"""What a --set may say, and what its file may hold."""
+"""Parsing of --set, and the problems that it names."""
 
 import json
 
@@ -37,7 +37,7 @@ def test_what_is_no_set_is_refused(text):
     eval_sets.parse(text)
 
 
-def judge(task):
+def open_verifier(task):
   verify = tasks.open_task(task, "answer").verify
   return lambda examples, texts: list(map(verify, examples, texts))
 
@@ -52,11 +52,13 @@ def test_a_file_with_the_usual_columns(tmp_path):
   path = tmp_path / "a.jsonl"
   path.write_text("".join(json.dumps(r) + "\n" for r in ROWS))
   spec = eval_sets.parse(f"a={path},task=largest_number")
-  found = eval_sets.open_set(spec, count=None, seed=None, open_verifier=judge)
-  (one,) = eval_sets.open_set(spec, count=1, seed=None, open_verifier=judge).examples
+  found = eval_sets.open_set(spec, count=None, seed=None, open_verifier=open_verifier)
+  (one,) = eval_sets.open_set(
+    spec, count=1, seed=None, open_verifier=open_verifier
+  ).examples
   assert one == found.examples[0]
-  told = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
-  assert told == [
+  fields = [(e.id, e.question, e.solution, e.answer) for e in found.examples]
+  assert fields == [
     ("60", "1 + 1?", "It is 2.", "2"),
     ("61", "2 + 1?", "2 + 1 is 3.", "3"),
   ]
@@ -64,10 +66,10 @@ def test_a_file_with_the_usual_columns(tmp_path):
   assert [(v.score, v.answer) for v in verdicts] == [(1, "2"), (0, "4")]
   path.write_text(path.read_text() + '{"problem": "?"}\n')
   with pytest.raises(ValueError, match="a.jsonl:3: column"):
-    eval_sets.open_set(spec, count=1, seed=0, open_verifier=judge)
+    eval_sets.open_set(spec, count=1, seed=0, open_verifier=open_verifier)
 
 
-def test_what_cannot_be_judged_is_not_asked(tmp_path):
+def test_a_problem_without_an_answer_is_left_out(tmp_path):
   path = tmp_path / "a.jsonl"
   rows = [
     {"id": str(i), "problem": p, "solution": s}
@@ -77,16 +79,16 @@ def test_what_cannot_be_judged_is_not_asked(tmp_path):
   ]
   path.write_text("".join(json.dumps(r) + "\n" for r in rows))
   found = eval_sets.open_set(
-    eval_sets.parse(f"a={path}"), count=None, seed=None, open_verifier=judge
+    eval_sets.parse(f"a={path}"), count=None, seed=None, open_verifier=open_verifier
   )
   assert [e.id for e in found.examples] == ["0", "2"]
-  assert (found.about["without_answer"], found.about["asked_again"]) == (1, 1)
+  assert (found.about["without_answer"], found.about["repeated"]) == (1, 1)
 
 
-def test_a_task_is_asked_for_some():
+def test_a_task_gives_at_least_one_problem():
   with pytest.raises(ValueError, match="0 problems of largest_number"):
     eval_sets.open_set(
-      eval_sets.parse("largest_number"), count=0, seed=0, open_verifier=judge
+      eval_sets.parse("largest_number"), count=0, seed=0, open_verifier=open_verifier
     )
 
 
@@ -95,4 +97,4 @@ def test_ids_must_differ(tmp_path):
   path.write_text((json.dumps(ROWS[0]) + "\n") * 2)
   spec = eval_sets.parse(f"a={path},task=largest_number")
   with pytest.raises(ValueError, match="an id twice: '60'"):
-    eval_sets.open_set(spec, count=1, seed=0, open_verifier=judge)
+    eval_sets.open_set(spec, count=1, seed=0, open_verifier=open_verifier)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from opsd_jax.evaluation import statistics
 
-HOW = {"resamples": 2000, "seed": 0}
+BOOTSTRAP = {"resamples": 2000, "seed": 0}
 
 
 def subsets(n: int, k: int):
@@ -60,8 +60,8 @@ def test_maj_at_k_is_the_mean_vote_of_all_subsets(sizes):
   expected = np.mean(
     [vote([answers[i] for i in s], [scores[i] for i in s]) for s in subsets(n, k)]
   )
-  got = statistics.maj_at_k(answers, scores, k)
-  assert got == pytest.approx(expected, abs=1e-12)
+  score = statistics.maj_at_k(answers, scores, k)
+  assert score == pytest.approx(expected, abs=1e-12)
 
 
 def test_maj_at_k_by_hand():
@@ -89,7 +89,7 @@ def test_intervals_cover_in_93_to_97_of_100(low, high, k):
   rng = np.random.default_rng(3)
   rates_NxM = rng.uniform(low, high, (100, 2000))
   values_NxM = rng.binomial(k, rates_NxM) / k
-  found = statistics.estimates(values_NxM, [True] * 2000, **HOW)
+  found = statistics.estimates(values_NxM, [True] * 2000, **BOOTSTRAP)
   truth = (low + high) / 2
   covered = np.mean([e.low <= truth <= e.high for e in found])
   assert 0.93 <= covered <= 0.97
@@ -100,7 +100,7 @@ def test_intervals_cover_where_few_of_30_problems_are_right(rate):
   right = np.arange(31)
   x_NxM = (np.arange(30)[:, None] < right).astype(float)
   chance = [math.comb(30, c) * rate**c * (1 - rate) ** (30 - c) for c in right]
-  found = statistics.estimates(x_NxM, [True] * 31, **HOW)
+  found = statistics.estimates(x_NxM, [True] * 31, **BOOTSTRAP)
   covered = [e.low <= rate <= e.high for e in found]
   assert np.dot(chance, covered) > 0.92
 
@@ -109,14 +109,14 @@ def test_more_right_replies_never_lower_an_interval():
   # of 30 problems with 8 replies each: none right, one, two, ... of the first
   x_NxM = np.zeros((30, 9))
   x_NxM[0] = np.arange(9) / 8
-  found = statistics.estimates(x_NxM, [True] * 9, **HOW)
+  found = statistics.estimates(x_NxM, [True] * 9, **BOOTSTRAP)
   assert (np.diff([e.low for e in found]) >= 0).all()
   assert (np.diff([e.high for e in found]) > 0).all()
 
 
 def test_where_nothing_varies_a_rate_has_wilsons_interval():
   x_NxM = np.stack([np.ones(30), np.zeros(30), np.full(30, 7.0)], 1)
-  one, zero, tokens = statistics.estimates(x_NxM, [True, True, False], **HOW)
+  one, zero, tokens = statistics.estimates(x_NxM, [True, True, False], **BOOTSTRAP)
   assert one == (1, *statistics.wilson(30, 30)) and one.low < 0.9
   assert zero == (0, *statistics.wilson(0, 30))
   assert tokens == (7, 7, 7)
@@ -180,16 +180,16 @@ def test_p_is_small_where_there_is_a_difference():
 
 def test_a_run_does_not_differ_from_itself():
   a = np.random.default_rng(0).uniform(size=50)
-  found = statistics.compare(a, a, **HOW)
+  found = statistics.compare(a, a, **BOOTSTRAP)
   assert (found.value, found.p) == (0, 1)
   assert -found.low == found.high == pytest.approx(1.96 * 2**0.5 / 52, abs=1e-5)
-  assert statistics.compare(a, a, False, **HOW) == (0, 0, 0, 1)
-  with pytest.raises(ValueError, match="expected one of each problem"):
-    statistics.compare(a, a[:9], **HOW)
+  assert statistics.compare(a, a, False, **BOOTSTRAP) == (0, 0, 0, 1)
+  with pytest.raises(ValueError, match="expected one value of each problem"):
+    statistics.compare(a, a[:9], **BOOTSTRAP)
 
 
 def test_five_of_five_is_no_certainty():
-  found = statistics.compare([0] * 5, [1] * 5, **HOW)
+  found = statistics.compare([0] * 5, [1] * 5, **BOOTSTRAP)
   half = 1.959964 * math.sqrt((1 - (5 / 7) ** 2) / 7)  # six of +1, one of -1
   assert found == pytest.approx((1, 5 / 7 - half, 1, 1 / 16))
 
@@ -209,6 +209,37 @@ def test_pairing_removes_what_the_problems_share():
   rng = np.random.default_rng(1)
   hard = rng.uniform(size=200)
   a, b = hard + 0.01 * rng.normal(size=200), hard + 0.05
-  found = statistics.compare(a, b, **HOW)
-  alone = statistics.estimates(b[:, None], [False], **HOW)[0]
+  found = statistics.compare(a, b, **BOOTSTRAP)
+  alone = statistics.estimates(b[:, None], [False], **BOOTSTRAP)[0]
   assert found.high - found.low < 0.1 * (alone.high - alone.low)
+
+
+# ------------------------------------------------------------------ wilson
+
+
+@pytest.mark.parametrize(
+  "successes,n,low,high",
+  [
+    # Newcombe 1998, table I, method 3.
+    (81, 263, 0.2553, 0.3662),
+    (15, 148, 0.0624, 0.1605),
+    (0, 20, 0.0, 0.1611),
+    (1, 29, 0.0061, 0.1718),
+    (5, 10, 0.2366, 0.7634),
+    (10, 10, 0.7225, 1.0),
+    (0, 1, 0.0, 0.7935),
+  ],
+)
+def test_wilson_against_known_numbers(successes, n, low, high):
+  interval = statistics.wilson(successes, n)
+  assert interval == pytest.approx((low, high), abs=6e-5)
+
+
+@given(n=st.integers(1, 2000), share=st.floats(0, 1))
+def test_wilson_holds_the_rate_and_mirrors(n, share):
+  low, high = statistics.wilson(share * n, n)
+  assert 0 <= low <= share + 1e-9 and share - 1e-9 <= high <= 1
+  mirrored = statistics.wilson((1 - share) * n, n)
+  assert (low, high) == pytest.approx((1 - mirrored[1], 1 - mirrored[0]))
+  wider = statistics.wilson(share * n, n, z=3)
+  assert wider[0] <= low + 1e-9 and high <= wider[1] + 1e-9

@@ -13,6 +13,7 @@ from opsd_jax import setup
 from opsd_jax.losses import objective
 from opsd_jax.models import families
 from opsd_jax.planning import account as accounts
+from opsd_jax.planning import compile as compilation
 from opsd_jax.planning import flops
 from opsd_jax.reporting import console
 from tests import configs_test
@@ -47,25 +48,25 @@ def config(tmp_path):
 
 def test_parameters_are_as_published():
   """Qwen3-8B has 8.2 billion parameters, 6.95 outside the embeddings."""
-  how = setup.runtime_fields(opsd.get_config("qwen3_8b"))
-  c = families.from_hf(families.KNOWN["Qwen/Qwen3-8B"], **how)
-  layers, head = flops.weights(c)
+  runtime = setup.runtime_fields(opsd.get_config("qwen3_8b"))
+  model_config = families.from_hf(families.KNOWN["Qwen/Qwen3-8B"], **runtime)
+  layers, head = flops.weights(model_config)
   assert layers / 1e9 == pytest.approx(6.95, abs=0.005)
   assert (layers + 2 * head) / 1e9 == pytest.approx(8.19, abs=0.005)
 
 
 def test_useful_flops_by_hand(config):
-  setup = accounts.set_up(config, jax.devices()[:8])
+  run = compilation.abstract_run(config, jax.devices()[:8])
   layer = 256 * (512 + 512 + 2 * 256) + 3 * 256 * 512
   N, head = 2 * layer, 2080 * 256
   attention = 2 * 2 * 512**2 * 512  # layers, L^2, heads x channels
   student = 6 * (N * 512 + head * 128) + 3 * attention
   teacher = 2 * (N * 512 + head * 128) + attention
-  assert flops.useful_flops(config, setup) == 8 * (student + teacher)
+  assert flops.useful_flops(config, run) == 8 * (student + teacher)
   config.lora.rank = 4
-  setup = accounts.set_up(config, jax.devices()[:8])
+  run = compilation.abstract_run(config, jax.devices()[:8])
   student = 4 * (N * 512 + head * 128) + 3 * attention
-  assert flops.useful_flops(config, setup) == 8 * (student + teacher)
+  assert flops.useful_flops(config, run) == 8 * (student + teacher)
 
 
 @pytest.mark.parametrize("remat", ["none", "full"])
@@ -76,17 +77,17 @@ def test_executed_flops_are_what_xla_counts(config, remat):
   config.model.attention = "xla"
   config.loss.chunk = 10**9
   config.mesh.fsdp = 1
-  setup = accounts.set_up(config, jax.devices()[:1])
-  _, step = accounts.train_programs(config, setup)
+  run = compilation.abstract_run(config, jax.devices()[:1])
+  _, step = compilation.train_programs(config, run)
   counted = step.compile().cost_analysis()["flops"]
   # The unembedding's gradient is a loop over 16 blocks, counted once.
-  hidden = 15 / 16 * 2 * flops.weights(setup.model_config)[1] * 8 * 128
-  assert counted + hidden == pytest.approx(flops.executed_flops(config, setup), rel=0.1)
+  hidden = 15 / 16 * 2 * flops.weights(run.model_config)[1] * 8 * 128
+  assert counted + hidden == pytest.approx(flops.executed_flops(config, run), rel=0.1)
 
 
 def test_a_plan_for_simulated_devices(config):
   config.mesh.fsdp, config.mesh.tensor = 4, 2
-  account = accounts.make(config, "cpu:8")
+  account = accounts.make_account(config, "cpu:8")
   assert account["fits"] and account["hbm"] is None
   train = account["train"]
   # A device's half of the vocabulary, never more tokens than a chunk.
@@ -107,7 +108,7 @@ def test_every_configs_real_step_is_planned(name):
   compiled takes the batch that training makes."""
   config = configs_test.get_config(name, "tiny")
   config.batch.max_sequence_len, config.mesh.fsdp = 256, 1
-  account = accounts.make(config, "cpu:1")
+  account = accounts.make_account(config, "cpu:1")
   assert account["fits"] and account["train"]["bytes"] > 0
   assert ("score" in account) == objective.from_config(config).is_scored
   assert ("decode" in account) == (config.rollout.source != "dataset")
@@ -117,16 +118,16 @@ def test_every_configs_real_step_is_planned(name):
 def test_another_models_weights_are_counted():
   config = configs_test.get_config("rlad", "tiny")
   config.batch.max_sequence_len, config.mesh.fsdp = 256, 1
-  setup = accounts.set_up(config, jax.devices()[:1])
-  assert accounts.bytes_a_chip(setup.frozen.external) > accounts.bytes_a_chip(
-    setup.state.params
+  run = compilation.abstract_run(config, jax.devices()[:1])
+  assert accounts.bytes_a_chip(run.frozen.external) > accounts.bytes_a_chip(
+    run.state.params
   )
 
 
-def test_what_cannot_fit_is_refused_with_the_knob():
+def test_what_cannot_fit_is_refused_with_the_field_to_change():
   config = opsd.get_config("qwen3_32b")
   pytest.importorskip("libtpu")
-  account = accounts.make(config, "v5e:2x4")
+  account = accounts.make_account(config, "v5e:2x4")
   assert not account["fits"] and "train" not in account  # nothing was compiled
   assert "more chips" in account["advice"] and "lora.rank" in account["advice"]
   assert "does not fit" in console.plan(account)
@@ -137,8 +138,8 @@ def test_advice(config):
 
   def words(phase, devices=4, **changes):
     config.update_from_flattened_dict(changes)
-    setup = accounts.set_up(config, jax.devices()[:devices])
-    return accounts.advice(config, setup, account, phase)
+    run = compilation.abstract_run(config, jax.devices()[:devices])
+    return accounts.advice(config, run, account, phase)
 
   assert "rollout.slots" in words("decode")
   assert "micro_batches=2" in words("train")
@@ -147,25 +148,25 @@ def test_advice(config):
   assert "model.remat=full" in words("train", **{"model.remat": "none"})
 
 
-@pytest.mark.parametrize("phase", ["of_step", "of_decode"])
+@pytest.mark.parametrize("phase", ["step_account", "rollout_account"])
 def test_a_program_that_does_not_compile_is_named(config, phase, monkeypatch):
   def fails(*_):
-    raise accounts.DoesNotFit("RESOURCE_EXHAUSTED: 20G of 16G")
+    raise compilation.DoesNotFit("RESOURCE_EXHAUSTED: 20G of 16G")
 
   monkeypatch.setattr(accounts, "devices_of", lambda _: jax.devices()[:4])
-  monkeypatch.setattr(accounts, "of_step", lambda *_: {"train": {"bytes": 1}})
+  monkeypatch.setattr(accounts, "step_account", lambda *_: {"train": {"bytes": 1}})
   monkeypatch.setattr(accounts, phase, fails)
-  account = accounts.make(config, "v5e:2x2")
+  account = accounts.make_account(config, "v5e:2x2")
   assert not account["fits"] and "RESOURCE" in account["compiler"]
-  knob = {"of_step": "micro_batches", "of_decode": "rollout.slots"}[phase]
-  assert knob in account["advice"]
+  field = {"step_account": "micro_batches", "rollout_account": "rollout.slots"}[phase]
+  assert field in account["advice"]
 
 
 def test_a_plan_for_tpus_that_are_not_there(config):
   pytest.importorskip("libtpu")
-  account = accounts.make(config, "v5e:2x2")
+  account = accounts.make_account(config, "v5e:2x2")
   assert account["fits"] and account["attention"] == "splash"
-  train, chip = account["train"], accounts.CHIPS["v5e"]
+  train, chip = account["train"], compilation.CHIPS["v5e"]
   assert train["tokens_with_logits_at_once"] <= 32
   parts = (
     train["executed_flops"] / chip.flops
@@ -187,13 +188,13 @@ def test_a_plan_for_tpus_that_are_not_there(config):
 )
 def test_a_bad_topology_is_named(topology, words):
   with pytest.raises(ValueError, match=words):
-    accounts.check(topology)
+    compilation.parse_topology(topology)
 
 
 def test_a_plan_needs_the_longest_row(config):
   config.batch.max_sequence_len = 0
   with pytest.raises(ValueError, match="batch.max_sequence_len"):
-    accounts.set_up(config, jax.devices()[:8])
+    compilation.abstract_run(config, jax.devices()[:8])
 
 
 def test_the_command(tmp_path):

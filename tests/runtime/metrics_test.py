@@ -248,7 +248,7 @@ def test_a_store_holds_all_that_a_workdir_does(store):
     config.seed = 1
   with pytest.raises(ValueError, match="seed: 0 there, 1 now"):
     workdirs.write_config(config, workdir)
-  record = {"question": "q?", "reply": "r.", "score": 1.0}
+  record = {"question": "q?", "completion": "r.", "score": 1.0}
   for step in (0, 4):
     path = workdir / "samples" / f"eval_{step:06d}.jsonl"
     path.write_text(json.dumps(record) + "\n")

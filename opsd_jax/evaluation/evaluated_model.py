@@ -1,0 +1,101 @@
+"""The model that an evaluation loads: any source, or a run's newest checkpoint."""
+
+import functools
+from typing import Any, NamedTuple
+
+from opsd_jax import setup
+from opsd_jax.models import lora, tokenizer
+from opsd_jax.models.weights import sources as weight_sources
+from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
+
+
+class EvaluatedModel(NamedTuple):
+  """Weights on their devices, and how prompts are worded for them."""
+
+  mesh: Any
+  model_config: Any
+  params: Any
+  tokenizer: Any
+  template: str  # the run's own, else "upstream"
+  template_args: dict  # of the chat template
+  about: dict  # source, run, step, dtype: for settings.json
+
+
+def load(model: str | None, run_dir, dtype: str) -> EvaluatedModel:
+  """`load_model` or `load_run`: exactly one of the two is given."""
+  if bool(model) == bool(run_dir):
+    raise ValueError(f"model is {model!r} and run {run_dir!r}, expected one of them")
+  return load_run(run_dir) if run_dir else load_model(model, dtype)
+
+
+def load_model(source: str, dtype: str) -> EvaluatedModel:
+  """A model as it is, from any source that config.model.source accepts."""
+  weight_sources.check(source)
+  if dtype not in setup.DTYPES:
+    raise ValueError(f"dtype is {dtype!r}, known: {', '.join(setup.DTYPES)}")
+  path = weight_sources.resolve(source)
+  runtime = dict(
+    dtype=dtype,
+    param_dtype=dtype,
+    scan_layers=False,
+    remat="none",
+    attention="auto",
+    lora_alpha=1.0,
+  )
+
+  def load_params(layout, runtime):
+    return weight_sources.load_model_weights(path, layout, **runtime)[1]
+
+  return _evaluated_model(
+    make_mesh(fsdp=-1),
+    path,
+    runtime,
+    load_params,
+    template="upstream",
+    template_args={},
+    about={"source": source, "dtype": dtype},
+  )
+
+
+def load_run(workdir) -> EvaluatedModel:
+  """The newest checkpoint of a training run; with LoRA, joined with its base."""
+  workdir = paths.open_workdir(workdir)
+  config = setup.read_config(workdir)
+  path = weight_sources.resolve(config.model.source)
+  about = {"source": config.model.source, "dtype": config.model.dtype}
+  about["run"] = str(workdir)
+
+  def load_params(layout, runtime):
+    about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
+    if config.lora.rank:
+      _, base = weight_sources.load_model_weights(path, layout, **runtime)
+      params = lora.join(base, params)
+    return params
+
+  args = config.context.student_args.to_dict()
+  return _evaluated_model(
+    make_mesh(**config.mesh),
+    path,
+    setup.runtime_fields(config),
+    load_params,
+    template=config.context.template,
+    template_args={k: v for k, v in args.items() if v is not None},
+    about=about,
+  )
+
+
+def _evaluated_model(
+  mesh, path, runtime, load_params, *, template, template_args, about
+) -> EvaluatedModel:
+  """`load_params`: (layout, runtime fields) -> params."""
+  distributed.check_rows(mesh)
+  model_config = setup.resolve_attention(
+    weight_sources.read_config(path, **runtime), mesh, False
+  )
+  layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
+  params = load_params(layout, runtime | {"attention": model_config.attention})
+  about["weights"] = checkpoint.fingerprint(params, mesh)
+  return EvaluatedModel(
+    mesh, model_config, params, tokenizer.load(path), template, template_args, about
+  )
