@@ -68,10 +68,8 @@ def collate(
   token is predicted and not read: it stands in no row.
   """
   count_views = check_rows(rows)
-  absent = Row(((pad_id,),) * count_views, ())
-  rows = [*rows, *[absent] * (-len(rows) % parts)]
-  each = len(rows) // parts
-  of_parts = [rows[i : i + each] for i in range(0, len(rows), each)]
+  of_parts = split(rows, parts, Row(((pad_id,),) * count_views, ()))
+  each = len(of_parts[0])
   # At least a token a response: groups are numbered below parts x T.
   longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
   units = [
@@ -103,6 +101,13 @@ def collate(
   for view in views:
     check_aligned(view, tokens)
   return Batch(tuple(views), tokens)
+
+
+def split(rows, parts: int, absent: Row) -> list[list[Row]]:
+  """The rows in equal parts; absent responses, all padding, fill up the last."""
+  rows = [*rows, *[absent] * (-len(rows) % parts)]
+  each = len(rows) // parts
+  return [rows[i : i + each] for i in range(0, len(rows), each)]
 
 
 def packed_view(units, places, R: int, L: int, of_parts, pad_id, T, segments) -> View:
