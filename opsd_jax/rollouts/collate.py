@@ -69,9 +69,9 @@ def collate(
   """
   count_views = check_rows(rows)
   of_parts = split(rows, parts, Row(((pad_id,),) * count_views, ()))
-  each = len(of_parts[0])
   # At least a token a response: groups are numbered below parts x T.
-  longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
+  counts = (sum(len(r.response_ids) for r in part) for part in of_parts)
+  longest = max(len(of_parts[0]), *counts)
   units = [
     [prompt_groups(part, view, share_prompts and pack_len > 0) for part in of_parts]
     for view in range(count_views)
@@ -94,10 +94,8 @@ def collate(
   tokens = response_tokens(of_parts, pad_id, T)
   # Where rows are packed: positions, segments and, with shared prompts, parents.
   segments = (2 + share_prompts) * (pack_len > 0)
-  views = [
-    packed_view(*view, of_parts, pad_id, T, segments)
-    for view in zip(units, places, counts, lengths, strict=True)
-  ]
+  packed = zip(units, places, counts, lengths, strict=True)
+  views = [packed_view(*view, of_parts, pad_id, T, segments) for view in packed]
   for view in views:
     check_aligned(view, tokens)
   return Batch(tuple(views), tokens)
