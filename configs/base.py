@@ -212,7 +212,7 @@ def target(name: str = "one", view: int = 1, weights: str = "teacher") -> Config
   t.weights = weights  # teacher, reference, live, external
   t.temperature = placeholder(float)  # of its logits; None: loss.temperature
   t.anchor_weight = 0.5  # anchored: log-space weight of `weights` beside live
-  t.share = 0.5  # toward: of the teacher's logits, the rest are the student's
+  t.teacher_share = 0.5  # toward: of the teacher's logits, the rest are the student's
   t.strength = 1.0  # extrapolated, residual
   t.bound = 10.0  # residual: nats, of the log-ratio
   t.views = 2  # mean: of views 1, ..., views
@@ -230,7 +230,7 @@ def term(kind: str, scale: float = 0.0, **fields) -> ConfigDict:
   # uniform, sequence_mean; of whole responses or batches: soft_or, sampled_entropy,
   # confident_mismatch, calm_teacher
   t.token_weight = ConfigDict({"name": "uniform"})
-  t.token_weight.share = 0.5  # soft_or, sampled_entropy: of a response's tokens
+  t.token_weight.kept_share = 0.5  # soft_or, sampled_entropy: of a response's tokens
   t.token_weight.sharpness = 1.0  # calm_teacher
   # of the global batch: tokens, responses, weighted_tokens (that count in this
   # term), active_tokens (of responses with an advantage), budget (responses x

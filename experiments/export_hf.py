@@ -27,6 +27,7 @@ def main():
   from opsd_jax.models.weights import export, sources
   from opsd_jax.reporting import model_card
   from opsd_jax.runtime import checkpoint, paths, sharding_rules
+  from opsd_jax.runtime.mesh import make_mesh
 
   export.check_new(OUT.value)
   workdir = paths.open_workdir(WORKDIR.value)
@@ -34,7 +35,7 @@ def main():
   rank = config.lora.rank
   if ADAPTER.value and not rank:
     raise ValueError(f"{workdir} trained all weights: leave --adapter away")
-  mesh = sharding_rules.make_mesh(fsdp=-1)
+  mesh = make_mesh(fsdp=-1)
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   there = workdir / "summary.json"

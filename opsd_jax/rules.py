@@ -102,9 +102,9 @@ def check_terms(config) -> None:
       raise ValueError(
         f"{where}.importance_cap is {node.importance_cap}, expected at least 0"
       )
-    if not 0 < node.token_weight.share <= 1:
+    if not 0 < node.token_weight.kept_share <= 1:
       raise ValueError(
-        f"{where}.token_weight.share is {node.token_weight.share}, expected above 0"
+        f"{where}.token_weight.kept_share is {node.token_weight.kept_share}, expected above 0"
         " and at most 1"
       )
     if node.denominator == "active_tokens" and node.kind != "policy_gradient":

@@ -1,62 +1,69 @@
-"""config -> Run: what an experiment means, checked, loaded and tokenised."""
+"""config -> Run: the experiment's values checked, its model and data loaded."""
 
 import dataclasses
 import functools
+import pathlib
 import zlib
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import optax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from opsd_jax import rules, tasks
-from opsd_jax.data import order, unrelated
-from opsd_jax.data import sources as data_sources
+from opsd_jax.data import audit, order, splits, unrelated
+from opsd_jax.data.rows import Columns
+from opsd_jax.data.sources import TASK
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses import optimizer
-from opsd_jax.models import attention, lora, tokenizer, transformer
+from opsd_jax.models import attention, lora, transformer
+from opsd_jax.models import tokenizer as tokenizers
+from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.rollouts import contexts, host_memory
 from opsd_jax.rollouts import sources as rollout_sources
+from opsd_jax.rollouts.prompts import build_prompts, teacher_prompt
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
+from opsd_jax.runtime.mesh import check_heads, check_rows, make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
-from opsd_jax.structs import UNVERIFIED, Prompts
+from opsd_jax.structs import Prompts
 from opsd_jax.tasks import pool
 
-REPLIES = ("{}", "\\boxed{{{}}}", "The answer is 0.")  # of `count_unverifiable`
-AUDITED = 5000  # solutions that `count_contradicting_solutions` looks at
 DTYPES = ("float32", "bfloat16", "float16")
-
-REASONS = (contexts.Missing, tokenizer.ControlToken)  # not to ask a problem
 
 
 class Run(NamedTuple):
-  """What a config means, loaded: everything but the state."""
+  """What a config describes, loaded: everything but the training state."""
 
-  mesh: Any
-  model_config: Any
+  mesh: Mesh
+  model_config: ModelConfig
   params: Any  # the base: all weights as they are at the start
-  trained: Any  # the base -> what trains of it: itself, or a new adapter
-  tokenizer: Any
+  trained: Callable  # base params -> what trains: the params, or a new adapter
+  tokenizer: tokenizers.Tokenizer
   train: tuple[Prompts, ...]
   eval: tuple[Prompts, ...]
-  verify: Any  # (examples, texts) -> Verdicts
-  removed_as_overlap: int
-  dropped: dict[str, int]  # what cannot be asked, by reason
-  counts: dict[str, int]  # of the problems as they were read
-  digest: str  # of what `train` and `eval` hold
-  objective: Any
-  tx: Any
-  teacher_prompt: Any  # messages -> ids, as every teacher's chat is rendered
+  verify: Callable  # (examples, texts) -> Verdicts
+  removed_as_overlap: int  # training examples whose question evaluation has too
+  dropped: dict[str, int]  # "use: reason" -> examples without a prompt
+  counts: dict[str, int]  # statistics of the data sources, in words
+  digest: str  # of the content of `train` and `eval`
+  objective: objectives.Objective
+  tx: optax.GradientTransformation
+  teacher_prompt: Callable  # messages -> ids, rendered as for every teacher
   longest_row: int  # tokens of a prompt and its response at most
-  external: Any  # another model's weights, {} without one
-  external_config: Any
-  host_memory: Any  # what contexts remember; None where none does
+  external: Any  # weights of the external teacher, {} without one
+  external_config: ModelConfig | None
+  host_memory: host_memory.HostMemory | None  # None: no context reads one
 
 
-def validate(config, problems: bool = True) -> None:
-  """Raises ValueError for everything that can be known to be wrong before a
-  model is loaded. `problems`: the sources of problems must be there."""
+def validate(config: ConfigDict, problems: bool = True) -> None:
+  """Raises ValueError for every mistake that shows before a model is loaded.
+
+  `problems`: check that the sources of problems exist, too.
+  """
   rules.check(config)
   optimizer.from_config(config)
   weight_sources.check(config.model.source)
@@ -64,8 +71,7 @@ def validate(config, problems: bool = True) -> None:
     weight_sources.check(config.external.source)
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   if problems:
-    d = config.data
-    data_sources.check_both(d.train, d.eval, config.task.name, task)
+    splits.check(config.data.train, config.data.eval, config.task.name, task)
   contexts.check(config.context.template, *contexts.names(config.context))
   check(sampling(config.rollout))
   check(SamplingParams(temperature=config.eval.temperature))
@@ -84,284 +90,192 @@ def validate(config, problems: bool = True) -> None:
   lora.check(config.lora.targets)
 
 
-def rows_per_step(config) -> int:
-  """Rows of a batch at most: a source may learn a completion twice, or sample as
-  many again."""
-  responses = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-  twice = config.rollout.source == "rescue" or (
-    config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
+def read_config(workdir: pathlib.Path) -> ConfigDict:
+  """The config of the run that lives in `workdir`, validated."""
+  try:
+    config = workdirs.read(workdir)
+    validate(config, problems=False)
+  except (AttributeError, KeyError, TypeError) as e:
+    path = workdir / workdirs.CONFIG
+    raise ValueError(f"{path} was written by another version: {e}") from e
+  return config
+
+
+def prepare(config: ConfigDict) -> Run:
+  """Loads model, tokenizer and problems of a validated config.
+
+  The mesh and the problems are checked before weights are read. Raises ValueError
+  where the devices cannot split the model or its rows, or too few problems fit.
+  """
+  mesh = make_run_mesh(config)
+  verify, split = read_problems(config)
+  path = weight_sources.resolve(config.model.source)
+  tokenizer = tokenizers.load(path)
+  fields = runtime_fields(config)
+  model_config = read_model_config(config, path, fields, mesh)
+  params = load_params(path, fields, model_config, mesh)
+  jax.eval_shape(trained(config), params)  # raises where LoRA's targets match nothing
+  check_vocabulary(config, model_config)
+  row_len = longest_row(config, model_config)
+  train, held_out, dropped = tokenize(
+    config, tokenizer, split, row_len, model_config.max_positions
   )
-  return (1 + twice) * responses
+  external, external_config = load_external(config, mesh, model_config, tokenizer)
+  reads_memory = set(contexts.names(config.context)) & set(contexts.READ_MEMORY)
+  return Run(
+    mesh=mesh,
+    model_config=model_config,
+    params=params,
+    trained=trained(config),
+    tokenizer=tokenizer,
+    train=train,
+    eval=held_out,
+    verify=verify,
+    removed_as_overlap=split.removed_as_overlap,
+    dropped=dropped,
+    counts=split.counts,
+    digest=agreed_digest(config, train, held_out),
+    objective=objectives.from_config(config),
+    tx=optimizer.from_config(config),
+    teacher_prompt=teacher_prompt(config.context, tokenizer),
+    longest_row=row_len,
+    external=external,
+    external_config=external_config,
+    host_memory=host_memory.HostMemory() if reads_memory else None,
+  )
 
 
-def sampling(c) -> SamplingParams:
-  """Of a node of the config that has all of its fields."""
-  return SamplingParams(**{name: c[name] for name in SamplingParams._fields})
+# ------------------------------------------------------------------- devices
 
 
-def prepare(config) -> Run:
-  """Loads model, tokenizer and problems; drops what does not fit, counted."""
-  mesh = sharding_rules.make_mesh(**config.mesh)
+def make_run_mesh(config: ConfigDict) -> Mesh:
+  """config.mesh over all devices; ValueError where it cannot split a batch."""
+  mesh = make_mesh(**config.mesh)
   distributed.check_rows(mesh)
-  sharding_rules.check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
+  check_rows(mesh, rows_per_step(config), config.batch.micro_batches)
   if config.rollout.prompts_per_step % distributed.count():
     raise ValueError(
-      f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, expected a multiple of"
-      f" the {distributed.count()} processes"
+      f"rollout.prompts_per_step is {config.rollout.prompts_per_step}, expected a"
+      f" multiple of the {distributed.count()} processes"
     )
-  verify, problems = read_problems(config)
-  path = weight_sources.resolve(config.model.source)
-  tok = tokenizer.load(path)
-  runtime = runtime_fields(config)
-  model_config = resolve_attention(
-    weight_sources.read_config(path, **runtime), mesh, config.batch.pack_len > 0
+  return mesh
+
+
+def rows_per_step(config: ConfigDict) -> int:
+  """Rows of a batch at most: the source `rescue` may sample as many responses
+  again, and `teacher_view` with 0 < alpha < 1 learns each one twice."""
+  responses = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
+  is_doubled = config.rollout.source == "rescue" or (
+    config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
   )
-  _, params = weight_sources.load_model_weights(
-    path,
-    functools.partial(sharding_rules.tree_shardings, mesh=mesh),
-    **runtime | {"attention": model_config.attention},
+  return (1 + is_doubled) * responses
+
+
+# ------------------------------------------------------------------ problems
+
+
+def load_split(config: ConfigDict) -> splits.Split:
+  """The training and evaluation examples of a run of this config."""
+  task, data = config.task, config.data
+  split = splits.load(
+    data.train,
+    data.eval,
+    Columns(data.problem, data.solution, data.answer, data.id),
+    skip_bad=data.skip_bad,
+    train_limit=data.train_limit,
+    eval_limit=data.eval_limit,
+    rewarded=objectives.learns_from_rewards(config),
+    task={
+      "name": task.name,
+      "train_count": task.train_count,
+      "eval_count": task.eval_count,
+      "seed": task.seed,
+      "privileged_field": task.privileged_field,
+    },
   )
-  jax.eval_shape(trained(config), params)  # do its targets exist?
-  check_vocabulary(config, model_config)
-  positions, dropped = longest_row(config, model_config), problems.dropped
+  if not data.test_time:
+    return split
+  return split._replace(train=split.eval[: task.train_count])
+
+
+def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:
+  """(verify, `load_split`), with the audit of a file's answers in its counts.
+
+  Raises ValueError where the task cannot verify the answers that responses will
+  be compared with.
+  """
+  task, data = config.task, config.data
+  verify = pool.shared(task.name, task.privileged_field, **config.verify)
+  split = load_split(config)
+  counts = dict(split.counts)
+  if data.eval != TASK:
+    counts["evaluation answers not verified"] = audit.count_unverifiable(
+      verify, split.eval, task.name, data.eval
+    )
+  if data.train != TASK and objectives.learns_from_rewards(config):
+    counts["training answers not verified"] = audit.count_unverifiable(
+      verify, split.train, task.name, data.train
+    )
+  # `exact` compares the whole response: it reads no answer out of a solution.
+  if data.train != TASK and task.name != "exact":
+    name = f"of {audit.AUDITED:,} training solutions at most, with another answer"
+    counts[name] = audit.count_contradicting_solutions(verify, split.train)
+  return verify, split._replace(counts=counts)
+
+
+def tokenize(
+  config: ConfigDict,
+  tokenizer: tokenizers.Tokenizer,
+  split: splits.Split,
+  row_len: int,
+  max_positions: int,
+) -> tuple[tuple[Prompts, ...], tuple[Prompts, ...], dict[str, int]]:
+  """(training prompts, evaluation prompts, dropped examples by reason).
+
+  `row_len` bounds a training row, `max_positions` an evaluation row. Raises
+  ValueError where too few problems are left.
+  """
+  dropped = dict(split.dropped)
   train = build_prompts(
     config.context,
-    tok,
-    problems.train,
-    positions - config.rollout.max_new_tokens,
+    tokenizer,
+    split.train,
+    row_len - config.rollout.max_new_tokens,
     dropped,
     "training",
-    references=positions if config.rollout.source == "dataset" else 0,
+    reference_row_len=row_len if config.rollout.source == "dataset" else 0,
   )
   held_out = build_prompts(
     config.context,
-    tok,
-    problems.eval,
-    model_config.max_positions - config.eval.max_new_tokens,
+    tokenizer,
+    split.eval,
+    max_positions - config.eval.max_new_tokens,
     dropped,
     "evaluation",
   )
   if len(train) < config.rollout.prompts_per_step or not held_out:
     raise ValueError(
-      f"{len(train)} problems are left to train on, expected at least"
-      f" rollout.prompts_per_step = {config.rollout.prompts_per_step}, and {len(held_out)} to"
-      f" evaluate on; removed as overlap: {problems.removed_as_overlap};"
-      f" dropped: {dropped or 'none'}"
+      f"{len(train)} training problems are left, expected at least"
+      f" rollout.prompts_per_step = {config.rollout.prompts_per_step}, and"
+      f" {len(held_out)} evaluation problems, expected at least 1; removed as"
+      f" overlap: {split.removed_as_overlap}; dropped: {dropped or 'none'}"
     )
+  return train, held_out, dropped
+
+
+def agreed_digest(config: ConfigDict, train, held_out) -> str:
+  """The digest of all problems; ValueError where processes read different ones."""
   digest = order.digest(train, held_out)
   if len(set(distributed.gather(digest))) > 1:
     raise ValueError(
       "the processes read different problems: give each the same content of"
       f" data.train={config.data.train} and data.eval={config.data.eval}"
     )
-  external, external_config = load_external(config, mesh, model_config, tok)
-  return Run(
-    mesh,
-    model_config,
-    params,
-    trained(config),
-    tok,
-    train,
-    held_out,
-    verify,
-    problems.removed_as_overlap,
-    dropped,
-    problems.counts,
-    digest,
-    objectives.from_config(config),
-    optimizer.from_config(config),
-    teacher_prompt(config, tok),
-    positions,
-    external,
-    external_config,
-    host_memory.HostMemory() if remembers(config) else None,
-  )
+  return digest
 
 
-def remembers(config) -> bool:
-  return any(n in contexts.READ_MEMORY for n in contexts.names(config.context))
-
-
-def check_vocabulary(config, model_config) -> None:
-  """Raises ValueError where a top-k support asks for more than there is."""
-  for name, node in objectives.active_terms(config).items():
-    if node.kind != "distill" or node.divergence.support == "full":
-      continue
-    if node.divergence.k > model_config.vocab_size:
-      raise ValueError(
-        f"loss.{name}.divergence.k is {node.divergence.k}, the vocabulary has"
-        f" {model_config.vocab_size}"
-      )
-
-
-def teacher_prompt(config, tok):
-  """messages -> ids, with the teachers' chat-template arguments."""
-  args = {k: v for k, v in config.context.teacher_args.items() if v is not None}
-  return lambda messages: tuple(tok.chat_ids(messages, **args))
-
-
-def external_fields(config) -> dict:
-  """The fields of the external model's ModelConfig that are not its own."""
-  dtype = config.external.dtype
-  fields = runtime_fields(config)
-  return fields | {"dtype": dtype, "param_dtype": dtype, "remat": "none"}
-
-
-def load_external(config, mesh, model_config, tok):
-  """(weights, sizes) of the other model that targets read, frozen and laid out by
-  the same rules; ({}, None) where there is none.
-
-  Raises ValueError where its tokens are not the student's.
-  """
-  if not config.external.source:
-    return {}, None
-  path, fields = weight_sources.resolve(config.external.source), external_fields(config)
-  other = tokenizer.load(path)
-  if other.inner.get_vocab() != tok.inner.get_vocab():
-    raise ValueError(
-      f"external.source={config.external.source} has another tokenizer than"
-      f" model.source={config.model.source}: their tokens cannot be compared"
-    )
-  sizes = resolve_attention(
-    weight_sources.read_config(path, **fields), mesh, config.batch.pack_len > 0
-  )
-  if sizes.vocab_size < model_config.vocab_size:
-    raise ValueError(
-      f"external.source has {sizes.vocab_size} vocabulary entries, fewer than the"
-      f" student's {model_config.vocab_size}"
-    )
-  _, params = weight_sources.load_model_weights(
-    path,
-    functools.partial(sharding_rules.tree_shardings, mesh=mesh),
-    **fields | {"attention": sizes.attention},
-  )
-  return params, sizes
-
-
-def problems_of(config) -> data_sources.Split:
-  """What a run of this config trains and evaluates on."""
-  c, d = config.task, config.data
-  problems = data_sources.both(
-    d.train,
-    d.eval,
-    data_sources.Columns(d.problem, d.solution, d.answer, d.id),
-    skip_bad=d.skip_bad,
-    train_limit=d.train_limit,
-    eval_limit=d.eval_limit,
-    rewarded=objectives.learns_from_rewards(config),
-    task={
-      "name": c.name,
-      "train_count": c.train_count,
-      "eval_count": c.eval_count,
-      "seed": c.seed,
-      "privileged_field": c.privileged_field,
-    },
-  )
-  if not d.test_time:
-    return problems
-  return problems._replace(train=problems.eval[: c.train_count])
-
-
-def read_problems(config):
-  """(verify, `problems_of`); every answer that replies will be compared with
-  can be judged.
-
-  How many answers the task finds wrong, read as a reply, is counted, and how
-  many solutions tell the teacher of another answer.
-  """
-  c, d = config.task, config.data
-  verify = pool.shared(c.name, c.privileged_field, **config.verify)
-  problems = problems_of(config)
-  counts = dict(problems.counts)
-  if d.eval != data_sources.TASK:
-    wrong = count_unverifiable(verify, problems.eval, c.name, d.eval)
-    counts["evaluation answers not verified"] = wrong
-  if d.train != data_sources.TASK and objectives.learns_from_rewards(config):
-    wrong = count_unverifiable(verify, problems.train, c.name, d.train)
-    counts["training answers not verified"] = wrong
-  if d.train != data_sources.TASK and c.name != "exact":  # which reads whole replies
-    wrong = count_contradicting_solutions(verify, problems.train)
-    name = f"of {AUDITED:,} training solutions at most, with another answer"
-    counts[name] = wrong
-  return verify, problems._replace(counts=counts)
-
-
-def count_unverifiable(verify, examples, task: str, source: str) -> int:
-  """How many answers the task finds wrong, read as a reply, bare and in a box;
-  ValueError where these are all, or where it cannot judge a problem."""
-  answered = [e for e in examples if e.answer is not None]
-  replies = [form.format(e.answer) for form in REPLIES for e in answered]
-  asked = answered * len(REPLIES)
-  verdicts = verify(asked, replies)
-  for e, v in zip(asked, verdicts, strict=True):
-    if v.feedback.startswith(f"{UNVERIFIED}: "):
-      raise ValueError(
-        f"task {task} cannot judge problem {e.id} of {source}, whose answer is"
-        f" {e.answer!r} ({v.feedback}): choose another"
-      )
-  scores = [v.score for v in verdicts]
-  bare, boxed, _ = (
-    scores[i:][: len(answered)] for i in (0, len(answered), 2 * len(answered))
-  )
-  wrong = sum(max(both) < 1 for both in zip(bare, boxed, strict=True))
-  if answered and wrong == len(answered):
-    raise ValueError(
-      f"task {task} finds none of the {wrong} answers of {source} right, read"
-      f" as a reply, {answered[0].answer!r} the first: choose another"
-    )
-  return wrong
-
-
-def count_contradicting_solutions(verify, examples) -> int:
-  """How many of the first AUDITED solutions, read as a reply, end in another
-  answer than their row's; one that states none is not among them."""
-  answered = [e for e in examples if e.answer is not None and e.solution]
-  answered = answered[:AUDITED]
-  verdicts = verify(answered, [e.solution for e in answered])
-  return sum(v.answer is not None and v.score < 1 for v in verdicts)
-
-
-def runtime_fields(config) -> dict:
-  """The fields of a ModelConfig that are not the model's own."""
-  fields = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
-  return {name: config.model[name] for name in fields} | {
-    "lora_alpha": config.lora.alpha
-  }
-
-
-def resolve_attention(model_config, mesh, packed: bool):
-  """The model as these devices run it: `auto` attention becomes a name.
-
-  `packed`: training rows hold several sequences.
-
-  Raises ValueError where the mesh cannot split it, or its attention cannot run.
-  """
-  c = model_config
-  sharding_rules.check_heads(mesh, c.num_heads, c.num_kv_heads, c.mlp_width)
-  device = mesh.devices.flat[0]
-  backend = attention.resolve(
-    c.attention,
-    platform=device.platform,
-    dtype=c.dtype,
-    head_dim=c.head_dim,
-    packed=packed,
-    capability=getattr(device, "compute_capability", "8.0"),
-  )
-  return dataclasses.replace(c, attention=backend)
-
-
-def trained(config):
-  """The base -> what trains: all of it, or a new adapter beside it."""
-  if not config.lora.rank:
-    return lambda params: params
-  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
-  return functools.partial(
-    lora.init, key=key, targets=config.lora.targets, rank=config.lora.rank
-  )
-
-
-def longest_row(config, model_config) -> int:
-  """Tokens of a row at most: batch.max_sequence_len within the model's positions."""
+def longest_row(config: ConfigDict, model_config: ModelConfig) -> int:
+  """Tokens of a row at most: batch.max_sequence_len, within the model's positions."""
   if config.batch.max_sequence_len > model_config.max_positions:
     raise ValueError(
       f"batch.max_sequence_len is {config.batch.max_sequence_len}, the model has"
@@ -370,76 +284,115 @@ def longest_row(config, model_config) -> int:
   return config.batch.max_sequence_len or model_config.max_positions
 
 
-def build_prompts(
-  c,
-  tokenizer,
-  examples,
-  max_prompt_len: int,
-  dropped: dict,
-  use: str,
-  references: int = 0,
-) -> tuple[Prompts, ...]:
-  """Both sides' prompts of every example; what cannot be asked is dropped and
-  counted by use and reason. In evaluation that is what the student cannot be
-  asked; what only the teacher cannot has no teacher's prompt.
+def sampling(node: ConfigDict) -> SamplingParams:
+  """The SamplingParams of a config node that has all of their fields."""
+  return SamplingParams(**{name: node[name] for name in SamplingParams._fields})
 
-  `c` is config.context, `max_prompt_len` the longest prompt. `references`, unless 0: the
-  response will be the reference solution, in a row of at most so many tokens.
+
+# -------------------------------------------------------------------- models
+
+
+def runtime_fields(config: ConfigDict) -> dict:
+  """The fields of a ModelConfig that the experiment chooses, not the model."""
+  names = ("dtype", "param_dtype", "scan_layers", "remat", "attention")
+  fields = {name: config.model[name] for name in names}
+  return fields | {"lora_alpha": config.lora.alpha}
+
+
+def external_fields(config: ConfigDict) -> dict:
+  """`runtime_fields` of the external model, which does not train."""
+  dtype = config.external.dtype
+  fields = {"dtype": dtype, "param_dtype": dtype, "remat": "none"}
+  return runtime_fields(config) | fields
+
+
+def read_model_config(
+  config: ConfigDict, path: pathlib.Path, fields: dict, mesh: Mesh
+) -> ModelConfig:
+  """The ModelConfig of a resolved source, its attention backend resolved."""
+  model_config = weight_sources.read_config(path, **fields)
+  return resolve_attention(model_config, mesh, config.batch.pack_len > 0)
+
+
+def resolve_attention(
+  model_config: ModelConfig, mesh: Mesh, packed: bool
+) -> ModelConfig:
+  """The ModelConfig with the attention backend that runs on these devices.
+
+  `packed`: training rows hold several sequences. Raises ValueError where the mesh
+  cannot split the model, or its attention cannot run.
   """
-
-  def args(a):
-    return {k: v for k, v in a.items() if v is not None}
-
-  def prompt(messages, template_args):
-    ids = tuple(tokenizer.chat_ids(messages, **args(template_args)))
-    if len(ids) > max_prompt_len:
-      raise contexts.Missing(f"a prompt is longer than {max_prompt_len} tokens")
-    return ids
-
-  def teacher_view(example, kind):
-    if kind in contexts.AFTER:
-      return ()  # made once the responses are verified
-    try:
-      messages = contexts.teacher_messages(c.template, kind, example, examples)
-      return prompt(messages, c.teacher_args)
-    except REASONS as e:
-      if use == "training":
-        raise
-      count(e, ", of the teacher alone")
-      return ()
-
-  def problem(example):
-    question = contexts.student_messages(c.template, example)
-    student = prompt(question, c.student_args)
-    teachers = [teacher_view(example, kind) for kind in contexts.names(c)]
-    if references:
-      text = contexts.present(example.solution, "solution")
-      size = len(rollout_sources.reference(tokenizer, text).ids)
-      if len(student) + size > references:
-        raise contexts.Missing(f"a row is longer than {references} tokens")
-    return Prompts(example, (student, *teachers))
-
-  def count(e, of=""):
-    is_missing = isinstance(e, contexts.Missing)
-    why = e if is_missing else "its text holds a control token"
-    reason = f"{use}{of}: {why}"
-    dropped[reason] = dropped.get(reason, 0) + 1
-
-  problems = []
-  for example in examples:
-    try:
-      problems.append(problem(example))
-    except REASONS as e:
-      count(e)
-  return tuple(problems)
+  check_heads(
+    mesh, model_config.num_heads, model_config.num_kv_heads, model_config.mlp_width
+  )
+  device = mesh.devices.flat[0]
+  backend = attention.resolve(
+    model_config.attention,
+    platform=device.platform,
+    dtype=model_config.dtype,
+    head_dim=model_config.head_dim,
+    packed=packed,
+    capability=getattr(device, "compute_capability", "8.0"),
+  )
+  return dataclasses.replace(model_config, attention=backend)
 
 
-def read_config(workdir) -> ConfigDict:
-  """The config of the run that lives in `workdir`, validated."""
-  try:
-    config = workdirs.read(workdir)
-    validate(config, problems=False)
-  except (AttributeError, KeyError, TypeError) as e:
-    path = workdir / workdirs.CONFIG
-    raise ValueError(f"{path} is of another version: {e}") from e
-  return config
+def load_params(
+  path: pathlib.Path, fields: dict, model_config: ModelConfig, mesh: Mesh
+):
+  """The weights of a resolved source, each array in its layout on the mesh."""
+  _, params = weight_sources.load_model_weights(
+    path,
+    functools.partial(sharding_rules.tree_shardings, mesh=mesh),
+    **fields | {"attention": model_config.attention},
+  )
+  return params
+
+
+def load_external(
+  config: ConfigDict,
+  mesh: Mesh,
+  model_config: ModelConfig,
+  tokenizer: tokenizers.Tokenizer,
+) -> tuple[Any, ModelConfig | None]:
+  """(weights, ModelConfig) of the external teacher; ({}, None) without one.
+
+  Raises ValueError where its tokens are not the student's.
+  """
+  if not config.external.source:
+    return {}, None
+  path, fields = weight_sources.resolve(config.external.source), external_fields(config)
+  if tokenizers.load(path).inner.get_vocab() != tokenizer.inner.get_vocab():
+    raise ValueError(
+      f"external.source={config.external.source} has another tokenizer than"
+      f" model.source={config.model.source}: their tokens cannot be compared"
+    )
+  external_config = read_model_config(config, path, fields, mesh)
+  if external_config.vocab_size < model_config.vocab_size:
+    raise ValueError(
+      f"external.source has {external_config.vocab_size} vocabulary entries, fewer"
+      f" than the student's {model_config.vocab_size}"
+    )
+  return load_params(path, fields, external_config, mesh), external_config
+
+
+def trained(config: ConfigDict) -> Callable:
+  """base params -> what trains: all of them, or a new LoRA adapter beside them."""
+  if not config.lora.rank:
+    return lambda params: params
+  key = jax.random.fold_in(jax.random.key(config.seed), zlib.crc32(b"lora"))
+  return functools.partial(
+    lora.init, key=key, targets=config.lora.targets, rank=config.lora.rank
+  )
+
+
+def check_vocabulary(config: ConfigDict, model_config: ModelConfig) -> None:
+  """Raises ValueError where a top-k support is larger than the vocabulary."""
+  for name, node in objectives.active_terms(config).items():
+    if node.kind != "distill" or node.divergence.support == "full":
+      continue
+    if node.divergence.k > model_config.vocab_size:
+      raise ValueError(
+        f"loss.{name}.divergence.k is {node.divergence.k}, the vocabulary has"
+        f" {model_config.vocab_size}"
+      )

@@ -18,9 +18,10 @@ from opsd_jax.data import order as data_order
 from opsd_jax.evaluation import in_training
 from opsd_jax.losses import chunked, schedules
 from opsd_jax.losses import objective as objectives
+from opsd_jax.losses.micro_batches import accumulate
 from opsd_jax.models import lora, transformer
 from opsd_jax.reporting import console, step_metrics
-from opsd_jax.rollouts import collate, collect, sources
+from opsd_jax.rollouts import collect, sources
 from opsd_jax.runtime import (
   allocator,
   checkpoint,
@@ -119,10 +120,13 @@ def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
     weights = all_weights(params, frozen, memories)
     h_BxTxD, teachers = states(models, objective.teachers(False), weights, part)
     W_VxD = transformer.unembedding(weights["live"])
+
+    def of_logits(*args):
+      return objectives.of_logits(objective, {}, *args)[1]
+
     stats = chunked.statistics(
-      lambda *seen: objectives.of_logits(objective, {}, *seen)[1],
-      h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk,
-    )  # fmt: skip
+      of_logits, h_BxTxD, W_VxD, teachers, part.tokens, chunk=objective.chunk
+    )
     return (0.0, stats), ()
 
   def score_step(state, batch, frozen, values, kept_columns):
@@ -146,9 +150,8 @@ def kept(objective, state: State) -> dict:
 def all_weights(params, frozen: Frozen, memories: dict) -> dict:
   """Everybody's weights by name, adapters beside their base."""
   joined = {role: lora.join(frozen.base, sg(m)) for role, m in memories.items()}
-  return {
-    "live": lora.join(frozen.base, params), "external": frozen.external, **joined
-  }  # fmt: skip
+  live = lora.join(frozen.base, params)
+  return {"live": live, "external": frozen.external, **joined}
 
 
 def states(models: Models, pairs, weights: dict, part):
@@ -168,36 +171,6 @@ def states(models: Models, pairs, weights: dict, part):
       is_padded = len(W_VxD) > vocab_size  # another model's vocabulary
       teachers[view, who] = sg(h), W_VxD[:vocab_size] if is_padded else W_VxD
   return h_BxTxD, teachers
-
-
-def accumulate(grad_fn, params, given, batch: Batch, micro_batches: int):
-  """Sums ((loss, stats), grads) over slices of the batch's parts, one at a time.
-
-  The loss is a sum over a denominator of the whole batch, so slices add up;
-  they are summed in float32.
-  """
-  batch = batch._replace(denominators={})
-  if micro_batches == 1:
-    return grad_fn(params, *given, batch)
-  shards = len(batch.tokens.y_BxT) // micro_batches
-
-  def split(x):  # its parts are those of every device's first slice, ...
-    x = x.reshape(shards, micro_batches, -1, *x.shape[1:]).swapaxes(0, 1)
-    return x.reshape(micro_batches, -1, *x.shape[3:])
-
-  def join(x):
-    return x.swapaxes(0, 1).reshape(-1, *x.shape[2:])
-
-  def body(sums, micro):
-    (loss, stats), grads = grad_fn(params, *given, micro)
-    return jax.tree.map(jnp.add, sums, (loss, grads)), stats
-
-  slices = jax.tree.map(split, batch)
-  first = jax.tree.map(lambda x: x[0], slices)
-  (loss, _), grads = jax.eval_shape(lambda part: grad_fn(params, *given, part), first)
-  zeros = jax.tree.map(lambda x: jnp.zeros(x.shape, jnp.float32), (loss, grads))
-  (loss, grads), stats = jax.lax.scan(body, zeros, slices)
-  return (loss, jax.tree.map(join, stats)), grads
 
 
 def start_or_resume(run, manager) -> tuple[State, State]:
@@ -315,10 +288,8 @@ def learn(
   `state` is donated: the caller must not keep it. `order` is a stream of the
   training problems.
   """
-  programs, updates = (
-    compile_steps(config, run, layout),
-    config.optimizer.updates_per_batch,
-  )
+  programs = compile_steps(config, run, layout)
+  updates = config.optimizer.updates_per_batch
   start, bad_steps = int(state.step), 0
   bar = metrics.progress(
     config.steps, start, "train", shown=distributed.is_first(), file=sys.stdout
@@ -330,7 +301,7 @@ def learn(
   for step in range(start, config.steps, updates):
     profiler.begin_step(step)
     clock, compiled = [time.time()], monitoring.compiles().count
-    values = schedules.at(config.schedule, step)
+    values = schedules.values_at(config.schedule, step)
     now = schedules.with_values(config, values)
     answer = sources.Answer(now, run, lora.join(run.params, state.params), step)
     groups, row = collect.collect(now, run, answer, draw)
@@ -374,7 +345,10 @@ class Learned(NamedTuple):
   loss: Any  # of the first update
   grad_norm: Any  # the largest
   stats: Any  # TokenStats of all response tokens, before the first update
-  last_logp_BxT: Any  # at the last update; None where there was one
+  # log-prob at the last update less that at the first, of the tokens that the
+  # mask holds; None where there was one update
+  log_ratio_BxT: Any
+  mask_BxT: Any
   overflow: Any  # tokens that scoring dropped and a term counts: must be 0
   batch: Batch  # on the devices, as it was before scoring
 
@@ -386,29 +360,29 @@ def update(run, programs: Programs, state, local_batch, values: dict, updates: i
   second step on a token's ratio is to its log-prob at the first, unless its row
   says under which policy it was drawn.
   """
-  frozen, overflow = Frozen(run.params, run.external), 0
+  frozen, stats, overflow = Frozen(run.params, run.external), None, 0
   whole = batch = distributed.to_global(local_batch, run.mesh)
   values = {name: jnp.float32(value) for name, value in values.items()}
-  stats = last = None
   if programs.score:
-    columns = kept_columns(run.objective, local_batch.tokens)
+    columns = collect.kept_columns(run.objective, local_batch.tokens)
     batch, stats, overflow = programs.score(
       state, batch, frozen, values, kept_columns=columns
     )
-  for i in range(updates):
-    state, loss, norm, seen = programs.train(state, batch, frozen, values)
-    if i == 0:
-      first_loss, grad_norm = loss, norm
-      stats = seen if stats is None else stats
-      if updates > 1:
-        old_logp_BxT = note(sharding_rules.rows_sharding(run.mesh))(
-          batch.tokens.old_logp_BxT, seen.logp_BxT
-        )
-        tokens = batch.tokens._replace(old_logp_BxT=old_logp_BxT)
-        batch = batch._replace(tokens=tokens)
-    else:
-      last, grad_norm = seen.logp_BxT, jnp.maximum(grad_norm, norm)
-  return state, Learned(first_loss, grad_norm, stats, last, overflow, whole)
+  state, loss, grad_norm, first = programs.train(state, batch, frozen, values)
+  log_ratio_BxT = None
+  if updates > 1:
+    layout = sharding_rules.rows_sharding(run.mesh)
+    old_logp_BxT = note(layout)(batch.tokens.old_logp_BxT, first.logp_BxT)
+    batch = batch._replace(tokens=batch.tokens._replace(old_logp_BxT=old_logp_BxT))
+  for _ in range(updates - 1):
+    state, _, norm, last = programs.train(state, batch, frozen, values)
+    grad_norm = jnp.maximum(grad_norm, norm)
+    log_ratio_BxT = last.logp_BxT - first.logp_BxT
+  stats = first if stats is None else stats
+  mask_BxT = batch.tokens.mask_BxT
+  return state, Learned(
+    loss, grad_norm, stats, log_ratio_BxT, mask_BxT, overflow, whole
+  )
 
 
 @functools.cache
@@ -417,17 +391,3 @@ def note(layout):
   return jax.jit(
     lambda old, now: jnp.where(jnp.isnan(old), now, old), out_shardings=layout
   )
-
-
-def kept_columns(objective, tokens) -> int | None:
-  """How many tokens of each part some term counts, at most, rounded up so that few
-  shapes are compiled; the same on all processes. `tokens` are the host's."""
-  first_BxT = (tokens.index_BxT == 0) * (tokens.mask_BxT > 0)
-  counts = [
-    objective.kept(tokens.length_BxT[b, first_BxT[b] > 0])
-    for b in range(len(first_BxT))
-  ]
-  if counts[0] is None:
-    return None
-  (most,) = distributed.maximum([max(c.sum() for c in counts)])
-  return min(collate.round_up(most, 32, digits=3), first_BxT.shape[1])

@@ -12,8 +12,8 @@ from configs import grpo, opsd, pi_distill, rl_reverse_kl, rlad, sdpo, srpo, tip
 from opsd_jax import train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
-from opsd_jax.rollouts import collate
-from opsd_jax.runtime import sharding_rules
+from opsd_jax.rollouts import collate, collect
+from opsd_jax.runtime.mesh import make_mesh
 from tests.train_test import MODEL, assert_same, batch_of, gradients, params
 
 PROMPTS = ((5, 6, 7), (8, 9, 10, 11))
@@ -110,10 +110,10 @@ def test_srpo_without_right_siblings_is_grpo():
 
 def test_tip_of_every_token_is_reverse_kl():
   batch = batch_of(rows((0.0,) * 4))
-  whole = config_of(tip, **{"loss.distill.token_weight.share": 1.0})
+  whole = config_of(tip, **{"loss.distill.token_weight.kept_share": 1.0})
   reverse = config_of(opsd, **{"loss.distill.divergence.name": "reverse_kl"})
   assert_equal(gradients(batch, whole), gradients(batch, reverse))
-  part = config_of(tip, **{"loss.distill.token_weight.share": 0.3})
+  part = config_of(tip, **{"loss.distill.token_weight.kept_share": 0.3})
   assert gradients(batch, part)[0] != pytest.approx(gradients(batch, whole)[0])
 
 
@@ -306,7 +306,7 @@ def test_micro_batches_are_invisible(name, micro_batches):
 @pytest.mark.parametrize("name", CASES)
 def test_meshes_are_invisible(name, sizes):
   count = sizes[0] * sizes[1] * sizes[2]
-  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:count])
+  mesh = make_mesh(*sizes, devices=jax.devices()[:count])
   module, made = CASES[name]
   model = dataclasses.replace(MODEL, scan_layers=False)
   split = batch_of(made(), parts=4, pack_len=32, share_prompts=True)
@@ -324,6 +324,6 @@ def test_what_no_term_counts_never_reaches_the_backward_pass():
   o = objective.from_config(config)
   batch = batch_of(rows((0.0,) * 4), response_bucket=64)
   assert o.kept(np.array([3, 1, 2, 4])).tolist() == [1, 1, 1, 2]
-  assert train.kept_columns(o, batch.tokens) == 32 < batch.tokens.y_BxT.shape[1]
+  assert collect.kept_columns(o, batch.tokens) == 32 < batch.tokens.y_BxT.shape[1]
   assert o.chunk == 32  # of config's 64: both sweeps take half
   assert objective.from_config(config_of(opsd)).chunk == 64

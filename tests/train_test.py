@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import hashlib
+import inspect
 import json
 import pathlib
 import random
@@ -10,6 +11,8 @@ import signal
 import subprocess
 import sys
 import time
+import types
+import zlib
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +20,15 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base, opsd
+from configs import base, opsd, sdpo
 from opsd_jax import setup, train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
-from opsd_jax.rollouts import collate
+from opsd_jax.rollouts import collate, collect
+from opsd_jax.rollouts.prompts import build_prompts
 from opsd_jax.runtime import checkpoint, sharding_rules, workdir
+from opsd_jax.runtime.mesh import make_mesh
+from opsd_jax.structs import Verdict
 from tests.holding import held
 
 MODEL = families.tiny()
@@ -83,7 +89,7 @@ def scored(config, state, batch, frozen, micro_batches, model, external):
   models = train.Models(model, external)
   score = train.make_score_step(models, at, micro_batches=micro_batches)
   score = jax.jit(score, static_argnames="kept_columns")
-  kept = train.kept_columns(built, jax.device_get(batch.tokens))
+  kept = collect.kept_columns(built, jax.device_get(batch.tokens))
   batch, _, overflow = score(state, batch, frozen, {}, kept_columns=kept)
   assert overflow == 0
   return batch
@@ -197,7 +203,7 @@ def test_packing_and_shared_prompts_are_invisible(samples, pack_len, share):
 
 
 def test_packed_parts_in_micro_batches_on_four_devices():
-  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = make_mesh(2, 2, devices=jax.devices()[:4])
   packed = batch_of(groups(2), pack_len=64, share_prompts=True, parts=8)
   assert_same(
     gradients(packed, mesh=mesh, micro_batches=2), gradients(batch_of(groups(2)))
@@ -245,7 +251,7 @@ def test_an_empty_response_adds_nothing():
 @pytest.mark.parametrize("micro_batches", [1, 2])
 def test_micro_batches_on_four_devices_equal_one(micro_batches):
   """Layers one by one; sharding_test has every mesh, and scanned layers."""
-  mesh = sharding_rules.make_mesh(2, 2, devices=jax.devices()[:4])
+  mesh = make_mesh(2, 2, devices=jax.devices()[:4])
   split = batch_of(rows(), parts=4 * micro_batches)
   assert_same(
     gradients(split, mesh=mesh, micro_batches=micro_batches),
@@ -254,7 +260,7 @@ def test_micro_batches_on_four_devices_equal_one(micro_batches):
 
 
 def test_fsdp_really_splits_the_weights():
-  mesh = sharding_rules.make_mesh(1, 4, devices=jax.devices()[:4])
+  mesh = make_mesh(1, 4, devices=jax.devices()[:4])
   tree = jax.device_put(params(), sharding_rules.tree_shardings(params(), mesh))
   whole = sum(x.nbytes for x in jax.tree.leaves(tree))
   one = sum(x.addressable_shards[0].data.nbytes for x in jax.tree.leaves(tree))
@@ -451,15 +457,15 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     make(4, "long solution", "y" * 300),
   ]
   dropped = {}
-  kept = setup.build_prompts(
-    c, stats, examples, 500, dropped, "training", references=320
+  kept = build_prompts(
+    c, stats, examples, 500, dropped, "training", reference_row_len=320
   )
   assert [p.example.id for p in kept] == ["0"]
   assert sorted(dropped.values()) == [1, 1, 1, 1]
   assert all(reason.startswith("training: ") for reason in dropped)
   # what is evaluated does not hang on what the teacher can be told
   dropped = {}
-  kept = setup.build_prompts(c, stats, examples, 500, dropped, "evaluation")
+  kept = build_prompts(c, stats, examples, 500, dropped, "evaluation")
   assert [p.example.id for p in kept] == ["0", "3", "4"]
   assert [bool(p.teacher_ids) for p in kept] == [True, False, True]
   assert dropped == {
@@ -502,3 +508,63 @@ def test_bad_configs_are_refused_before_loading(overrides, words):
   config.update_from_flattened_dict(overrides)
   with pytest.raises(ValueError, match=words):
     setup.validate(config)
+
+
+# ------------------------------------------------------- what the README says
+
+
+def test_five_frames_lie_between_the_command_and_the_loss(tmp_path, monkeypatch):
+  """Of ours, both excluded; one micro-batch and one update."""
+  from experiments import train as command
+
+  class Found(Exception):
+    pass
+
+  def loss(*args, **kw):
+    raise Found
+
+  monkeypatch.setattr(train, "chunked", types.SimpleNamespace(loss=loss))
+  with pytest.raises(Found) as error:
+    command.main(tiny(), tmp_path)
+  frames = [
+    f.name for f in error.traceback if "opsd_jax" in str(f.path) or f.name == "main"
+  ]
+  between = frames[frames.index("main") + 1 : frames.index("loss_fn")]
+  assert between == [
+    "train_and_evaluate",
+    "learn",
+    "update",
+    "train_step",
+    "accumulate",
+  ]
+
+
+def test_the_step_and_its_loss_fit_on_a_screen():
+  source = inspect.getsource(train.make_train_step)
+  assert "def loss_fn(" in source and len(source.splitlines()) <= 60
+
+
+def a_third_passes(*_, **__):
+  """A verifier that finds a third of all responses right, by their text."""
+
+  def verify(examples, texts):
+    names = (f"{e.id} {t}".encode() for e, t in zip(examples, texts, strict=True))
+    return [Verdict(float(zlib.crc32(name) % 3 == 0)) for name in names]
+
+  return verify
+
+
+def test_prompts_that_hang_on_verdicts_compile_few_shapes(tmp_path, monkeypatch):
+  """SDPO: at most 3 of steps 2 to 12 compile anything."""
+  monkeypatch.setattr(setup.pool, "shared", a_third_passes)
+  config = sdpo.get_config("tiny")
+  config.compile_cache, config.log.tensorboard = "", False
+  config.steps = config.eval.every = config.checkpoint.every = 12
+  train.train_and_evaluate(config, tmp_path)
+  rows = [json.loads(x) for x in (tmp_path / "metrics.jsonl").open()]
+  rows = [r for r in rows if "loss" in r]
+  assert 0.2 < np.mean([r["score"] for r in rows]) < 0.5
+  assert 0.3 < np.mean([r["distill/weight"] for r in rows]) < 1
+  compiled = [r["step"] for r in rows[1:] if r["compiles"]]
+  print("steps that compiled", compiled)
+  assert len(compiled) <= 3

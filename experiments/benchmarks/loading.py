@@ -82,11 +82,12 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
   from opsd_jax.models import families
   from opsd_jax.models.weights import hf, safetensors_file
   from opsd_jax.runtime import sharding_rules
+  from opsd_jax.runtime.mesh import make_mesh
 
   jax.config.update("jax_num_cpu_devices", 8 // int(count))
   if int(count) > 1:
     jax.distributed.initialize(f"127.0.0.1:{port}", int(count), int(index))
-  mesh = sharding_rules.make_mesh(fsdp=8)
+  mesh = make_mesh(fsdp=8)
   directory = pathlib.Path(directory)
   files = hf.weight_files(directory)
   whole = sum(f.stat().st_size for f in files)

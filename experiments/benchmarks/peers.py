@@ -21,6 +21,7 @@ def ours(channel: Channel, settings: dict) -> None:
   from opsd_jax import setup, train
   from opsd_jax.reporting import step_metrics
   from opsd_jax.rollouts import collect
+  from opsd_jax.rollouts.prompts import build_prompts
   from opsd_jax.runtime import allocator, distributed, monitoring, sharding_rules
 
   allocator.keep_freed()
@@ -30,9 +31,7 @@ def ours(channel: Channel, settings: dict) -> None:
   run = setup.prepare(config)
   examples = shapes.examples(config, shape, run.tokenizer)
   room = run.model_config.max_positions - config.rollout.max_new_tokens
-  asked = setup.build_prompts(
-    config.context, run.tokenizer, examples, room, {}, "training"
-  )
+  asked = build_prompts(config.context, run.tokenizer, examples, room, {}, "training")
   respond = responder(config, run, shape)
 
   def new(p):

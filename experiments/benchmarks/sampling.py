@@ -25,16 +25,16 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   """`tunix`: a Python that has it, or None."""
   import jax
 
-  from opsd_jax import setup
   from opsd_jax.models import tokenizer as tokenizers
   from opsd_jax.models.weights import sources
+  from opsd_jax.rollouts.prompts import build_prompts
 
   sources.check(source)
   most = machine(model=source, shape=shape)
   config = shapes.experiment(source, "ragged", steps=1)
   tokenizer = tokenizers.load(sources.resolve(source))
   examples = shapes.examples(config, shapes.STEP["ragged"], tokenizer)
-  asked = setup.build_prompts(config.context, tokenizer, examples, 1024, {}, "training")
+  asked = build_prompts(config.context, tokenizer, examples, 1024, {}, "training")
   with tempfile.TemporaryDirectory() as directory:
     settings = {
       "source": source,

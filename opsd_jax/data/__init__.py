@@ -1,1 +1,1 @@
-"""Problems of any source, checked, split and in order."""
+"""Problems: read from any source, checked, split and ordered."""

@@ -1,7 +1,7 @@
-"""The order in which training meets its problems: Grain over their list.
+"""The order of training problems: an endless shuffled Grain iterator.
 
-The place in it is saved beside the state and not a function of the step: a
-method may draw until enough problems have something to teach.
+Its state is saved beside the checkpoint instead of derived from the step, because
+dynamic sampling draws further problems until enough of them are informative.
 """
 
 import hashlib
@@ -14,25 +14,28 @@ import grain
 def endless(problems, seed: int):
   """A Grain iterator over `problems`, reshuffled every epoch by `seed`.
 
-  The same on every process, which takes its share of what is drawn.
+  It is the same on every process; each takes its local shard of a draw.
   """
   order = grain.MapDataset.source(problems).seed(seed).shuffle().repeat()
   return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=0)))
 
 
 def draw(stream, count: int) -> list:
+  """The next `count` problems."""
   return list(itertools.islice(stream, count))
 
 
 def save(stream, problems: str, host_memory=None) -> dict:
-  """The stream's place as JSON; `problems` is the digest of what it is in. Beside
-  it stands what contexts remember."""
-  place = {"stream": stream.get_state(), "problems": problems}
-  return place | ({} if host_memory is None else {"memory": host_memory.state})
+  """The iterator's state, as JSON can hold it, and the content of host memory.
+
+  `problems`: digest of the problems that the iterator runs over.
+  """
+  iterator_state = {"stream": stream.get_state(), "problems": problems}
+  return iterator_state | ({} if host_memory is None else {"memory": host_memory.state})
 
 
 def restore(stream, problems: str, saved: dict) -> None:
-  """Goes to a saved place; ValueError where it is one in other problems."""
+  """Moves the iterator to a saved state; ValueError where the problems changed."""
   if saved["problems"] != problems:
     raise ValueError(
       "the problems are not those that this run began with: the content of"

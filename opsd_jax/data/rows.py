@@ -1,4 +1,4 @@
-"""Rows of a data file -> Examples, or where and why a row is none.
+"""Rows of a data file -> Examples, or the place and the fault of a bad row.
 
 jsonl       {"problem": ..., "solution": ..., "answer": ..., "id": ...}
 GSM8K       {"question": ..., "answer": "48/2 = <<48/2=24>>24 ...\n#### 72"}
@@ -17,11 +17,11 @@ from opsd_jax.structs import Example
 from opsd_jax.tasks import normalize_question
 from opsd_jax.tasks.grading.extract import last_boxed
 
-MAX_LINE = 4_000_000  # bytes; a longer one is no problem but a damaged file
+MAX_LINE = 4_000_000  # bytes; a longer line means a damaged file
 SHOWN = 5  # bad rows named in an error
 
-# What the public files call a column, in any case: the first here that half of
-# the rows have, null not counted.
+# Column names of the public files, in any case. The first name of a field that at
+# least half of the rows have, null not counted, is its column.
 AUTO = {
   "problem": ("problem", "question", "prompt", "problem_statement"),
   "solution": (
@@ -45,7 +45,7 @@ CALCULATOR = re.compile(r"<<[^<>\n]*>>")
 
 
 class Columns(NamedTuple):
-  """Which column holds what: a name, "auto" for a usual one, "" for none."""
+  """The column of each field: a name, "auto" for a usual one, "" for none."""
 
   problem: str = "auto"
   solution: str = "auto"
@@ -54,7 +54,7 @@ class Columns(NamedTuple):
 
 
 class Literal(float):
-  """A number that is shown as the file writes it: no digit of it is lost."""
+  """A number whose text is the file's own, digit by digit."""
 
   def __new__(cls, text):
     value = super().__new__(cls, text)
@@ -66,17 +66,17 @@ class Literal(float):
 
 
 class Loaded(NamedTuple):
-  """What a source holds, and what of it was left out: rows by reason."""
+  """A source's examples, and its bad rows."""
 
   examples: tuple[Example, ...]
-  dropped: dict[str, int]
+  dropped: dict[str, int]  # reason -> rows
 
 
 class Bad(ValueError):
-  """Why a row is no example: `reason`, by which rows are counted, and more."""
+  """A bad row: `reason`, by which such rows are counted, and its details."""
 
-  def __init__(self, reason: str, more: str = ""):
-    super().__init__(f"{reason}: {more}" if more else reason)
+  def __init__(self, reason: str, details: str = ""):
+    super().__init__(f"{reason}: {details}" if details else reason)
     self.reason = reason
 
 
@@ -84,10 +84,7 @@ class Bad(ValueError):
 
 
 def read_jsonl(path):
-  """Yields ("path:line", object, or the Bad that says why there is none).
-
-  Blank lines and a byte order mark are passed over.
-  """
+  """Yields ("path:line", object or Bad) of every line that is not blank."""
   with path.open("rb") as f:
     for number, line in enumerate(lines(f), 1):
       try:
@@ -99,7 +96,7 @@ def read_jsonl(path):
 
 
 def lines(f):
-  """Lines of bytes; of one beyond MAX_LINE only the beginning is kept."""
+  """Lines of bytes; a line longer than MAX_LINE is cut there."""
   while line := f.readline(MAX_LINE + 1):
     yield line
     while line and not line.endswith(b"\n"):
@@ -107,7 +104,8 @@ def lines(f):
 
 
 def parse(line: bytes) -> dict | None:
-  """The object on a line, None where it is blank; raises Bad."""
+  """The object on a line, None on a blank one; raises Bad. A byte order mark at
+  the beginning is no part of it."""
   if len(line) > MAX_LINE and not line.endswith(b"\n"):
     raise Bad(f"a line of more than {MAX_LINE:,} bytes")
   try:
@@ -120,7 +118,7 @@ def parse(line: bytes) -> dict | None:
   try:
     row = json.loads(
       text,
-      object_pairs_hook=without_repeats,
+      object_pairs_hook=unique_keys,
       parse_constant=no_constant,
       parse_float=Literal,
     )
@@ -133,7 +131,7 @@ def parse(line: bytes) -> dict | None:
   return row
 
 
-def without_repeats(pairs) -> dict:
+def unique_keys(pairs) -> dict:
   row = dict(pairs)
   if len(row) < len(pairs):
     names = collections.Counter(name for name, _ in pairs)
@@ -149,41 +147,42 @@ def no_constant(name: str):
 
 
 def choose(source: str, rows, columns: Columns) -> Columns:
-  """The columns that these rows have; None where there is none.
+  """The column of each field in these rows; None for a field without one.
 
-  Raises ValueError where a named one, or any that holds problems, is missing;
-  where few rows have a usual one, or one is there in two cases; and where the
-  problem is in the column of something else.
+  Raises ValueError where a named column, or the problem's, is missing; where a
+  usual name stands in fewer than half of the rows, or in two cases; and where the
+  problem shares its column with another field.
   """
   names = {name: None for row in rows for name in row}
   counts = collections.Counter(
     name for row in rows for name, value in row.items() if value is not None
   )
-  there = f"{source} has the columns {', '.join(names) or 'none'}"
+  message = f"{source} has the columns {', '.join(names) or 'none'}"
 
   def find(field, name):
     if name != "auto":
       if name and name not in names:
-        raise ValueError(f"{there}, not {name!r}: set data.{field}")
+        raise ValueError(f"{message}, not {name!r}: set data.{field}")
       return name or None
     usual = [n for n in counts if n.casefold() in AUTO[field]]
     many = [n for n in usual if 2 * counts[n] >= len(rows)]
-    if usual and not many and field != "id":  # the text gives one
+    # A file may lack ids: an id is then made from the question's text.
+    if usual and not many and field != "id":
       raise ValueError(
         f"{source}: column {usual[0]!r} is in {counts[usual[0]]} of"
         f" {len(rows)} rows: set data.{field} to it, or to '' for none"
       )
 
-    def place(n):
+    def preference(n):
       return AUTO[field].index(n.casefold())
 
-    if len(many) > len({place(n) for n in many}):
-      raise ValueError(f"{there}, one in two cases: set data.{field}")
-    return min(many, key=place, default=None)
+    if len(many) > len({preference(n) for n in many}):
+      raise ValueError(f"{message}, one in two cases: set data.{field}")
+    return min(many, key=preference, default=None)
 
   found = Columns(*(find(f, n) for f, n in columns._asdict().items()))
   if found.problem is None:
-    raise ValueError(f"{there}, none for the problem: set data.problem")
+    raise ValueError(f"{message}, none for the problem: set data.problem")
   if found.problem in found[1:]:
     raise ValueError(
       f"{source}: column {found.problem!r} is the problem and another field"
@@ -191,18 +190,18 @@ def choose(source: str, rows, columns: Columns) -> Columns:
     )
   if found.solution is None and found.answer is None:
     raise ValueError(
-      f"{there}, none for a solution or an answer: set data.solution or data.answer"
+      f"{message}, none for a solution or an answer: set data.solution or data.answer"
     )
   return found
 
 
 def may_hold(name: str, columns: Columns) -> bool:
-  """Whether a column can be one of those looked for."""
+  """Whether `choose` may take a column of this name."""
   return name in columns or any(name.casefold() in n for n in AUTO.values())
 
 
-def text_of(row: dict, column: str, number: bool = False) -> str:
-  """The text in a column, as it is; raises Bad. `number`: one will do."""
+def read_text(row: dict, column: str, number: bool = False) -> str:
+  """The text in a column, unchanged; raises Bad. `number`: numbers are text too."""
   if column not in row:
     raise Bad(f"column {column!r}: missing")
   value = row[column]
@@ -212,10 +211,10 @@ def text_of(row: dict, column: str, number: bool = False) -> str:
   if not isinstance(value, str):
     kind = "null" if value is None else f"a {type(value).__name__}"
     raise Bad(f"column {column!r}: not text", f"{kind}, expected text")
-  for what, pattern in (("control character", CONTROL), ("lone surrogate", SURROGATE)):
+  for fault, pattern in (("control character", CONTROL), ("lone surrogate", SURROGATE)):
     if found := pattern.search(value.replace("\r\n", "\n")):
       raise Bad(
-        f"column {column!r}: {what}", f"U+{ord(found[0]):04X} at {found.start()}"
+        f"column {column!r}: {fault}", f"U+{ord(found[0]):04X} at {found.start()}"
       )
   if not value.strip():
     raise Bad(f"column {column!r}: empty")
@@ -225,78 +224,82 @@ def text_of(row: dict, column: str, number: bool = False) -> str:
 # ---------------------------------------------------------------- examples
 
 
-def examples_of(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
-  """Every ("file:line", row) as an Example.
+def read_examples(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
+  """Turns rows into Examples; repeated questions stay.
 
-  Raises ValueError that names the first bad rows where there are more than
-  `skip_bad`; as many are dropped and counted by reason. Repeated problems stay.
+  Args:
+    source: name of the source, for messages.
+    rows: ("file:line", object or Bad) of every row.
+    columns: the columns to read.
+    skip_bad: bad rows that are dropped and counted by reason; more of them raise
+      a ValueError that names the first.
   """
   rows, faults, examples = list(rows), [], []
   whole = [row for _, row in rows if not isinstance(row, Bad)]
-  at = choose(source, whole, columns) if whole else columns
-  worked = is_worked(whole, at)
+  columns = choose(source, whole, columns) if whole else columns
+  worked = is_worked(whole, columns)
   dropped, seen, repeats = collections.Counter(), {}, collections.Counter()
   for where, row in rows:
     try:
       if isinstance(row, Bad):
         raise row
-      example = example_of(row, at, worked)
-      if at.id is None:
+      example = to_example(row, columns, worked)
+      if columns.id is None:
         example = with_id(example, repeats)
       if (before := seen.setdefault(example.id, where)) != where:
-        more = f"{example.id!r} is at {before}"
-        raise Bad(f"column {at.id!r}: an id twice", more)
+        details = f"{example.id!r} is at {before}"
+        raise Bad(f"column {columns.id!r}: an id twice", details)
     except Bad as e:
       faults.append(f"{where}: {e}")
       dropped[e.reason] += 1
       continue
     examples.append(example)
   if len(faults) > skip_bad:
-    more = len(faults) - SHOWN
-    shown = faults[:SHOWN] + ([f"and {more} more"] if more > 0 else [])
+    hidden = len(faults) - SHOWN
+    shown = faults[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else [])
     raise ValueError(
       f"{source}: {len(faults)} bad rows of {len(rows)}, data.skip_bad allows"
       f" {skip_bad}:\n  " + "\n  ".join(shown)
     )
   if not examples:
-    raise ValueError(f"{source} holds no problem, {len(faults)} bad rows")
+    raise ValueError(f"{source} holds no problem and {len(faults)} bad rows")
   return Loaded(tuple(examples), dict(dropped))
 
 
-def is_worked(rows, at: Columns) -> bool:
+def is_worked(rows, columns: Columns) -> bool:
   """Whether the answers are worked solutions that end in `#### answer`."""
-  if at.answer is None or at.solution not in (None, at.answer):
+  if columns.answer is None or columns.solution not in (None, columns.answer):
     return False
-  answers = (row.get(at.answer) for row in rows)
+  answers = (row.get(columns.answer) for row in rows)
   return any(isinstance(a, str) and FINAL.search(a) for a in answers)
 
 
-def example_of(row: dict, at: Columns, worked: bool) -> Example:
-  """A row as an Example, its id "" where it has none; raises Bad."""
-  question = text_of(row, at.problem)
+def to_example(row: dict, columns: Columns, worked: bool) -> Example:
+  """A row as an Example, its id "" without a column for it; raises Bad."""
+  question = read_text(row, columns.problem)
   solution = answer = None
   if worked:
-    text = text_of(row, at.answer)
+    text = read_text(row, columns.answer)
     *_, last = [None, *FINAL.finditer(text)]
     if last is None:
-      raise Bad(f"column {at.answer!r}: no line '#### answer'")
+      raise Bad(f"column {columns.answer!r}: no line '#### answer'")
     if not text[: last.start()].strip():
-      raise Bad(f"column {at.answer!r}: empty", "nothing before ####")
+      raise Bad(f"column {columns.answer!r}: empty", "nothing before ####")
     solution, answer = CALCULATOR.sub("", text), last[1].strip()
   else:
-    if at.solution is not None:
-      solution = text_of(row, at.solution)
-    if at.answer is not None:
-      answer = text_of(row, at.answer, number=True).strip()
+    if columns.solution is not None:
+      solution = read_text(row, columns.solution)
+    if columns.answer is not None:
+      answer = read_text(row, columns.answer, number=True).strip()
     else:
-      answer = closing(solution)
-  id = "" if at.id is None else text_of(row, at.id, number=True)
+      answer = final_answer(solution)
+  id = "" if columns.id is None else read_text(row, columns.id, number=True)
   return Example(id, question, solution, answer)
 
 
-def closing(solution: str) -> str | None:
-  """The answer in a solution's last box, or without one in its last line, where
-  that is `#### answer`; None without either."""
+def final_answer(solution: str) -> str | None:
+  """The answer in a solution's last \\boxed{}, without a box in a last line
+  `#### answer`; None without either."""
   if (boxed := last_boxed(solution)) is not None:
     return boxed.strip() or None
   last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
@@ -304,10 +307,9 @@ def closing(solution: str) -> str | None:
 
 
 def with_id(example: Example, repeats) -> Example:
-  """Its question's text decides the id, in whatever file or line it stands."""
-  digest = hashlib.sha256(normalize_question(example.question).encode()).hexdigest()[
-    :16
-  ]
+  """The example with a hash of its question as id, whatever its file and line."""
+  text = normalize_question(example.question)
+  digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   repeats[digest] += 1
   id = digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}"
   return Example(id, example.question, example.solution, example.answer)

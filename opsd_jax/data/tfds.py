@@ -1,7 +1,7 @@
 """tensorflow-datasets as random-access sources, without TensorFlow.
 
-Besides the datasets of that package, one of ours: the checked problems of a
-jsonl file as array_record.
+Beside the package's own datasets there is `opsd_jsonl`: the examples of a jsonl
+file, converted to array_record once.
 """
 
 import hashlib
@@ -17,9 +17,9 @@ FIELDS = ("id", "question", "solution", "answer")
 
 
 class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
-  """Problems in the order of their file; `loaded` is what to prepare."""
+  """Examples in the order of their file; `loaded` holds those to convert."""
 
-  VERSION = tfds.core.Version("1.1.0")  # goes up with what rows.py reads
+  VERSION = tfds.core.Version("1.1.0")  # increases when rows.py reads differently
 
   def __init__(self, *, loaded: Loaded = Loaded((), {}), **kw):  # noqa: B008
     self.loaded = loaded
@@ -43,14 +43,18 @@ class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
       yield i, {name: getattr(e, name) or "" for name in FIELDS}
 
 
-def open_jsonl(path, read, reading, options: dict) -> Loaded:
-  """A jsonl file's problems out of its dataset, which `read()` makes once.
+def open_jsonl(path, read, settings, options: dict) -> Loaded:
+  """The examples of a jsonl file, out of its dataset.
 
-  The dataset is named by the file's content and `reading` it is read.
+  Args:
+    path: the file.
+    read: () -> Loaded; called where the dataset does not exist yet.
+    settings: arguments of `read`; with the file's content they name the dataset.
+    options: of the source.
   """
   with path.open("rb") as f:
     digest = hashlib.file_digest(f, "sha256")
-  digest.update(repr(reading).encode())
+  digest.update(repr(settings).encode())
   stem = re.sub(r"\W", "_", path.stem)[:80]
   config = tfds.core.BuilderConfig(name=f"{stem}_{digest.hexdigest()[:16]}")
 
@@ -85,19 +89,20 @@ def prepare(builder) -> None:
   try:
     builder.download_and_prepare(file_format="array_record")
   except OSError:
-    if not builder.is_prepared():  # by another process, meanwhile
+    # Another process may have prepared it in the meantime.
+    if not builder.is_prepared():
       raise
 
 
 def rows(source: str, name: str, options: dict):
-  """Yields ("source:row", object or Bad) of a dataset, prepared if need be."""
+  """Yields ("source:row", object or Bad) of a dataset; prepares it first."""
   builder = find(name, options)
   if not builder.is_prepared():
     try:
       prepare(builder)
     except Exception as e:  # offline, manual download, TensorFlow: many types
       raise ValueError(
-        f"{source} is not prepared and could not be: {type(e).__name__}:"
+        f"{source} is not prepared, and preparing it failed: {type(e).__name__}:"
         f" {str(e).splitlines()[0]}"
       ) from e
   for number, row in enumerate(data_source(source, builder, options), 1):
@@ -119,13 +124,11 @@ def data_source(source: str, builder, options: dict):
 
 
 def plain(row: dict) -> dict:
-  """Text is stored as bytes, numbers as numpy's."""
+  """A row as Python values: tfds gives text as bytes, numbers as numpy scalars."""
 
-  def of(x):
-    return (
-      x.decode()
-      if isinstance(x, bytes)
-      else (x.item() if getattr(x, "ndim", 1) == 0 else x)
-    )
+  def to_python(x):
+    if isinstance(x, bytes):
+      return x.decode()
+    return x.item() if getattr(x, "ndim", 1) == 0 else x
 
-  return {name: of(x) for name, x in row.items()}
+  return {name: to_python(x) for name, x in row.items()}

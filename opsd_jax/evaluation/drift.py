@@ -9,7 +9,8 @@ from opsd_jax.data import unrelated
 from opsd_jax.losses import chunked, divergences
 from opsd_jax.models import transformer
 from opsd_jax.rollouts import collate
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import row_shards
 from opsd_jax.sampling.tokens import SamplingParams
 
 
@@ -81,5 +82,5 @@ def from_base(run, complete, *, count: int, max_new_tokens: int, bucket: int, ch
     pad_id=run.tokenizer.pad_id,
     bucket=bucket,
     chunk=chunk,
-    parts=sharding_rules.row_shards(run.mesh),
+    parts=row_shards(run.mesh),
   )

@@ -7,6 +7,7 @@ from opsd_jax import setup
 from opsd_jax.models import lora, tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 
 
 class EvaluatedModel(NamedTuple):
@@ -47,7 +48,7 @@ def load_model(source: str, dtype: str) -> EvaluatedModel:
     return weight_sources.load_model_weights(path, layout, **runtime)[1]
 
   return _evaluated_model(
-    sharding_rules.make_mesh(fsdp=-1),
+    make_mesh(fsdp=-1),
     path,
     runtime,
     load_params,
@@ -74,7 +75,7 @@ def load_run(workdir) -> EvaluatedModel:
 
   args = config.context.student_args.to_dict()
   return _evaluated_model(
-    sharding_rules.make_mesh(**config.mesh),
+    make_mesh(**config.mesh),
     path,
     setup.runtime_fields(config),
     load_params,

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import jax
 
-from opsd_jax import setup, tasks
+from opsd_jax import tasks
+from opsd_jax.data import audit
 from opsd_jax.evaluation import calibration, eval_sets, evaluated_model, summary
 from opsd_jax.evaluation.eval_sets import EvalSet
 from opsd_jax.evaluation.evaluated_model import EvaluatedModel
@@ -316,7 +317,7 @@ def run_from_flags(
       spec, count=number, seed=seed, open_verifier=open_verifier
     )
     if spec.task:
-      opened.about["unverifiable"] = setup.count_unverifiable(
+      opened.about["unverifiable"] = audit.count_unverifiable(
         opened.verify, opened.examples, spec.task, spec.source
       )
     if trained is not None:

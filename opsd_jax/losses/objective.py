@@ -96,7 +96,7 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   """
   y_N = tokens.y_BxT
 
-  def at(logp):
+  def at_y(logp):
     return jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0]
 
   logp = jax.nn.log_softmax(z_NxV / o.temperature)
@@ -108,11 +108,11 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
       temperature = o.temperature if target.temperature is None else target.temperature
       logqs[name] = sg(jax.nn.log_softmax(sg(zt) / temperature))
   stats = TokenStats(
-    at(logp),
-    sg(at(raw)),
+    at_y(logp),
+    sg(at_y(raw)),
     sg(entropy(logp)),
     {},
-    {name: at(logq) for name, logq in logqs.items()},
+    {name: at_y(logq) for name, logq in logqs.items()},
     {name: entropy(logq) for name, logq in logqs.items()},
     {},
   )
@@ -120,13 +120,13 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   for name, term in o.terms.items():
     seen = Seen(logp, logqs.get(term.target), y_N, stats.of(name, term.target))
     advantage_N = tokens.credits.get(name, tokens.advantage_BxT)
-    own = tokens._replace(advantage_BxT=advantage_N)
-    value, clipped = term.value(seen, own)
+    term_tokens = tokens._replace(advantage_BxT=advantage_N)
+    value, clipped = term.value(seen, term_tokens)
     stats.values[name] = value
     if clipped is not None:
       stats.clipped[name] = sg(clipped)
     if denominators:
-      weight = term.weight(sg(stats.of(name, term.target)), own)
+      weight = term.weight(sg(stats.of(name, term.target)), term_tokens)
       weight = tokens.weights.get(name, 1.0) * weight
       losses[name] = term.scale * weight * value / denominators[name]
   return losses, stats
@@ -158,13 +158,13 @@ def weigh(o: Objective, stats: TokenStats, batch, kept: int | None):
   counts first; how many of these there was no room for). None: all columns."""
   tokens, weights, credits = batch.tokens, dict(batch.tokens.weights), {}
   for name, term in o.terms.items():
-    own = stats.of(name, term.target)
+    term_stats = stats.of(name, term.target)
     counts = weights.get(name, 1.0) != 0
     seen = tokens._replace(mask_BxT=tokens.mask_BxT * counts)
     if term.whole_weight:
-      weights[name] = weights.get(name, 1.0) * term.whole_weight(own, seen)
+      weights[name] = weights.get(name, 1.0) * term.whole_weight(term_stats, seen)
     if term.whole_credit:
-      credits[name] = term.whole_credit(own, seen)
+      credits[name] = term.whole_credit(term_stats, seen)
   old_logp_BxT = tokens.old_logp_BxT
   if old_logp_BxT is not None:
     unknown = jnp.isnan(old_logp_BxT)
@@ -265,16 +265,16 @@ def surrogate(node):
   """A policy-gradient surrogate of the response's or the token's advantage."""
   lose = bind(policy_gradient.SURROGATES, node.surrogate)
   credits = {**credit.ALL, **credit.WHOLE}
-  share = bind(credits, node.credit)
+  credit_of = bind(credits, node.credit)
   is_whole = node.credit.name in credit.WHOLE
 
   def value(seen, tokens):
     if not is_whole:
-      tokens = tokens._replace(advantage_BxT=share(seen.stats, tokens))
+      tokens = tokens._replace(advantage_BxT=credit_of(seen.stats, tokens))
     return lose(seen.stats, tokens), None
 
   reads = node.surrogate.name in policy_gradient.READ_TEACHER
-  return value, reads, share if is_whole else None
+  return value, reads, credit_of if is_whole else None
 
 
 def kl_penalty(node):
@@ -388,8 +388,8 @@ def from_config(config, values: dict | None = None) -> Objective:
   }
   chunk = config.loss.chunk
   if terms and all(t.bound for t in terms.values()):  # the sweep over kept columns
-    share = sum(t.bound(np.array([10_000]))[0] for t in terms.values()) / 10_000
-    chunk = max(1, int(chunk * min(share, 1.0)))
+    kept_share = sum(t.bound(np.array([10_000]))[0] for t in terms.values()) / 10_000
+    chunk = max(1, int(chunk * min(kept_share, 1.0)))
   return Objective(terms, chosen, memories, config.loss.temperature, chunk)
 
 

@@ -12,7 +12,7 @@ import numpy as np
 PREFIXES = ("loss.", "targets.", "teacher.rate", "reference.rate", "routing.")
 
 
-def at(schedule, step: int) -> dict[str, float]:
+def values_at(schedule, step: int) -> dict[str, float]:
   """{field: its value at this step}."""
   values = {}
   for field, *knots in schedule:

@@ -1,12 +1,12 @@
 """Targets: which teachers a term compares with, and how their logits mix.
 
-A teacher is (view, weights): view 0 is the student's own prompt, 1, 2, ... what
+A teacher is (view, weights): view 0 is the student's student prompt, 1, 2, ... what
 config.context gives the teachers; weights are `live` (the student's), a memory
 by its role (`teacher`, `reference`) or another model's (`external`). A target is
 
   teachers   ((view, weights), ...)
-  mix        (own, *teachers) -> the target's logits, all [..., V], no gradient;
-             `own` are the student's logits
+  mix        (student, *teachers) -> the target's logits, all [..., V], no gradient;
+             `student` are the student's logits
 
 Each function of ALL makes one; `temperature` divides the mixed logits, None: as
 config.loss.temperature says.
@@ -29,7 +29,7 @@ class Target(NamedTuple):
 
 def one(*, view: int, weights: str) -> Target:
   """One teacher's distribution as it is."""
-  return Target(((view, weights),), lambda own, z: z)
+  return Target(((view, weights),), lambda student, z: z)
 
 
 def anchored(*, view: int, weights: str, anchor_weight: float) -> Target:
@@ -38,22 +38,26 @@ def anchored(*, view: int, weights: str, anchor_weight: float) -> Target:
   check_share("anchor_weight", anchor_weight)
   return Target(
     ((view, "live"), (view, weights)),
-    lambda own, live, anchor: (1 - anchor_weight) * live + anchor_weight * anchor,
+    lambda student, live, anchor: (1 - anchor_weight) * live + anchor_weight * anchor,
   )
 
 
-def toward(*, view: int, weights: str, share: float) -> Target:
-  """softmax((1 - share) own + share teacher): a step from the student towards
+def toward(*, view: int, weights: str, teacher_share: float) -> Target:
+  """softmax((1 - teacher_share) student + teacher_share teacher): a step from the student towards
   the teacher (beta-OPSD, arXiv:2607.28582)."""
-  check_share("share", share)
-  return Target(((view, weights),), lambda own, z: (1 - share) * own + share * z)
+  check_share("teacher_share", teacher_share)
+  return Target(
+    ((view, weights),),
+    lambda student, z: (1 - teacher_share) * student + teacher_share * z,
+  )
 
 
 def extrapolated(*, view: int, weights: str, strength: float) -> Target:
   """base + strength (teacher - base), the base being the same weights on the
   question alone; above 1 beyond the teacher (G-OPD, arXiv:2602.12125)."""
   return Target(
-    ((view, weights), (0, weights)), lambda own, z, base: base + strength * (z - base)
+    ((view, weights), (0, weights)),
+    lambda student, z, base: base + strength * (z - base),
   )
 
 
@@ -62,8 +66,8 @@ def residual(*, view: int, weights: str, strength: float, bound: float) -> Targe
   the one that reads the next view, the reference without the question: what the
   question adds (Purified OPSD, arXiv:2607.02234)."""
 
-  def mix(own, told, hint, base):
-    d = jax.nn.log_softmax(told) - jax.nn.log_softmax(hint)
+  def mix(student, teacher, hint, base):
+    d = jax.nn.log_softmax(teacher) - jax.nn.log_softmax(hint)
     d = d - d.mean(-1, keepdims=True)
     return base + bound * jnp.tanh(d / bound) / strength
 
@@ -74,7 +78,7 @@ def mean(*, weights: str, views: int) -> Target:
   """log of the arithmetic mean of the probabilities that views 1, ..., `views`
   give (MEAL V2, Shen & Savvides 2020, arXiv:2009.08453)."""
 
-  def mix(own, *zs):
+  def mix(student, *zs):
     logq = jnp.stack([jax.nn.log_softmax(z) for z in zs])
     return jax.nn.logsumexp(logq, 0) - jnp.log(len(zs))
 
@@ -91,7 +95,7 @@ def softened(
     logp = jax.nn.log_softmax(z)
     return -(jnp.exp(logp) * logp).sum(-1)
 
-  def mix(own, z):
+  def mix(student, z):
     H = entropy(z)
     wanted = H + rise * jax.nn.sigmoid(2 * (H - pivot))
 

@@ -70,38 +70,38 @@ def rescaled(x_BxT, tokens):
   return jnp.where(differ, (x_BxT - low) / jnp.where(differ, high - low, 1), 0)
 
 
-def top_share(score_BxT, tokens, share):
-  """1 on the max(1, floor(share x length)) highest scores of each response."""
+def top_share(score_BxT, tokens, kept_share):
+  """1 on the max(1, floor(kept_share x length)) highest scores of each response."""
   score_BxT = jnp.where(tokens.mask_BxT > 0, score_BxT, -jnp.inf)
   # 0.2 * 5 is 1.0000000149 in float32, and 0.6 * 5 is 2.9999998.
-  count_BxT = jnp.maximum(jnp.floor(share * tokens.length_BxT + 1e-4), 1)
+  count_BxT = jnp.maximum(jnp.floor(kept_share * tokens.length_BxT + 1e-4), 1)
   return (rank(score_BxT, tokens) < count_BxT) * tokens.mask_BxT
 
 
-def top_share_bound(length_N, *, share: float):
+def top_share_bound(length_N, *, kept_share: float):
   """How many tokens `top_share` keeps of responses of these lengths."""
-  count_N = np.maximum(np.floor(share * length_N + 1e-4), 1)
+  count_N = np.maximum(np.floor(kept_share * length_N + 1e-4), 1)
   return np.minimum(count_N, length_N).astype(int)
 
 
 # -------------------------------------------------- those that look at others
 
 
-def soft_or(stats, tokens, *, share: float):
-  """1 on the `share` of a response's tokens where the student is unsure or far
+def soft_or(stats, tokens, *, kept_share: float):
+  """1 on the `kept_share` of a response's tokens where the student is unsure or far
   from the teacher: h + d - h d, h its entropy and d the divergence, both
   rescaled to [0, 1] over the response (TIP, arXiv:2604.14084, eqs. 3-5)."""
   h = rescaled(stats.entropy_BxT, tokens)
   d = rescaled(stats.value_BxT, tokens)
-  return top_share(h + d - h * d, tokens, share)
+  return top_share(h + d - h * d, tokens, kept_share)
 
 
-def sampled_entropy(stats, tokens, *, share: float):
-  """1 on a `share` of a response's tokens, drawn without replacement with
+def sampled_entropy(stats, tokens, *, kept_share: float):
+  """1 on a `kept_share` of a response's tokens, drawn without replacement with
   probabilities proportional to the student's entropy (TIP's entropy-only): the
   highest log h + Gumbel noise (Efraimidis & Spirakis 2006)."""
   h = jnp.log(jnp.maximum(stats.entropy_BxT, 1e-30))
-  return top_share(h + tokens.gumbel_BxT, tokens, share)
+  return top_share(h + tokens.gumbel_BxT, tokens, kept_share)
 
 
 def confident_mismatch(stats, tokens):

@@ -32,7 +32,7 @@ from opsd_jax.planning.compile import (
   sampler_shape,
   train_programs,
 )
-from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import divisors, row_shards
 
 
 def bytes_a_chip(tree) -> int:
@@ -229,7 +229,7 @@ def roofline(program: Compiled, useful, executed, chip: Chip | None) -> dict:
 def advice(config, run: AbstractRun, account: dict, phase: str) -> str:
   """Which config field to change where a phase does not fit, the cheapest first."""
   hbm, resident = account["hbm"], sum(account["resident"].values())
-  shards = sharding_rules.row_shards(run.mesh)
+  shards = row_shards(run.mesh)
   if resident > 0.8 * hbm:
     chips = -(-run.mesh.size * resident // int(0.6 * hbm))
     lighter = "" if config.lora.rank else ", or train an adapter: lora.rank=64"
@@ -246,7 +246,7 @@ def advice(config, run: AbstractRun, account: dict, phase: str) -> str:
     return "recompute activations in the backward pass: model.remat=full"
   more = [
     n
-    for n in sharding_rules.divisors(len(run.batch.views[0].ids_RxL) // shards)
+    for n in divisors(len(run.batch.views[0].ids_RxL) // shards)
     if n > config.batch.micro_batches
   ]
   if more:

@@ -26,6 +26,7 @@ from opsd_jax.models import attention, families, kv_cache, lora, transformer
 from opsd_jax.models.weights import sources
 from opsd_jax.rollouts import collate, collect, contexts
 from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import check_rows, make_mesh, row_shards
 from opsd_jax.sampling import sampler, scheduler
 from opsd_jax.sampling.programs import Slots, decode, prefill
 from opsd_jax.sampling.tokens import SamplingParams
@@ -127,9 +128,9 @@ def abstract_run(config, devices) -> AbstractRun:
   since a plan needs the longest row.
   """
   setup.validate(config)
-  mesh = sharding_rules.make_mesh(**config.mesh, devices=devices)
+  mesh = make_mesh(**config.mesh, devices=devices)
   rows = setup.rows_per_step(config)
-  sharding_rules.check_rows(mesh, rows, config.batch.micro_batches)
+  check_rows(mesh, rows, config.batch.micro_batches)
   packed = config.batch.pack_len > 0
   model_config = setup.resolve_attention(
     read_model_config(config.model.source, setup.runtime_fields(config)), mesh, packed
@@ -184,7 +185,7 @@ def largest_batch(config, model_config, mesh, rows: int, objective) -> Batch:
       "a plan needs the longest row: set --config.batch.max_sequence_len=<tokens>"
     )
   L = config.batch.max_sequence_len
-  parts = sharding_rules.row_shards(mesh) * config.batch.micro_batches
+  parts = row_shards(mesh) * config.batch.micro_batches
   T = rows * config.rollout.max_new_tokens // parts
   split = sharding_rules.rows_sharding(mesh)
 
@@ -274,7 +275,7 @@ def train_programs(config, run: AbstractRun):
   layout = jax.tree.map(lambda x: x.sharding, run.state)
   with jax.set_mesh(run.mesh):
     programs = train.compile_steps(config, run, layout)
-    values = schedules.at(config.schedule, 0)
+    values = schedules.values_at(config.schedule, 0)
     values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
     if not programs.score:
       return None, programs.train.lower(run.state, run.batch, run.frozen, values)
@@ -312,7 +313,7 @@ class SamplerShape(NamedTuple):
 
 
 def sampler_shape(config, run: AbstractRun) -> SamplerShape:
-  shards, n = sharding_rules.row_shards(run.mesh), config.rollout.samples_per_prompt
+  shards, n = row_shards(run.mesh), config.rollout.samples_per_prompt
   max_prompt_len = config.batch.max_sequence_len - config.rollout.max_new_tokens
   sizes = scheduler.size_ladder(
     config.batch.prompt_bucket, run.model_config.max_positions

@@ -14,9 +14,11 @@ def of_update(config, run, learned, groups) -> dict[str, float]:
   stats, batch = distributed.to_replicated((learned.stats, learned.batch), run.mesh)
   rollouts = [r for group in groups for r in group]
   row = of_step(learned.loss, learned.grad_norm, stats, batch, rollouts)
-  if learned.last_logp_BxT is not None:
-    last_logp_BxT = distributed.to_replicated(learned.last_logp_BxT, run.mesh)
-    row |= of_ratio(last_logp_BxT - stats.logp_BxT, batch.tokens, config)
+  if learned.log_ratio_BxT is not None:
+    ratio = distributed.to_replicated(
+      (learned.log_ratio_BxT, learned.mask_BxT), run.mesh
+    )
+    row |= of_ratio(*ratio, config)
   if run.objective.is_scored:
     row["overflow"] = float(learned.overflow)
   return row | {
@@ -69,11 +71,11 @@ def of_step(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
   return row
 
 
-def of_ratio(log_ratio_BxT, tokens, config) -> dict:
+def of_ratio(log_ratio_BxT, mask_BxT, config) -> dict:
   """How far several updates on one batch went: the share of tokens whose ratio
   of new to old probability left the clip of a policy-gradient term, and mean
   |log ratio|."""
-  log_ratio = log_ratio_BxT[tokens.mask_BxT > 0]
+  log_ratio = log_ratio_BxT[mask_BxT > 0]
   ratio = np.exp(log_ratio)
 
   def mean(x):

@@ -67,8 +67,8 @@ def collate(
   What is padding is decided by length, never by token id. A response's last
   token is predicted and not read: it stands in no row.
   """
-  views = check_rows(rows)
-  absent = Row(((pad_id,),) * views, ())
+  count_views = check_rows(rows)
+  absent = Row(((pad_id,),) * count_views, ())
   rows = [*rows, *[absent] * (-len(rows) % parts)]
   each = len(rows) // parts
   of_parts = [rows[i : i + each] for i in range(0, len(rows), each)]
@@ -76,7 +76,7 @@ def collate(
   longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
   units = [
     [prompt_groups(part, view, share_prompts and pack_len > 0) for part in of_parts]
-    for view in range(views)
+    for view in range(count_views)
   ]
 
   def count(view):
@@ -84,7 +84,7 @@ def collate(
     return round_up(rows_V, 1, digits=2) if view in coarse else rows_V
 
   T, *counts = all_reduce_max(
-    [round_up(longest, response_bucket, digits=3), *map(count, range(views))]
+    [round_up(longest, response_bucket, digits=3), *map(count, range(count_views))]
   )
   places = [
     [pack([u.size for u in part], R) for part in parts_of]
@@ -94,17 +94,25 @@ def collate(
     [round_up(max(max(loads) for _, loads in where), bucket) for where in places]
   )
   tokens = response_tokens(of_parts, pad_id, T)
-  made = []
-  for parts_of, where, R, L in zip(units, places, counts, lengths, strict=True):
-    arrays = [
-      view(groups, part, rows_of, pad_id, (R, L, T))
-      for groups, part, (rows_of, _) in zip(parts_of, of_parts, where, strict=True)
-    ]
-    ids, predictor, *rest = (np.concatenate(x) for x in zip(*arrays, strict=True))
-    segments = rest if pack_len and share_prompts else rest[: 2 * (pack_len > 0)]
-    made.append(View(ids, predictor, *segments))
-    check_aligned(made[-1], tokens)
-  return Batch(tuple(made), tokens)
+  # Where rows are packed: positions, segments and, with shared prompts, parents.
+  segments = (2 + share_prompts) * (pack_len > 0)
+  views = [
+    packed_view(*view, of_parts, pad_id, T, segments)
+    for view in zip(units, places, counts, lengths, strict=True)
+  ]
+  for view in views:
+    check_aligned(view, tokens)
+  return Batch(tuple(views), tokens)
+
+
+def packed_view(units, places, R: int, L: int, of_parts, pad_id, T, segments) -> View:
+  """One view of all parts, in rows of R x L tokens a part."""
+  arrays = [
+    part_view(groups, part, rows_of, pad_id, (R, L, T))
+    for groups, part, (rows_of, _) in zip(units, of_parts, places, strict=True)
+  ]
+  ids, predictor, *rest = (np.concatenate(x) for x in zip(*arrays, strict=True))
+  return View(ids, predictor, *rest[:segments])
 
 
 def check_rows(rows) -> int:
@@ -172,7 +180,7 @@ def pack(sizes, count: int) -> tuple[list[int], list[int]]:
   return where, loads
 
 
-def view(units, rows, where, pad_id: int, shape) -> View:
+def part_view(units, rows, where, pad_id: int, shape) -> View:
   """One part of one side, (R, L, T) its shape; `where[u]` is the row of unit
   u."""
   R, L, T = shape
@@ -242,10 +250,10 @@ class Optional:
       if any(getattr(row, field) is not None for row in rows):
         self.arrays[name] = np.zeros(shape, dtype)
 
-  def put(self, at, row) -> None:
+  def put(self, place, row) -> None:
     """Writes one row's values; what it lacks stays 0."""
     for name, array in self.arrays["weights"].items():
-      array[at] = row.weights.get(name, 1.0)
+      array[place] = row.weights.get(name, 1.0)
     for name, value in (
       ("advantage_BxT", row.advantage),
       ("sampled_logp_BxT", row.sampled_logp),
@@ -255,7 +263,7 @@ class Optional:
       ("gumbel_BxT", row.gumbel),
     ):
       if name in self.arrays and value is not None:
-        self.arrays[name][at] = value
+        self.arrays[name][place] = value
 
 
 def check_aligned(view: View, tokens: ResponseTokens) -> None:
@@ -271,8 +279,8 @@ def check_aligned(view: View, tokens: ResponseTokens) -> None:
 def of_responses(x_BxT, tokens: ResponseTokens, count: int) -> list[np.ndarray]:
   """The values of each of `count` responses' tokens, in order."""
   real = np.asarray(tokens.mask_BxT) > 0
-  x, owner = np.asarray(x_BxT)[real], np.asarray(tokens.response_BxT)[real]
-  return [x[owner == i] for i in range(count)]
+  x, response = np.asarray(x_BxT)[real], np.asarray(tokens.response_BxT)[real]
+  return [x[response == i] for i in range(count)]
 
 
 def padding_share(batch: Batch) -> float:

@@ -15,10 +15,11 @@ from opsd_jax.models import attention
 from opsd_jax.models.tokenizer import ControlToken
 from opsd_jax.registry import accepted, bind, pick
 from opsd_jax.rollouts import advantages, collate, contexts, routing, sources
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import row_shards
 
 
-def collect(config, run, answer, draw, step: int = 0):
+def collect(config, run, answer, draw):
   """(groups of this process's rollouts, metrics of all processes').
 
   Args:
@@ -137,8 +138,8 @@ def with_contexts(config, run, groups):
       ids = run.teacher_prompt(messages)
     except ControlToken:
       return (), "control_token"
-    room = run.longest_row - len(group[i].completion.ids)
-    return (ids, None) if len(ids) <= room else ((), "too_long")
+    longest = run.longest_row - len(group[i].completion.ids)
+    return (ids, None) if len(ids) <= longest else ((), "too_long")
 
   def with_views(group, i):
     views = list(group[i].views)
@@ -234,8 +235,10 @@ def with_advantages(config, groups):
     penalty_PxN *= signal(c, groups)[:, None]
   reward_PxN = reward_PxN + penalty_PxN
   made = []
-  for group, own in zip(groups, local_advantages(c.advantage, reward_PxN), strict=True):
-    rest, row = iter(own.tolist()), []
+  for group, local in zip(
+    groups, local_advantages(c.advantage, reward_PxN), strict=True
+  ):
+    rest, row = iter(local.tolist()), []
     for r in group:
       if is_compared(r, group):
         r = r._replace(advantage=next(rest))
@@ -268,7 +271,7 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
     for p, group in enumerate(groups)
     for i, r in enumerate(group)
   ]
-  shards = sharding_rules.row_shards(run.mesh) // distributed.count()
+  shards = row_shards(run.mesh) // distributed.count()
   return collate.collate(
     rows,
     pad_id=run.tokenizer.pad_id,
@@ -312,3 +315,17 @@ def gumbel(seed: int, r, draw: tuple[int, int]) -> tuple[float, ...]:
   example = zlib.crc32(r.prompts.example.id.encode())
   rng = np.random.default_rng([seed, *draw, example])
   return tuple(rng.gumbel(size=len(r.completion.ids)).tolist())
+
+
+def kept_columns(objective, tokens) -> int | None:
+  """How many tokens of each part some term counts, at most, rounded up so that few
+  shapes are compiled; the same on all processes. `tokens` are the host's."""
+  first_BxT = (tokens.index_BxT == 0) * (tokens.mask_BxT > 0)
+  counts = [
+    objective.kept(tokens.length_BxT[b, first_BxT[b] > 0])
+    for b in range(len(first_BxT))
+  ]
+  if counts[0] is None:
+    return None
+  (most,) = distributed.maximum([max(c.sum() for c in counts)])
+  return min(collate.round_up(most, 32, digits=3), first_BxT.shape[1])

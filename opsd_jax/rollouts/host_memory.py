@@ -18,11 +18,11 @@ class HostMemory:
 
   def update(self, groups) -> None:
     """Takes in a step's verified groups; every process calls it."""
-    own = [
+    local = [
       (r.prompts.example.id, r.completion.text)
       for group in groups
       for r in group
       if r.verdict.is_correct and not r.is_copy
     ]
-    for part in distributed.gather(own):
+    for part in distributed.gather(local):
       self.state["right"].update(map(tuple, part))

@@ -94,7 +94,7 @@ def stopper(tokenizer, strings):
       return None
     start, more = seen, longest
 
-    # A character that lost some of its tokens reads as U+FFFD.
+    # A character that failed some of its tokens reads as U+FFFD.
     def whole():
       return tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
 
@@ -188,10 +188,10 @@ def rescue(problems, before, answer, verify, n):
   """The student answers; where none of its responses is right, the student that
   reads the privileged prompt answers too (HDPO, arXiv:2603.23871)."""
   groups = verify(student(problems, before, answer, verify, n))
-  lost = [i for i, g in enumerate(groups) if all(not r.verdict.is_correct for r in g)]
-  names = names_of([problems[i] for i in lost], [before[i] for i in lost])
-  more = answer([problems[i].teacher_ids for i in lost], names, n, "guided")
-  for i, completions in zip(lost, more, strict=True):
+  failed = [i for i, g in enumerate(groups) if all(not r.verdict.is_correct for r in g)]
+  names = names_of([problems[i] for i in failed], [before[i] for i in failed])
+  more = answer([problems[i].teacher_ids for i in failed], names, n, "guided")
+  for i, completions in zip(failed, more, strict=True):
     groups[i] = groups[i] + [guided(answer, problems[i], c) for c in completions]
   return verify(groups)
 

@@ -21,7 +21,8 @@ import collections
 import jax
 import numpy as np
 
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import row_shards
 from opsd_jax.sampling.programs import decode, init, insert, prefill
 from opsd_jax.sampling.scheduler import (
   Rows,
@@ -95,7 +96,7 @@ def sample(
   alone = mesh.empty  # other processes, if any, have nothing to do with it
   agreed = (lambda values: values) if alone else distributed.maximum
   rows = make_rows(model_config, prompts, keys_R, sampling, n, max_new_tokens, agreed)
-  total = sharding_rules.row_shards(mesh)
+  total = row_shards(mesh)
   shards = total if alone else total // distributed.count()
   board, waiting = set_up(
     model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket

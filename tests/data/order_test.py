@@ -17,8 +17,8 @@ from opsd_jax.data import order as data_order
 from opsd_jax.rollouts import collect
 from opsd_jax.runtime import checkpoint
 from opsd_jax.structs import Completion, Example, Prompts, Rollout, State
-from tests.data import sources_test
-from tests.data.sources_test import tiny, write
+from tests.data import files
+from tests.data.files import tiny, write
 from tests.runtime import distributed_test
 
 
@@ -35,7 +35,7 @@ def test_an_epoch_visits_every_problem_once():
 
 
 @given(st.integers(30, 60), st.lists(st.integers(0, 40), max_size=4))
-def test_a_place_is_gone_on_from_whatever_was_drawn(count, draws):
+def test_a_saved_state_goes_on_after_any_draws(count, draws):
   order = data_order.endless(range(count), 3)
   for n in draws:  # as many as a method likes
     data_order.draw(order, n)
@@ -89,7 +89,7 @@ def session(scratch, name: str, stop: int = 0) -> None:
 
   as_it_was = collect.make_batch
   blind = types.SimpleNamespace(
-    judge_base=lambda *_: None, judge=lambda *_: None, samples_dir=scratch
+    evaluate_base=lambda *_: None, evaluate=lambda *_: None, samples_dir=scratch
   )
   config = tiny(scratch)
   config.rollout.source = "dataset"
@@ -137,7 +137,7 @@ def test_other_content_than_the_checkpoints_is_refused(scratch):
       def changed(path):
         return write(path, *content.encode().splitlines()[1:])
 
-      patch.setattr(sources_test, "problems_file", changed)
+      patch.setattr(files, "problems_file", changed)
       with pytest.raises(ValueError, match="content of data.train"):
         session(scratch, "other")
   finally:

@@ -117,13 +117,13 @@ def sums():
 
 
 def test_prompts_are_made_as_long_as_the_shape_says(sums):
-  from opsd_jax import setup
+  from opsd_jax.rollouts.prompts import build_prompts
 
   config, tokenizer = sums
   shape = shapes.Shape(2, student=201, teacher=403)
   (example, *_) = shapes.examples(config, shapes.Shape(2), tokenizer)
   made = shapes.lengthened(config.context, example, shape, tokenizer, "!")
-  (asked,) = setup.build_prompts(config.context, tokenizer, [made], 999, {}, "x")
+  (asked,) = build_prompts(config.context, tokenizer, [made], 999, {}, "x")
   assert (len(asked.student_ids), len(asked.teacher_ids)) == (201, 403)
   assert made.question.startswith(example.question)
   with pytest.raises(ValueError, match="expected 201 of the student"):

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from configs import base
+from configs import base, tip
 from opsd_jax.losses import chunked as chunked_loss
 from opsd_jax.losses import divergences, objective, targets
 from opsd_jax.structs import ResponseTokens
@@ -450,3 +450,18 @@ def test_peak_memory_is_at_most_a_tenth_of_the_dense_version(name, kw):
   assert whole.temp_size_in_bytes > 2048 * 151_936 * 4
   assert ours.temp_size_in_bytes <= whole.temp_size_in_bytes / 10
   assert ours.temp_size_in_bytes < head / 2  # no second gradient of it
+
+
+def test_tip_saves_memory_with_the_chunk_that_it_picks():
+  """A fifth of 2048 tokens, 448 columns with rounding: with as many tokens a chunk
+  no more temporaries than all of them, with chunk x share at least 60% fewer."""
+  config = tip.get_config()
+  whole = objective.from_config(config)._replace(chunk=config.loss.chunk)
+  config.loss.distill.token_weight.kept_share = 0.2
+  fifth = objective.from_config(config)
+  assert (whole.chunk, fifth.chunk) == (64, 12)
+  everything = peak(chunked(whole, 64)).temp_size_in_bytes
+  same_chunk = peak(chunked(fifth, 64), B=1, T=448).temp_size_in_bytes
+  picked = peak(chunked(fifth, 12), B=1, T=448).temp_size_in_bytes
+  print(f"{everything:,} bytes, {same_chunk:,} and {picked:,}")
+  assert same_chunk <= everything and picked <= 0.4 * everything

@@ -133,9 +133,9 @@ def divergence(**fields):
     (
       {
         "loss.distill.token_weight.name": "soft_or",
-        "loss.distill.token_weight.share": 0.0,
+        "loss.distill.token_weight.kept_share": 0.0,
       },
-      "share is 0.0",
+      "kept_share is 0.0",
     ),
     ({"loss.distill.denominator": "batch"}, "tokens, responses"),
     ({"loss.distill.denominator": "active_tokens"}, "policy_gradient"),
@@ -164,7 +164,10 @@ def test_a_senseless_objective_is_refused(fields, words):
     ({"targets.reference.view": 1}, "targets.reference.view"),
     ({"loss.nll.denominator": "responses"}, "loss.nll.denominator"),
     ({"loss.kl_penalty.estimator": "k1"}, "loss.kl_penalty.estimator"),
-    ({"loss.distill.token_weight.share": 0.2}, "loss.distill.token_weight.share"),
+    (
+      {"loss.distill.token_weight.kept_share": 0.2},
+      "loss.distill.token_weight.kept_share",
+    ),
     ({"rewards.overlong_margin": 3}, "rewards.overlong_margin"),
     ({"rewards.dynamic_sampling_rounds": 3}, "rewards.dynamic_sampling_rounds"),
     ({"routing.alpha": 0.1}, "routing.alpha"),

@@ -21,7 +21,7 @@ SCHEDULE = (("loss.distill.scale", (10, 0.5), (20, 1.0), (40, 0.0)),)
   [(0, 0.5), (10, 0.5), (15, 0.75), (20, 1.0), (30, 0.5), (40, 0.0), (99, 0.0)],
 )
 def test_a_schedule_at_its_knots_and_between(step, expected):
-  assert schedules.at(SCHEDULE, step) == {"loss.distill.scale": expected}
+  assert schedules.values_at(SCHEDULE, step) == {"loss.distill.scale": expected}
 
 
 def test_one_program_has_the_loss_of_every_step():
@@ -33,7 +33,7 @@ def test_one_program_has_the_loss_of_every_step():
   state = state._replace(memories={"teacher": params(seed=1)})
 
   def loss(number):
-    values = schedules.at(SCHEDULE, number)
+    values = schedules.values_at(SCHEDULE, number)
     values = {name: jnp.float32(x) for name, x in values.items()}
     return float(step(state, batch_of(rows()), train.Frozen(), values)[1])
 

@@ -23,7 +23,7 @@ def close(got, expected):
 MADE = {
   "one": targets.one(view=1, weights="teacher"),
   "anchored": targets.anchored(view=1, weights="teacher", anchor_weight=0.5),
-  "toward": targets.toward(view=1, weights="teacher", share=0.5),
+  "toward": targets.toward(view=1, weights="teacher", teacher_share=0.5),
   "extrapolated": targets.extrapolated(view=1, weights="teacher", strength=1.5),
   "residual": targets.residual(view=1, weights="teacher", strength=1.0, bound=10.0),
   "mean": targets.mean(weights="teacher", views=2),
@@ -92,7 +92,10 @@ def test_softened_raises_the_entropy_or_saturates(p, expected):
 
 @pytest.mark.parametrize(
   "make,kw",
-  [(targets.anchored, {"anchor_weight": 1.1}), (targets.toward, {"share": -0.1})],
+  [
+    (targets.anchored, {"anchor_weight": 1.1}),
+    (targets.toward, {"teacher_share": -0.1}),
+  ],
 )
 def test_a_share_outside_0_to_1_is_refused(make, kw):
   with pytest.raises(ValueError, match="expected 0 to 1"):

@@ -7,6 +7,7 @@ import pytest
 
 from opsd_jax.losses import teachers
 from opsd_jax.runtime import checkpoint, sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.structs import State
 
 MAKERS = {
@@ -130,7 +131,7 @@ def test_memory_survives_a_checkpoint(name, dtype, tmp_path):
     memory = told.update(memory, tree(2.3, dtype), step)
   state = State(jnp.int32(2), tree(2.3, dtype), {"mu": tree(0.5)}, memory)
   shapes = jax.eval_shape(lambda: state)
-  mesh = sharding_rules.make_mesh(1, 1, devices=jax.devices()[:1])
+  mesh = make_mesh(1, 1, devices=jax.devices()[:1])
   layout = sharding_rules.tree_shardings(shapes, mesh)
   manager = checkpoint.open_manager(tmp_path, keep=1)
   assert checkpoint.restore(manager, None, shapes, layout) is None

@@ -46,7 +46,7 @@ H, DIV = (0.9, 0.1, 0.5, 0.05), (0.8, 0.9, 0.1, 0.02)
 def test_soft_or_by_hand(share, kept):
   """Scores 1, 1, .5722, 0: the best floor(share x 4), at least one."""
   tokens = tokens_of([4])
-  w = token_weights.soft_or(stats_of(tokens, DIV, H), tokens, share=share)
+  w = token_weights.soft_or(stats_of(tokens, DIV, H), tokens, kept_share=share)
   assert at(w, tokens).tolist() == [1.0] * kept + [0.0] * (4 - kept)
 
 
@@ -71,7 +71,7 @@ def test_equal_values_are_no_better_than_each_other():
   tokens = tokens_of([3, 1])
   scaled = token_weights.rescaled(jnp.ones_like(tokens.mask_BxT), tokens)
   assert not scaled.any()
-  w = token_weights.soft_or(stats_of(tokens, 1.0, 1.0), tokens, share=0.5)
+  w = token_weights.soft_or(stats_of(tokens, 1.0, 1.0), tokens, kept_share=0.5)
   assert at(w, tokens).tolist() == [1, 0, 0, 1]
 
 
@@ -85,8 +85,10 @@ def test_each_response_keeps_its_best(lengths, parts, seed, share):
   count = int(tokens.mask_BxT.sum())
   rng = np.random.default_rng(seed)
   h, d = rng.random(count), rng.random(count)
-  w = at(token_weights.soft_or(stats_of(tokens, d, h), tokens, share=share), tokens)
-  start, bounds = 0, token_weights.top_share_bound(np.array(lengths), share=share)
+  w = at(
+    token_weights.soft_or(stats_of(tokens, d, h), tokens, kept_share=share), tokens
+  )
+  start, bounds = 0, token_weights.top_share_bound(np.array(lengths), kept_share=share)
   for n, most in zip(lengths, bounds, strict=True):
     here = slice(start, start + n)
     start += n
@@ -107,7 +109,7 @@ def test_entropy_draws_tokens_without_replacement_in_proportion():
     noise = np.zeros(tokens.mask_BxT.shape, np.float32)
     noise[0, :3] = rng.gumbel(size=3)
     drawn = tokens._replace(gumbel_BxT=noise)
-    found += at(token_weights.sampled_entropy(stats, drawn, share=0.34), tokens)
+    found += at(token_weights.sampled_entropy(stats, drawn, kept_share=0.34), tokens)
   np.testing.assert_allclose(found / 600, [1 / 8, 2 / 8, 5 / 8], atol=0.06)
 
 

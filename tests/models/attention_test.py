@@ -17,6 +17,7 @@ from jax.sharding import PartitionSpec as P
 
 from opsd_jax.models import attention
 from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 
 # Many small programs: LLVM's optimiser would take most of the time.
 jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -224,7 +225,7 @@ def test_splash_segments(interpreted):
 @pytest.mark.parametrize("K", [2, 1])
 def test_splash_under_a_mesh(interpreted, rows, K):
   """Rows over data and fsdp, heads over tensor; whole where indivisible."""
-  mesh = sharding_rules.make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
+  mesh = make_mesh(data=1, fsdp=2, tensor=2, devices=jax.devices()[:4])
   segments = packed([(50, 50)] * rows, 100)
   with jax.set_mesh(mesh):
     check(run("splash"), 100, 4, K, 8, (100,) * rows, 5e-5, segments)
@@ -265,7 +266,7 @@ def compile_for_tpu(topology, data, fsdp, tensor, backends, packed=False, L=3072
   from jax.experimental import topologies
 
   chips = topologies.get_topology_desc(platform="tpu", topology_name=topology).devices
-  mesh = sharding_rules.make_mesh(data, fsdp, tensor, devices=chips)
+  mesh = make_mesh(data, fsdp, tensor, devices=chips)
   B, H, K, C, D, layers = data * fsdp, 32, 8, 128, 512, 2
 
   def layer(x_BxLxD, w, segments_BxL, backend):

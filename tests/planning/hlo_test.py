@@ -9,7 +9,7 @@ from jax.sharding import NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from opsd_jax.planning import hlo
-from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 
 PROGRAM = """HloModule example
 
@@ -152,7 +152,7 @@ def test_a_loop_counts_as_often_as_it_turns():
 
 def test_collectives_of_a_sharded_matmul():
   """x is split by rows, w by its input: w is gathered, 3/4 of its bytes."""
-  mesh = sharding_rules.make_mesh(1, 4, devices=jax.devices()[:4])
+  mesh = make_mesh(1, 4, devices=jax.devices()[:4])
   with jax.set_mesh(mesh):
     x = jax.device_put(jnp.ones((64, 64)), NamedSharding(mesh, P("fsdp")))
     w = jax.device_put(jnp.ones((64, 64)), NamedSharding(mesh, P("fsdp")))

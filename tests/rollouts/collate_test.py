@@ -263,14 +263,14 @@ def test_a_shifted_view_is_refused(side):
 
 @pytest.mark.parametrize("bad", [0, 1], ids=["student", "teacher"])
 def test_collate_checks_both_views(bad, monkeypatch):
-  made, views = collate.view, []
+  made, views = collate.part_view, []
 
   def view(*args):
     views.append(made(*args))
     shift = len(views) - 1 == bad
     return views[-1]._replace(predictor_BxT=views[-1].predictor_BxT + shift)
 
-  monkeypatch.setattr(collate, "view", view)
+  monkeypatch.setattr(collate, "part_view", view)
   with pytest.raises(RuntimeError, match="misaligned"):
     batch_of([Row(((1, 2), (1, 2, 3)), (4, 5, 6))])
 

@@ -11,12 +11,11 @@ from opsd_jax import train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
 from opsd_jax.runtime import checkpoint, sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 
 
 def mesh_of(data, fsdp, tensor):
-  return sharding_rules.make_mesh(
-    data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor]
-  )
+  return make_mesh(data, fsdp, tensor, devices=jax.devices()[: data * fsdp * tensor])
 
 
 def state():

@@ -13,6 +13,7 @@ import threading
 import time
 import types
 
+import jax
 import numpy as np
 import pytest
 from hypothesis import given
@@ -164,6 +165,76 @@ def test_a_killed_process_ends_the_other_and_both_resume(scratch, victim):
   assert_same_run(workdir, scratch / "one")
 
 
+# What a step may do at once: SDPO, a second sampling where all failed, what
+# contexts remember, an adapter, two updates of two micro-batches each.
+EVERYTHING = (
+  "--config.task.name=reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
+  "max_digits=1",
+  "--config.rollout.max_new_tokens=16",
+  "--config.rollout.source=rescue",
+  "--config.rollout.prompts_per_step=4",
+  "--config.rollout.samples_per_prompt=4",
+  "--config.context.privileged=solution",
+  "--config.context.also_privileged=('remembered',)",
+  "--config.targets.teacher.view=2",
+  "--config.lora.rank=4",
+  "--config.optimizer.updates_per_batch=2",
+  "--config.batch.micro_batches=2",
+  "--config.optimizer.learning_rate=0.01",
+  "--config.checkpoint.every=2",
+  "--config.eval.every=6",
+  "--config.eval.samples=0",
+)
+
+
+def saved(workdir):
+  """The parameters of the newest checkpoint, and the state of its iterator."""
+  from opsd_jax.runtime import checkpoint
+
+  def layout(tree):
+    one = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    return jax.tree.map(lambda _: one, tree)
+
+  step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
+  assert step == 6
+  manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
+  state = checkpoint.restore_place(manager, step)
+  manager.close()
+  return jax.device_get(params), state
+
+
+def test_verdicts_memory_and_a_second_sampling_on_two_processes_and_over_a_kill(
+  scratch,
+):
+  """The same weights as one process uninterrupted, to 1e-4 of what they moved."""
+
+  def command(name):
+    return train(scratch, name, *EVERYTHING, config="sdpo")
+
+  ends = end([launch(command("one, all"), 8)])
+  first, second = launch_two(command("two, all"))
+  path = scratch / "two, all" / "metrics.jsonl"
+  while first.poll() is None:  # until the second step, at a checkpoint
+    if path.exists() and '"step": 4,' in path.read_text():
+      break
+    time.sleep(0.02)
+  second.send_signal(signal.SIGKILL)
+  end([first, second], 90)
+  ends += end(launch_two(command("two, all")))
+  assert [status for status, *_ in ends] == [0, 0, 0], ends
+  (params, state), (expected, one_state) = (
+    saved(scratch / name) for name in ("two, all", "one, all")
+  )
+  assert state["memory"] == one_state["memory"] and state["memory"]["right"]
+  assert state["stream"] == one_state["stream"]
+  for a, b in zip(jax.tree.leaves(params), jax.tree.leaves(expected), strict=True):
+    largest = np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * largest)
+  rows = [r for r in rows_of(scratch / "two, all") if "loss" in r]
+  assert max(r["distill/weight"] for r in rows) > 0
+  assert max(r["grad_norm"] for r in rows) > 1e-4
+
+
 def test_what_the_first_process_refuses_ends_all(scratch):
   command = train(scratch, "one", "--config.optimizer.learning_rate=1.0")
   before = (scratch / "one" / "metrics.jsonl").read_text()
@@ -212,7 +283,8 @@ def test_rewards_of_two_processes_are_of_one_run(scratch):
 AGREE = """
 import sys
 import numpy as np
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import distributed
+from opsd_jax.runtime.mesh import AXES, make_mesh
 
 port, me = sys.argv[1], int(sys.argv[2])
 distributed.start(f"127.0.0.1:{port}", 2, me)
@@ -222,32 +294,32 @@ assert distributed.gather({"text": "é" * me, "n": [me, None]}) == [
     {"text": "", "n": [0, None]}, {"text": "é", "n": [1, None]}]
 assert distributed.maximum([me, -me, np.int64(7)]) == [1, 0, 7]
 assert distributed.mean(me) == 0.5
-assert distributed.from_first(lambda: 3.25 + me) == 3.25
-assert distributed.gather_shares(distributed.share([5, 6, 7]), 3) == [5, 6, 7]
+assert distributed.broadcast_from_first(lambda: 3.25 + me) == 3.25
+assert distributed.gather_shards(distributed.local_shard([5, 6, 7]), 3) == [5, 6, 7]
 
 # Devices in an order in which no process has neighbouring rows.
 order = np.array(jax.devices())[[5, 0, 4, 1, 2, 7, 6, 3]]
-mesh = jax.sharding.Mesh(order.reshape(4, 2, 1), sharding_rules.AXES)
+mesh = jax.sharding.Mesh(order.reshape(4, 2, 1), AXES)
 distributed.check_rows(mesh)
 mine = np.arange(16).reshape(8, 2) + 100 * me  # two rows a device
-on_devices = distributed.put_rows({"x": mine}, mesh)
+on_devices = distributed.to_global({"x": mine}, mesh)
 assert on_devices["x"].shape == (16, 2)
-np.testing.assert_array_equal(distributed.own_rows(on_devices, mesh)["x"], mine)
+np.testing.assert_array_equal(distributed.to_local(on_devices, mesh)["x"], mine)
 doubled = jax.jit(lambda t: t["x"] * 2, out_shardings=jax.sharding.NamedSharding(
     mesh, jax.sharding.PartitionSpec(None, "fsdp")))(on_devices)
-np.testing.assert_array_equal(distributed.own_rows(doubled, mesh), 2 * mine)
-whole = distributed.all_rows(on_devices, mesh)["x"]
+np.testing.assert_array_equal(distributed.to_local(doubled, mesh), 2 * mine)
+whole = distributed.to_replicated(on_devices, mesh)["x"]
 assert sorted(whole.ravel()) == [*range(16), *range(100, 116)]
 assert distributed.gather(whole.tolist())[0] == whole.tolist()
 
 try:
-  distributed.from_first(lambda: int("nine"))
+  distributed.broadcast_from_first(lambda: int("nine"))
   raise AssertionError
 except ValueError as e:
   assert "nine" in str(e)
 
 for tensor, fine in ((2, True), (8, False)):
-  apart = sharding_rules.make_mesh(-1, 1, tensor)
+  apart = make_mesh(-1, 1, tensor)
   try:
     distributed.check_rows(apart)
     assert fine

@@ -1,15 +1,13 @@
-"""Every mesh computes what one device does; a senseless one is refused."""
+"""Every mesh computes what one device does."""
 
 import dataclasses
 import functools
 import json
-import os
 
 import jax
 import numpy as np
 import optax
 import pytest
-from jax.experimental import topologies
 
 from configs import opsd
 from opsd_jax import train
@@ -17,6 +15,7 @@ from opsd_jax.losses import objective
 from opsd_jax.models import families, kv_cache, lora, transformer
 from opsd_jax.rollouts import collate
 from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.sampling.sampler import sample
 from opsd_jax.sampling.tokens import SamplingParams, row_keys
 
@@ -97,7 +96,7 @@ def on_one_device(vocab_size):
   ids=str,
 )
 def test_every_mesh_steps_as_one_device(sizes, vocab_size):
-  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
+  mesh = make_mesh(*sizes, devices=jax.devices()[:8])
   (losses, after), _ = steps(model_of(vocab_size), mesh)
   (expected, expected_after), before = on_one_device(vocab_size)
   np.testing.assert_allclose(losses, expected, rtol=1e-5)
@@ -165,7 +164,7 @@ def rollouts(mesh=None):
 
 @pytest.mark.parametrize("sizes", MESHES, ids=str)
 def test_every_mesh_answers_as_one_device(sizes):
-  mesh = sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
+  mesh = make_mesh(*sizes, devices=jax.devices()[:8])
   got, expected = rollouts(mesh), rollouts()
   assert len(set(expected.ids_RxT[:, -1])) > 2  # rows that differ
   np.testing.assert_array_equal(got.ids_RxT, expected.ids_RxT)
@@ -173,7 +172,7 @@ def test_every_mesh_answers_as_one_device(sizes):
 
 
 def test_tensor_parallelism_splits_weights_cache_and_logits():
-  mesh = sharding_rules.make_mesh(1, 1, 8, devices=jax.devices()[:8])
+  mesh = make_mesh(1, 1, 8, devices=jax.devices()[:8])
   params = transformer.init_params(MODEL, jax.random.key(0))
   tree = jax.device_put(params, sharding_rules.tree_shardings(params, mesh))
   whole = sum(x.nbytes for x in jax.tree.leaves(tree))
@@ -182,44 +181,3 @@ def test_tensor_parallelism_splits_weights_cache_and_logits():
   with jax.set_mesh(mesh):
     cache = jax.jit(lambda: kv_cache.init(MODEL, 8, 16))()
   assert cache[0].addressable_shards[0].data.nbytes * 8 == cache[0].nbytes
-
-
-@pytest.mark.parametrize(
-  "sizes,words",
-  [
-    ((3, 1, 1), r"needs 3 devices, there are 8.*\[1, 2, 4, 8\]"),
-    ((3, -1, 1), "3 does not divide 8"),
-    ((-1, -1, 1), "at most one is -1"),
-    ((0, 1, 1), "positive"),
-  ],
-)
-def test_a_senseless_mesh_is_refused(sizes, words):
-  with pytest.raises(ValueError, match=words):
-    sharding_rules.make_mesh(*sizes, devices=jax.devices()[:8])
-
-
-def test_the_data_axis_crosses_the_slices_of_a_pod():
-  """Two slices of eight TPUs that are not there."""
-  pytest.importorskip("libtpu")
-  os.environ |= {"TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-  pod = topologies.get_topology_desc(
-    platform="tpu", topology_name="v5e:2x4", num_slices=2
-  )
-
-  def slices(mesh):
-    return np.vectorize(lambda d: d.slice_index)(mesh.devices)
-
-  mesh = sharding_rules.make_mesh(4, 2, 2, devices=pod.devices)
-  assert slices(mesh).tolist() == [[[i] * 2] * 2 for i in (0, 0, 1, 1)]
-  with pytest.raises(ValueError, match="on 2 slices of 8.* a multiple of 2"):
-    sharding_rules.make_mesh(1, -1, 1, devices=pod.devices)
-
-
-def test_heads_and_rows_that_do_not_split_are_refused():
-  mesh = sharding_rules.make_mesh(1, 1, 8, devices=jax.devices()[:8])
-  with pytest.raises(ValueError, match=r"9 heads, 3 key.*valid are \[1, 3\]"):
-    sharding_rules.check_heads(mesh, 9, 3, 1536)
-  mesh = sharding_rules.make_mesh(2, 4, 1, devices=jax.devices()[:8])
-  with pytest.raises(ValueError, match=r"12 rows .* 8 row shards.*\[1, 2, 3"):
-    sharding_rules.check_rows(mesh, 12, 1)
-  sharding_rules.check_rows(mesh, 16, 2)

@@ -26,6 +26,7 @@ from opsd_jax import api
 from opsd_jax.models import families, tokenizer
 from opsd_jax.models.weights import assemble, hf, safetensors_file, sources
 from opsd_jax.runtime import sharding_rules
+from opsd_jax.runtime.mesh import make_mesh
 from tests.models import transformer_test
 from tests.models.transformer_test import RUN, assert_trees_equal, hf_config, load, make
 
@@ -40,7 +41,7 @@ MESHES = {
 
 def mesh_of(**axes):
   devices = jax.devices()[: math.prod(axes.values())]
-  return sharding_rules.make_mesh(**axes, devices=devices)
+  return make_mesh(**axes, devices=devices)
 
 
 def layout(**axes):

@@ -1,0 +1,166 @@
+"""Training and evaluation examples of a run, disjoint by their questions."""
+
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
+
+from opsd_jax import spec, tasks
+from opsd_jax.data import sources
+from opsd_jax.data.rows import Columns
+from opsd_jax.data.sources import TASK
+from opsd_jax.structs import Example
+
+
+class Split(NamedTuple):
+  """The examples of a run; no question is in both parts."""
+
+  train: tuple[Example, ...]
+  eval: tuple[Example, ...]
+  removed_as_overlap: int  # training examples whose question evaluation has too
+  dropped: dict[str, int]  # "training: reason" -> rows
+  counts: dict[str, int]  # statistics of the sources, in words, for the log
+
+
+def check(train: str, eval: str, name: str, task: tasks.Task) -> None:
+  """Checks data.train and data.eval without reading them.
+
+  Args:
+    train, eval: sources, as `sources.load` takes them.
+    name: config.task.name.
+    task: the task of this name.
+
+  Raises:
+    ValueError: a source cannot exist, the task generates no problems of its own,
+      or it cannot verify answers to the problems of a source.
+  """
+  family, _ = spec.parse(name)
+  for use, source in (("train", train), ("eval", eval)):
+    try:
+      if source == TASK:
+        task.examples(use)  # raises where the task only verifies
+      sources.check(source)
+    except ValueError as e:
+      raise ValueError(f"data.{use}: {e}") from e
+    source_family, _ = spec.parse(source)
+    if family.startswith("reasoning_gym:") and source_family not in (TASK, family):
+      raise ValueError(
+        f"task.name={name} can only verify problems that it generated, but"
+        f" data.{use}={source} comes from elsewhere: set task.name to gsm8k, maths,"
+        " exact or multiple_choice"
+      )
+
+
+def load(
+  train: str,
+  eval: str,
+  columns: Columns,
+  *,
+  skip_bad: int,
+  train_limit: int,
+  eval_limit: int,
+  rewarded: bool,
+  task: dict,
+) -> Split:
+  """Reads both sources and removes from training what evaluation has too.
+
+  Questions are compared by `tasks.normalize_question`. Evaluation keeps the
+  first of repeated questions, training keeps all, as with a task's own problems.
+
+  Args:
+    train, eval: sources, as `sources.load` takes them; "task" is `task` itself.
+    columns: the columns of a file's rows.
+    skip_bad: bad rows that each source may have.
+    train_limit, eval_limit: examples to take from the beginning; 0 is all.
+    rewarded: responses to training problems are verified, so examples without
+      an answer are dropped from training too.
+    task: keyword arguments of `tasks.load`.
+  """
+  if train == eval == TASK:
+    generated = tasks.load(**task)
+    counts = {"evaluation repeated (removed)": generated.removed_as_repeated}
+    overlap = generated.removed_as_overlap
+    return Split(generated.train, generated.eval, overlap, {}, counts)
+  dropped, counts = {}, {}
+  if eval == TASK:
+    held_out, repeated = task_examples(task, "eval", set())
+  else:
+    rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
+    rows = drop_unanswered(task["name"], rows, dropped, "evaluation")
+    by_question = group_by_question(rows)
+    counts["evaluation questions with several answers"] = contradictory(by_question)
+    held_out = tuple(first for first, *_ in by_question.values())
+    repeated = len(rows) - len(held_out)
+    held_out = take(held_out, eval_limit, "evaluation", dropped)
+  held_out_questions = group_by_question(held_out)
+  if train == TASK:
+    train_examples, overlap = task_examples(task, "train", held_out_questions)
+  else:
+    rows = read(train, columns, skip_bad, "training", dropped, counts)
+    if rewarded:
+      rows = drop_unanswered(task["name"], rows, dropped, "training")
+    train_examples = tuple(
+      e for e in rows if tasks.normalize_question(e.question) not in held_out_questions
+    )
+    overlap = len(rows) - len(train_examples)
+    train_examples = take(train_examples, train_limit, "training", dropped)
+  by_question = group_by_question(train_examples)
+  if train != TASK:
+    counts["training questions with several answers"] = contradictory(by_question)
+  counts["evaluation repeated (removed)"] = repeated
+  counts["training repeated (kept)"] = len(train_examples) - len(by_question)
+  for use, examples in (("training", train_examples), ("evaluation", held_out)):
+    counts[f"{use} without solution"] = sum(e.solution is None for e in examples)
+  return Split(train_examples, held_out, overlap, dropped, counts)
+
+
+def task_examples(task: dict, use: str, taken: Iterable[str]):
+  """(examples, number passed over) that the task generates, as `tasks.load` does."""
+  stream = tasks.open_task(task["name"], task["privileged_field"]).examples(
+    f"{use}/{task['seed']}"
+  )
+  return tasks.distinct(
+    stream, task[f"{use}_count"], set(taken), use == "train", task["name"]
+  )
+
+
+def read(
+  source: str, columns: Columns, skip_bad: int, use: str, dropped: dict, counts: dict
+) -> tuple[Example, ...]:
+  """A source's examples; adds its bad rows to `dropped`, all rows to `counts`."""
+  loaded = sources.load(source, columns, skip_bad=skip_bad)
+  counts[f"{use} rows"] = len(loaded.examples) + sum(loaded.dropped.values())
+  dropped.update({f"{use}: {k}": n for k, n in loaded.dropped.items()})
+  return loaded.examples
+
+
+def drop_unanswered(
+  task_name: str, examples: Sequence[Example], dropped: dict, use: str
+) -> Sequence[Example]:
+  """The examples with an answer. reasoning-gym verifies by its metadata instead:
+  of its examples none is dropped."""
+  if task_name.startswith("reasoning_gym:"):
+    return examples
+  kept = [e for e in examples if e.answer is not None]
+  if len(kept) < len(examples):
+    dropped[f"{use}: no answer"] = len(examples) - len(kept)
+  return kept
+
+
+def take(examples: Sequence[Example], limit: int, use: str, dropped: dict):
+  """The first `limit` examples, 0 is all; adds the rest to `dropped`."""
+  kept = examples[:limit] if limit else examples
+  if len(kept) < len(examples):
+    dropped[f"{use}: beyond the limit of {limit}"] = len(examples) - len(kept)
+  return kept
+
+
+def group_by_question(examples: Iterable[Example]) -> dict[str, list[Example]]:
+  """Normalised question -> the examples that have it, in order."""
+  groups = {}
+  for e in examples:
+    groups.setdefault(tasks.normalize_question(e.question), []).append(e)
+  return groups
+
+
+def contradictory(by_question: dict[str, list[Example]]) -> int:
+  """The number of questions whose examples have different answers."""
+  return sum(len({e.answer for e in same}) > 1 for same in by_question.values())
