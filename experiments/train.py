@@ -2,7 +2,7 @@
 
   python -m experiments.train --config=configs/opsd.py --workdir=runs/opsd
 
-Overrides are `--config.optimizer.learning_rate=1e-4`; presets and options
+`--config.optimizer.learning_rate=1e-4` overrides a field; a preset and options
 follow the file, `--config=configs/opsd.py:tiny`.
 """
 
@@ -10,7 +10,9 @@ from experiments import cli
 
 
 def main(config, workdir):
-  from opsd_jax import train  # after the flags: a typo should not wait for jax
+  from opsd_jax import (
+    train,  # after the flags are parsed: a typo should not wait for jax
+  )
 
   train.train_and_evaluate(config, workdir)
 

@@ -412,5 +412,5 @@ def test_no_cluster_is_one_line():
     env={**os.environ, "TPU_SKIP_MDS_QUERY": "1"},
   )
   assert done.returncode == 1
-  assert done.stderr.startswith("error: jax joined no cluster")
+  assert done.stderr.startswith("error: jax found no cluster")
   assert "--coordinator" in done.stderr

@@ -1,6 +1,6 @@
-"""What `experiments.bench` runs.
+"""The benchmarks that `experiments.bench` runs.
 
-Imports stand inside functions here: a wrong flag is told before jax loads, a side
-of a comparison loads its own packages and no other's, and the process that only
+Imports of heavy packages stand inside functions: a wrong flag is reported before jax
+loads, each side of a comparison loads only its own packages, and the process that
 times the sides holds no device.
 """

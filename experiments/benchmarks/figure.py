@@ -1,4 +1,4 @@
-"""`bench plot`: measured lines as one picture."""
+"""`bench plot`: one picture of measured lines."""
 
 from experiments.benchmarks.scaling import slope
 from opsd_jax.reporting import style
@@ -9,14 +9,15 @@ COLOURS = {"ours": OURS, "chunked": OURS, "tunix": OTHER}  # all others: PEER
 
 
 def read(path) -> list[dict]:
-  """A file's lines, each with what the first one, the machine's, says."""
+  """The lines of a file, each with the shape that its first line, the machine's,
+  names."""
   rows = paths.read_rows(path)
   about = rows[0] if rows else {}
   return [{"shape": about.get("shape"), "file": path.stem} | r for r in rows]
 
 
 def groups(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
-  """What bars show: {panel: {group: {side: height}}}."""
+  """The heights of all bars: {panel: {group: {side: height}}}."""
   panels = {name: {} for name in TITLES}
 
   def add(panel, group, side, height):
@@ -40,21 +41,21 @@ def groups(rows: list[dict]) -> dict[str, dict[str, dict[str, float]]]:
 TITLES = {
   "steps": ("Whole steps", "response tokens a second"),
   "sampling": ("Rollouts of uneven lengths", "tokens a second"),
-  "decoding": ("Decoding, all rows alike", "tokens a second"),
+  "decoding": ("Decoding, all rows of one length", "tokens a second"),
   "divergence": ("Loss and gradient, V = 151,936", "seconds"),
-  "memory": ("Memory of it", "GB beside inputs and outputs"),
+  "memory": ("Memory of loss and gradient", "GB of temporaries"),
 }
 
 
 def bars(axis, found: dict[str, dict[str, float]]) -> None:
-  """A bar a side, side by side in each group, with its height above it."""
+  """Draws the bars of each group side by side, each with its height above it."""
   sides = list(dict.fromkeys(s for group in found.values() for s in group))
   width = 0.8 / len(sides)
   for i, side in enumerate(sides):
-    at = [g for g, group in enumerate(found.values()) if side in group]
+    places = [g for g, group in enumerate(found.values()) if side in group]
     heights = [group[side] for group in found.values() if side in group]
     drawn = axis.bar(
-      [g + (i - (len(sides) - 1) / 2) * width for g in at],
+      [g + (i - (len(sides) - 1) / 2) * width for g in places],
       heights,
       width,
       label=side,
@@ -62,12 +63,12 @@ def bars(axis, found: dict[str, dict[str, float]]) -> None:
     )
     axis.bar_label(drawn, fmt="%.3g", fontsize=7)
   axis.set_xticks(range(len(found)), found, fontsize=8)
-  axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # room for the legend
+  axis.set_ylim(top=1.2 * axis.get_ylim()[1])  # space for the legend
   axis.legend(frameon=False, fontsize=8)
 
 
 def growth(axis, rows: list[dict]) -> None:
-  """Seconds over size, relative to the smallest of each, with its slope."""
+  """Draws seconds over size, relative to the smallest size, and the slopes."""
   colours = {
     "rows": OURS,
     "length": PEER,
@@ -90,18 +91,18 @@ def growth(axis, rows: list[dict]) -> None:
   axis.set(
     title="A train step, or rollout, as one size grows",
     xscale="log",
-    xlabel="times the smallest",
+    xlabel="multiples of the smallest size",
     yscale="log",
     ylabel="seconds",
   )
   axis.set_xticks([1, 2, 4, 8, 16], [1, 2, 4, 8, 16])
   axis.minorticks_off()
-  axis.set_ylim(top=20 * axis.get_ylim()[1])  # room for the legend
+  axis.set_ylim(top=20 * axis.get_ylim()[1])  # space for the legend
   axis.legend(frameon=False, fontsize=8)
 
 
 def plot(paths, out):
-  """Draws what the files hold and returns the figure."""
+  """Draws the lines of the files as a PNG; returns the figure."""
   rows = [row for path in paths for row in read(path)]
   panels = groups(rows)
   grows = any(r["what"] == "scaling" for r in rows)

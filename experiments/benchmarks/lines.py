@@ -1,4 +1,4 @@
-"""A benchmark's lines: JSON objects on stdout, the machine's first."""
+"""Output of a benchmark, JSON objects on stdout, and this machine's ceilings."""
 
 import concurrent.futures
 import functools
@@ -9,17 +9,17 @@ import platform
 import statistics
 import time
 
-SIZE = 2**26  # numbers that the ceilings read and copy: 256 MB of float32
-SIDE = 2048  # of the square matrices that they multiply
+SIZE = 2**26  # numbers that are read and copied: 256 MB of float32
+SIDE = 2048  # of the square matrices that are multiplied
 
 
 def say(what: str, **line) -> None:
+  """Prints one line, `what` names its kind."""
   print(json.dumps({"what": what, **rounded(line)}), flush=True)
 
 
 def rounded(x):
-  """Numbers with a fraction to four places, those below 0.1 to four digits, at
-  any depth of dicts."""
+  """Floats to four places, those below 0.1 to four digits, at any depth of dicts."""
   if isinstance(x, dict):
     return {name: rounded(value) for name, value in x.items()}
   if not isinstance(x, float):
@@ -32,7 +32,7 @@ def spread(x) -> dict[str, float]:
 
 
 def seconds_of(*functions, times: int = 5) -> list[dict[str, float]]:
-  """The spread of each function's seconds; they alternate, warmed up once."""
+  """The spread of each function's seconds; functions alternate, after a warm-up."""
   taken = [[] for _ in functions]
   for i in range(1 + times):
     for function, seconds in zip(functions, taken, strict=True):
@@ -44,7 +44,7 @@ def seconds_of(*functions, times: int = 5) -> list[dict[str, float]]:
 
 
 def machine(**about) -> dict[str, float]:
-  """Says which machine this is and what it does at most; returns the latter."""
+  """Prints the machine and its ceilings; returns the ceilings."""
   import jax
 
   most = ceilings() if jax.default_backend() == "cpu" else device_ceilings()
@@ -62,10 +62,10 @@ def machine(**about) -> dict[str, float]:
 
 
 def ceilings() -> dict[str, float]:
-  """Rates of this machine's cores together: medians, in 10^9 a second.
+  """Median rates of all cores together, in 10^9 a second.
 
-  FLOPs of a product of two square float32 matrices, bytes read by a sum
-  over 256 MB, bytes read and written by a copy of them.
+  They are FLOPs of a product of two square float32 matrices, bytes read by a sum
+  over 256 MB, and bytes read and written by a copy of them.
   """
   import jax
   import jax.numpy as jnp
@@ -86,8 +86,8 @@ def ceilings() -> dict[str, float]:
 
 def device_ceilings() -> dict[str, float]:
   """The same rates of one accelerator, with 64 times the FLOPs and 16 times the
-  bytes, so that starting a program is little of its time. The product is a
-  float32 one, as float32 training takes it: no TF32, no bfloat16."""
+  bytes, so that the launch of a program takes little of its time. The product is in
+  float32, like float32 training: no TF32, no bfloat16."""
   import jax
   import jax.numpy as jnp
 
@@ -104,7 +104,7 @@ def device_ceilings() -> dict[str, float]:
 
 
 def rates(flops: int, nbytes: int, seconds) -> dict[str, float]:
-  """10^9 a second of a product, a sum and a copy."""
+  """Rates of a product, a sum and a copy, in 10^9 a second."""
   product, read, copy = (s["median"] for s in seconds)
 
   def rate(amount, seconds):
@@ -118,7 +118,7 @@ def rates(flops: int, nbytes: int, seconds) -> dict[str, float]:
 
 
 def cpu() -> str:
-  """The processor's name."""
+  """The name of the processor."""
   path = pathlib.Path("/proc/cpuinfo")
   lines = path.read_text().splitlines() if path.exists() else []
   names = [x.partition(":")[2].strip() for x in lines if "model name" in x]

@@ -1,9 +1,9 @@
-"""How much memory and reading it takes to load a model; used by `bench load`.
+"""`bench load`: memory and bytes read to load a model.
 
-Random weights of Qwen2.5-1.5B's sizes, in bfloat16, are written shard by shard
-and loaded onto eight simulated CPU devices: by one process, and by two of four
-devices each. A process says what its resident memory grew by and what its
-reader was asked for, as shares of the checkpoint's bytes.
+Random weights of Qwen2.5-1.5B's sizes, in bfloat16, are written shard by shard and
+loaded onto eight simulated CPU devices, by one process and by two with four devices
+each. A process prints the growth of its resident memory and the bytes that it read,
+as shares of the checkpoint's bytes.
 """
 
 import functools
@@ -42,7 +42,7 @@ FILES = 4
 
 
 def write(directory: pathlib.Path, sizes=SIZES) -> None:
-  """A model directory of random weights, one tensor in memory at a time."""
+  """Writes a model directory of random weights, one tensor in memory at a time."""
   import ml_dtypes
   import numpy as np
 
@@ -70,13 +70,13 @@ def write(directory: pathlib.Path, sizes=SIZES) -> None:
 
 
 def resident(what: str) -> int:
-  """Bytes: "VmRSS" now, "VmHWM" at most so far. Linux."""
+  """Resident bytes (Linux): "VmRSS" is the present value, "VmHWM" the peak."""
   lines = pathlib.Path("/proc/self/status").read_text().splitlines()
   return next(int(x.split()[1]) for x in lines if x.startswith(what)) * 1024
 
 
 def worker(directory: str, port: str, index: str, count: str) -> None:
-  """One of `count` processes: loads its part and prints a line of JSON."""
+  """One of `count` processes: loads its shards and prints a line of JSON."""
   import jax
 
   from opsd_jax.models import families
@@ -119,7 +119,7 @@ def worker(directory: str, port: str, index: str, count: str) -> None:
 
 
 def load() -> None:
-  """One process of eight devices, then two of four each."""
+  """Measures one process with eight devices, then two with four each."""
   lines.machine()
   with tempfile.TemporaryDirectory() as directory:
     write(pathlib.Path(directory))
@@ -129,7 +129,7 @@ def load() -> None:
 
 
 def measure(directory: pathlib.Path, count: int) -> list[dict]:
-  """What each of `count` processes says."""
+  """The lines of `count` processes that load together."""
   with socket.socket() as s:
     s.bind(("127.0.0.1", 0))
     port = s.getsockname()[1]
@@ -152,7 +152,7 @@ def measure(directory: pathlib.Path, count: int) -> list[dict]:
     )
 
   outputs = [p.communicate()[0] for p in [start(i) for i in range(count)]]
-  # The transport prints lines of its own.
+  # The communication library prints to stdout too.
   lines = [x for out in outputs for x in out.splitlines() if x.startswith("{")]
   if len(lines) != count:
     raise RuntimeError("a process that loads the model ended early")

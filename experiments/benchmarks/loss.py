@@ -1,8 +1,8 @@
-"""What the loss over the vocabulary costs; used by `bench divergence`.
+"""`bench divergence`: time and memory of the loss over the vocabulary.
 
-Time and memory of its value and gradient, with respect to the student's states
-and unembedding, in our chunks and densely: the logits of all tokens at once,
-autodiff through them.
+Measured are its value and its gradient with respect to the student's hidden states
+and unembedding, in our chunks and densely (the logits of all tokens at once, and
+autodiff through them).
 """
 
 import functools
@@ -10,19 +10,20 @@ import functools
 from experiments.benchmarks import lines
 
 VOCABULARY, WIDTH, CHUNK = 151_936, 1024, 64  # Qwen3-0.6B's
-TOKENS = 256  # that are timed
-MANY = 2048  # whose programs are only compiled, for their memory
+TOKENS = 256  # timed
+MANY = 2048  # only compiled, for the memory of the program
 NAMES = ("forward_kl", "reverse_kl", "jsd")
 
 
 def divergence_of(name: str):
+  """The divergence function of a name."""
   from opsd_jax.losses import divergences
 
   return divergences.make(name, **({"beta": 0.5} if name == "jsd" else {}))
 
 
 def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
-  """The mean divergence as training computes it."""
+  """The mean divergence, computed like training does."""
   import jax.numpy as jnp
 
   from configs import base
@@ -41,7 +42,7 @@ def chunked(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
 
 
 def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
-  """The same number from the logits of all tokens, float32 products too."""
+  """The mean divergence from the logits of all tokens, with float32 products."""
   import jax
   import jax.numpy as jnp
 
@@ -54,7 +55,7 @@ def dense(name, h_NxD, W_VxD, ht_NxD, Wt_VxD, y_N):
 
 
 def inputs(tokens: int, V: int = VOCABULARY, D: int = WIDTH):
-  """Random states and unembeddings of both sides, and the tokens."""
+  """Random hidden states and unembeddings of student and teacher, and the tokens."""
   import jax
 
   keys = jax.random.split(jax.random.key(0), 5)
@@ -73,6 +74,7 @@ def inputs(tokens: int, V: int = VOCABULARY, D: int = WIDTH):
 
 
 def gradient(function, name: str):
+  """The compiled value and gradient of `chunked` or `dense`."""
   import jax
 
   f = functools.partial(function, name)
@@ -80,23 +82,25 @@ def gradient(function, name: str):
 
 
 def divergence() -> None:
-  """A line a divergence: seconds and temporary bytes of both ways."""
+  """Prints seconds and temporary bytes of each divergence, chunked and dense."""
   import jax
 
   lines.machine(vocabulary=VOCABULARY, width=WIDTH, chunk=CHUNK, dtype="float32")
   args = inputs(TOKENS)
   many = jax.eval_shape(functools.partial(inputs, MANY))
   for name in NAMES:
-    ours, plain = gradient(chunked, name), gradient(dense, name)
+    in_chunks, densely = gradient(chunked, name), gradient(dense, name)
 
     def run(f):
       return jax.block_until_ready(f(*args))
 
-    (a, _), (b, _) = run(ours), run(plain)
+    (a, _), (b, _) = run(in_chunks), run(densely)
     if abs(a - b) > 1e-4 * abs(b):
-      raise RuntimeError(f"{name} is {a} in chunks, {b} densely")
-    seconds = lines.seconds_of(lambda: run(ours), lambda: run(plain))  # noqa: B023
-    for side, f, s in zip(("chunked", "dense"), (ours, plain), seconds, strict=True):
+      raise RuntimeError(f"{name} is {a} in chunks but {b} densely")
+    seconds = lines.seconds_of(lambda: run(in_chunks), lambda: run(densely))  # noqa: B023
+    for side, f, s in zip(
+      ("chunked", "dense"), (in_chunks, densely), seconds, strict=True
+    ):
       temporary = [
         f.lower(*x).compile().memory_analysis().temp_size_in_bytes for x in (args, many)
       ]

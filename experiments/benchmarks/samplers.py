@@ -1,4 +1,4 @@
-"""The sides of `bench sample`; each generates responses of forced lengths."""
+"""The sides of `bench sample`, which generate responses of forced lengths."""
 
 import time
 import types
@@ -8,21 +8,27 @@ from experiments.benchmarks.workers import Channel
 
 
 def serve(channel, prompts, generate, compiles=lambda: 0, **about) -> None:
-  """Times generate(prompts, n, lengths, batch), which returns the lengths it
-  made, n a prompt; one an order."""
+  """Times one call of generate(prompts, n, lengths, batch) for each order.
+
+  Args:
+    generate: returns the lengths of the n responses to each prompt.
+    compiles: returns how many programs have been compiled so far.
+    about: the side's versions and settings, its first answer.
+  """
   channel.answer(**about)
   for order in channel.orders:
-    asked = prompts[: order["count"]]
     before, began = compiles(), time.perf_counter()
-    got = generate(asked, order["n"], order["lengths"], order["batch"])
+    lengths = generate(
+      prompts[: order["count"]], order["n"], order["lengths"], order["batch"]
+    )
     seconds = time.perf_counter() - began
-    if list(got) != order["lengths"]:
-      raise RuntimeError(f"lengths are {got}, expected {order['lengths']}")
+    if list(lengths) != order["lengths"]:
+      raise RuntimeError(f"lengths are {lengths}, expected {order['lengths']}")
     channel.answer(seconds=seconds, compiles=compiles() - before)
 
 
 def ours(channel: Channel, settings: dict) -> None:
-  """The sampler with a budget a row; no token ends one."""
+  """Our sampler, with a budget a row; no token ends a row."""
   import jax
   import numpy as np
 
@@ -67,7 +73,7 @@ def ours(channel: Channel, settings: dict) -> None:
 
 
 def transformers(channel: Channel, settings: dict) -> None:
-  """`generate` on one batch after another, its cache on, padded on the left."""
+  """transformers' `generate` on one batch after another, with its cache."""
   import torch
   import transformers
 
@@ -82,20 +88,20 @@ def transformers(channel: Channel, settings: dict) -> None:
   end, pad = settings["end"], settings["pad"]
 
   def generate(prompts, n, lengths, batch):
-    made, count = [], max(1, batch // n)
+    generated, count = [], max(1, batch // n)
     for i in range(0, len(prompts), count):
-      part, of_part = prompts[i : i + count], lengths[i * n : (i + count) * n]
-      width = max(map(len, part))
+      part, limits = prompts[i : i + count], lengths[i * n : (i + count) * n]
+      width = max(map(len, part))  # padded on the left
       ids = torch.tensor([[pad] * (width - len(p)) + p for p in part])
       real = torch.tensor([[0] * (width - len(p)) + [1] * len(p) for p in part])
-      how = transformers.GenerationConfig(
+      config = transformers.GenerationConfig(
         do_sample=True,
         temperature=1.0,
         top_k=0,
         top_p=1.0,
         eos_token_id=end,
         pad_token_id=pad,
-        max_new_tokens=max(of_part),
+        max_new_tokens=max(limits),
         use_cache=True,
         num_return_sequences=n,
         disable_compile=True,
@@ -104,12 +110,12 @@ def transformers(channel: Channel, settings: dict) -> None:
         rows = model.generate(
           ids.to(device),
           attention_mask=real.to(device),
-          generation_config=how,
-          logits_processor=[Ends(of_part, end)],
+          generation_config=config,
+          logits_processor=[Ends(limits, end)],
         )
       for row in rows[:, width:].tolist():
-        made.append(row.index(end) + 1)
-    return made
+        generated.append(row.index(end) + 1)
+    return generated
 
   serve(
     channel,
@@ -124,9 +130,9 @@ def transformers(channel: Channel, settings: dict) -> None:
 
 
 class Ids:
-  """A tokenizer for Tunix, whose sampler takes texts: ids with spaces between.
+  """A tokenizer for Tunix, whose sampler takes texts: ids separated by spaces.
 
-  It pads with an id that stands in no prompt, as padding is told by the id.
+  Tunix recognises padding by its id, so `pad` must be in no prompt.
   """
 
   def __init__(self, pad: int):
@@ -142,19 +148,18 @@ class Ids:
     return None
 
   def eos_id(self):
-    return -1  # no token: a batch goes on to its longest row
+    return -1  # no token, so a batch decodes to its longest row
 
   def pad_id(self):
     return self.pad
 
 
-def tunix(channel: Channel, settings: dict) -> None:
-  """Tunix's own sampler on its Llama.
+def tunix_sampler(directory: str, pad: int, cache_size: int):
+  """(Tunix's sampler on its Llama, its tokenizer), of a Hugging Face directory.
 
-  Its rotary base is 10^6 whatever the config says, so it computes as much as
-  the others do, and other numbers where a model has another base.
+  Its rotary base is 10^6 whatever the config says: it computes as much as the other
+  sides, but other numbers where a model has another base.
   """
-  import importlib.metadata
   import json
   import pathlib
 
@@ -164,7 +169,7 @@ def tunix(channel: Channel, settings: dict) -> None:
   from tunix.models.llama3 import model as llama
   from tunix.models.llama3 import params
 
-  c = json.loads(pathlib.Path(settings["directory"], "config.json").read_text())
+  c = json.loads(pathlib.Path(directory, "config.json").read_text())
   heads = c["num_attention_heads"]
   config = llama.ModelConfig(
     num_layers=c["num_hidden_layers"],
@@ -178,24 +183,33 @@ def tunix(channel: Channel, settings: dict) -> None:
     norm_eps=c["rms_norm_eps"],
     weight_tying=c["tie_word_embeddings"],
   )
-  mesh = jax.make_mesh(
-    (1, 1), ("fsdp", "tp"), axis_types=(jax.sharding.AxisType.Auto,) * 2
-  )
-  prompts = settings["prompts"]
+  axis_types = (jax.sharding.AxisType.Auto,) * 2
+  mesh = jax.make_mesh((1, 1), ("fsdp", "tp"), axis_types=axis_types)
   with mesh:
     model = params.create_model_from_safe_tensors(
-      settings["directory"], config, mesh, dtype=jnp.float32
+      directory, config, mesh, dtype=jnp.float32
     )
-  used = {i for p in prompts for i in p}
-  tokenizer = Ids(next(i for i in range(c["vocab_size"]) if i not in used))
-  width = max(map(len, prompts))
+  tokenizer = Ids(pad)
   cache = sampler.CacheConfig(
-    cache_size=width + 128,
+    cache_size=cache_size,
     num_layers=config.num_layers,
     num_kv_heads=config.num_kv_heads,
     head_dim=config.head_dim,
   )
-  its = sampler.Sampler(model, tokenizer, cache)
+  return sampler.Sampler(model, tokenizer, cache), tokenizer
+
+
+def tunix(channel: Channel, settings: dict) -> None:
+  """Tunix's own sampler, one batch after another."""
+  import importlib.metadata
+  import itertools
+
+  import jax
+
+  prompts = settings["prompts"]
+  used, longest = {i for p in prompts for i in p}, max(map(len, prompts))
+  pad = next(i for i in itertools.count() if i not in used)
+  sample, tokenizer = tunix_sampler(settings["directory"], pad, longest + 128)
   compiled = []
   jax.monitoring.register_event_duration_secs_listener(
     lambda event, *_, **__: (
@@ -205,20 +219,22 @@ def tunix(channel: Channel, settings: dict) -> None:
 
   def generate(prompts, n, lengths, batch):
     rows = [tokenizer.decode(p) for p in prompts for _ in range(n)]
-    made = []
+    generated = []
     for i in range(0, len(rows), batch):
-      part = lengths[i : i + batch]
-      out = its(
+      limits = lengths[i : i + batch]
+      outputs = sample(
         rows[i : i + batch],
-        max_generation_steps=max(part),
-        max_prompt_length=width,
+        max_generation_steps=max(limits),
+        max_prompt_length=longest,
         temperature=1.0,
         top_p=1.0,
         eos_tokens=[-1],
         seed=0,
       )
-      made += [min(len(x), k) for x, k in zip(out.tokens, part, strict=True)]
-    return made
+      generated += [
+        min(len(x), limit) for x, limit in zip(outputs.tokens, limits, strict=True)
+      ]
+    return generated
 
   serve(
     channel,

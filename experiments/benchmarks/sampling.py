@@ -1,10 +1,10 @@
-"""`bench sample`: rollouts of forced lengths, ours and two peers'.
+"""`bench sample`: rollouts of forced lengths, by our sampler and two peers.
 
-A response has the length that it is told, whatever it says, so that all sides
-make as many tokens: ours by a budget a row, transformers by a processor that
-puts an end of turn there, Tunix by going on to the longest of a batch, which is
-what it does with rows that end. Every side is timed at every batch size, then
-all at their best ones, alternating.
+The length of every response is given, so that all sides generate the same number of
+tokens: our sampler has a budget a row, transformers a logits processor that forces
+an end of turn, and Tunix decodes to the longest row of a batch, as it also does with
+rows that end. Every side is timed at every batch size, then all sides alternate at
+their best batch sizes.
 """
 
 import importlib.util
@@ -17,12 +17,12 @@ from experiments.benchmarks import peers, shapes
 from experiments.benchmarks.lines import machine, say, spread
 from experiments.benchmarks.workers import Worker
 
-BATCHES = (8, 16, 32, 64)  # rows at once
-SHORT, LONG = 32, 96  # tokens; their difference is decoding alone
+BATCHES = (8, 16, 32, 64)  # rows decoded at once
+SHORT, LONG = 32, 96  # tokens; their difference has no prefill
 
 
 def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
-  """`tunix`: a Python that has it, or None."""
+  """`tunix`: the Python of an environment that has it, or None."""
   import jax
 
   from opsd_jax.models import tokenizer as tokenizers
@@ -34,13 +34,13 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
   config = shapes.experiment(source, "ragged", steps=1)
   tokenizer = tokenizers.load(sources.resolve(source))
   examples = shapes.examples(config, shapes.STEP["ragged"], tokenizer)
-  asked = build_prompts(config.context, tokenizer, examples, 1024, {}, "training")
+  prompts = build_prompts(config.context, tokenizer, examples, 1024, {}, "training")
   with tempfile.TemporaryDirectory() as directory:
     settings = {
       "source": source,
       "directory": directory,
       "backend": jax.default_backend(),
-      "prompts": [p.student_ids for p in asked],
+      "prompts": [p.student_ids for p in prompts],
       "end": tokenizer.end_of_turn_id,
       "pad": tokenizer.pad_id,
     }
@@ -64,7 +64,7 @@ def sample(source: str, shape: str, times: int, with_peers: bool, tunix):
 
 
 def compare(workers: dict, shape: shapes.Shape, times: int) -> None:
-  """Every batch size once, then every side's best, alternating."""
+  """Times every batch size once, then every side at its best, alternating."""
   order = {"count": shape.prompts, "n": shape.samples, "lengths": shape.lengths}
   best = {}
   for side, worker in workers.items():
@@ -79,7 +79,7 @@ def compare(workers: dict, shape: shapes.Shape, times: int) -> None:
   timed = {side: [] for side in workers}
   for _ in range(times):
     for side, worker in workers.items():
-      row = worker.ask(batch=best[side], **order)
+      row = worker.request(batch=best[side], **order)
       say("sample", side=side, batch=best[side], load=os.getloadavg()[0], **row)
       timed[side].append(row)
   for side, rows in timed.items():
@@ -99,16 +99,16 @@ def compare(workers: dict, shape: shapes.Shape, times: int) -> None:
 
 
 def steady(worker: Worker, **order) -> dict:
-  """The answer once nothing is compiled for it any more."""
-  row = worker.ask(**order)
-  return worker.ask(**order) if row.get("compiles") else row
+  """The answer to an order, repeated where the first one compiled a program."""
+  row = worker.request(**order)
+  return worker.request(**order) if row.get("compiles") else row
 
 
 def decode(workers: dict, most: dict, times: int) -> None:
-  """Decoding alone: long responses less short ones, all rows alike.
+  """Times decoding alone, as long responses minus short ones, all rows of one length.
 
-  The shares are of this machine's reading and matmuls: a step reads every
-  weight once, and does two FLOPs a weight and row.
+  The shares are of this machine's ceilings: a decode step reads every weight once
+  and takes two FLOPs a weight and row.
   """
   weights = workers["ours"].about["weights"]
   for rows in (8, 64):
@@ -116,8 +116,8 @@ def decode(workers: dict, most: dict, times: int) -> None:
     for i in range(1 + times):
       for side, worker in workers.items():
         for size in (SHORT, LONG):
-          row = worker.ask(count=rows, n=1, lengths=[size] * rows, batch=rows)
-          if i:  # the first ones compile
+          row = worker.request(count=rows, n=1, lengths=[size] * rows, batch=rows)
+          if i:  # the first round compiles
             timed[side][size].append(row["seconds"])
     for side, seconds in timed.items():
       short, long = (statistics.median(seconds[s]) for s in (SHORT, LONG))

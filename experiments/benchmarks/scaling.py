@@ -1,13 +1,14 @@
-"""`bench scaling`: our train step as rows, length or vocabulary double, and
-rollouts as their new tokens do.
+"""`bench scaling`: how time grows as one size doubles, of our train step (rows,
+length, vocabulary) and of rollouts (new tokens).
 
-A small decoder, random tokens; one size varies, the others stay. Everything but
-attention, quadratic in length, is a matter of proportion: a slope of 1 on paper
-with two logarithmic axes, and less where what does not grow still counts.
+The train step is that of a small decoder on random tokens; one size varies, the
+others are constant. Everything but attention, quadratic in length, is proportional
+to the sizes: a slope of 1 on two logarithmic axes, and less where constant parts
+still count.
 
-The rollouts are of the model asked for: 4 prompts, lengths forced. The log-prob
-of every token of the longest is compared with that of one forward pass over the
-whole sequence, without a cache.
+The rollouts are of the given model, 4 prompts with forced lengths. The log-probs of
+the longest responses are compared with one forward pass over the whole sequence,
+without a cache.
 """
 
 import math
@@ -45,7 +46,7 @@ RUN = {
 
 
 def batch_of(rows: int, length: int, vocabulary: int):
-  """Random rows of `length` tokens, half of them response, for both sides."""
+  """Random rows of `length` tokens, half of them response, for student and teacher."""
   import numpy as np
 
   from opsd_jax.rollouts import collate
@@ -71,25 +72,28 @@ def compiled_step(rows: int, length: int, vocabulary: int):
 
   from configs import base
   from opsd_jax import train
-  from opsd_jax.losses import objective, optimizer
+  from opsd_jax.losses import objective as objectives
+  from opsd_jax.losses import optimizer
   from opsd_jax.models import families, transformer
 
   model = families.from_hf(MODEL | {"vocab_size": vocabulary}, **RUN)
   config = base.get_config()
   config.loss.distill.scale = 1.0
-  goal, tx = objective.from_config(config), optimizer.from_config(config)
+  objective, tx = objectives.from_config(config), optimizer.from_config(config)
   params = transformer.init_params(model, jax.random.key(0))
-  state = train.init_state(params, goal, tx)
-  state = jax.tree.map(jnp.copy, state)  # the teacher's weights are the same
+  state = train.init_state(params, objective, tx)
+  state = jax.tree.map(
+    jnp.copy, state
+  )  # the step donates them, and the teacher shares them
   batch = jax.tree.map(jnp.asarray, batch_of(rows, length, vocabulary))
   layout = jax.tree.map(lambda x: x.sharding, state)
-  step = train.make_train_step(train.Models(model), lambda values: goal, tx)
+  step = train.make_train_step(train.Models(model), lambda values: objective, tx)
   step = train.jit_step(step, layout)
   return step.lower(state, batch).compile(), state, batch
 
 
 def point(rows: int, length: int, vocabulary: int) -> dict:
-  """Seconds of a step of these sizes, and temporary bytes."""
+  """Seconds and temporary bytes of a step of these sizes."""
   import jax
 
   step, state, batch = compiled_step(rows, length, vocabulary)
@@ -104,7 +108,7 @@ def point(rows: int, length: int, vocabulary: int) -> dict:
 
 
 def slope(sizes, seconds) -> float:
-  """Of the straight line through the points on two logarithmic axes."""
+  """Slope of the least-squares line through the points on two logarithmic axes."""
   x, y = ([math.log(v) for v in values] for values in (sizes, seconds))
 
   def mean(values):
@@ -114,13 +118,13 @@ def slope(sizes, seconds) -> float:
   return sum(d * v for d, v in zip(dx, y, strict=True)) / sum(d * d for d in dx)
 
 
-def asked(tokenizer) -> list[list[int]]:
+def prompt_ids(tokenizer) -> list[list[int]]:
   """Token ids of 4 prompts."""
   return [tokenizer.encode(f"A long story about the number {n}:") for n in range(4)]
 
 
 def generate(model, prompts, new_tokens: int):
-  """The Samples of all prompts, as long as that."""
+  """The Samples of all prompts, each of `new_tokens` tokens."""
   from opsd_jax.sampling import sampler, tokens
 
   return sampler.sample(
@@ -137,8 +141,8 @@ def generate(model, prompts, new_tokens: int):
   )
 
 
-def forward_logp(model, prompt, reply):
-  """log p of every token of a reply, nats, by one forward pass."""
+def forward_logp(model, prompt, response):
+  """Log-prob in nats of every response token, by one forward pass."""
   import jax
   import jax.numpy as jnp
 
@@ -153,11 +157,11 @@ def forward_logp(model, prompt, reply):
     y_T = ids_1xL[0, len(prompt) :, None]
     return jnp.take_along_axis(jax.nn.log_softmax(logits_TxV), y_T, 1)[:, 0]
 
-  return logp_of(model.params, jnp.array([[*prompt, *reply]]))
+  return logp_of(model.params, jnp.array([[*prompt, *response]]))
 
 
 def cache_bytes(config, longest: int) -> int:
-  """Of 4 rows of `longest` tokens."""
+  """Bytes of the KV cache of 4 rows of `longest` tokens."""
   import jax
 
   from opsd_jax.models import kv_cache
@@ -169,8 +173,8 @@ def cache_bytes(config, longest: int) -> int:
 
 
 def rollouts(source: str):
-  """(size, its line) as responses double; then says how far the longest are
-  from a forward pass."""
+  """Yields (new tokens, their line); then prints the largest difference of the
+  longest responses' log-probs from a forward pass."""
   import numpy as np
 
   from opsd_jax import api
@@ -178,12 +182,12 @@ def rollouts(source: str):
 
   allocator.keep_freed()
   model = api.load_model(source)
-  prompts = asked(model.tokenizer)
+  prompts = prompt_ids(model.tokenizer)
   longest = max(map(len, prompts))
   for size in NEW_TOKENS:
-    made = []
+    runs = []
     (seconds,) = lines.seconds_of(
-      lambda: made.append(generate(model, prompts, size)),  # noqa: B023
+      lambda: runs.append(generate(model, prompts, size)),  # noqa: B023
       times=3,
     )
     yield (
@@ -194,16 +198,16 @@ def rollouts(source: str):
         "milliseconds_per_token": 1000 * seconds["median"] / (4 * size),
       },
     )
-  got = made[-1]
+  samples = runs[-1]
   gaps = [
     np.abs(forward_logp(model, p, ids) - logp).max()
-    for p, ids, logp in zip(prompts, got.ids_RxT, got.logp_RxT, strict=True)
+    for p, ids, logp in zip(prompts, samples.ids_RxT, samples.logp_RxT, strict=True)
   ]
   lines.say("forward", new_tokens=size, rows=4, most_logp_gap=float(max(gaps)))
 
 
 def measure(axis: str, rows) -> None:
-  """A line a size, and a slope."""
+  """Prints a line for each size, and the slope."""
   sizes, medians = [], []
   for size, row in rows:
     lines.say("scaling", axis=axis, size=size, **row)

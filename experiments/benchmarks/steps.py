@@ -1,4 +1,4 @@
-"""`bench step`: whole training steps, ours and a peer's, alternating."""
+"""`bench step`: whole training steps of ours and of a peer, alternating."""
 
 import importlib.util
 import os
@@ -12,7 +12,7 @@ from experiments.benchmarks.workers import Worker
 
 
 def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
-  """Starts a worker a side, warms up, alternates, prints."""
+  """Starts a worker for each side, warms up, alternates, prints."""
   import jax
 
   from opsd_jax.models.weights import sources
@@ -43,11 +43,12 @@ def step(source: str, shape: str, steps: int | None, with_peers: bool) -> None:
 
 
 def measure(workers: dict, steps: int, most: dict) -> None:
-  """Prints the timed steps, each side's summary, their ratio, our split."""
+  """Prints the timed steps, each side's summary, their ratio, and our split."""
   for side, worker in workers.items():
-    # TRL takes its batches in order, and has nothing to compile.
+    # We meet every timed step once, to compile its shapes. TRL compiles nothing, and
+    # its batches cannot be repeated.
     count = shapes.WARM_UP + (steps if side == "ours" else 0)
-    warm = [worker.ask(step=i) for i in range(count)]
+    warm = [worker.request(step=i) for i in range(count)]
 
     def total(name, rows=warm):
       return sum(row.get(name, 0) for row in rows)
@@ -62,7 +63,7 @@ def measure(workers: dict, steps: int, most: dict) -> None:
   timed = {side: [] for side in workers}
   for i in range(shapes.WARM_UP, shapes.WARM_UP + steps):
     for side, worker in workers.items():
-      timed[side].append(worker.ask(step=i))
+      timed[side].append(worker.request(step=i))
       say("step", side=side, step=i, load=os.getloadavg()[0], **timed[side][-1])
     prompts = {side: rows[-1]["prompts"] for side, rows in timed.items()}
     if len(set(prompts.values())) > 1:
@@ -75,19 +76,19 @@ def measure(workers: dict, steps: int, most: dict) -> None:
     pairs = [b / a for a, b in zip(mine, theirs, strict=True)]
     ratio = statistics.median(theirs) / statistics.median(mine)
     say("ratio", ours_over_trl_steps_per_second=ratio, of_pairs=spread(pairs))
-    workers.pop("trl").close()  # what it holds, the split may need
-  parts = workers["ours"].ask(split=True)
-  share = parts["learn_gflops_per_second"] / most["matmul_gflops"]
+    workers.pop("trl").close()  # the split may need its memory
+  parts = workers["ours"].request(split=True)
+  of_ceiling = parts["learn_gflops_per_second"] / most["matmul_gflops"]
   say(
     "split",
     rollout=summaries["ours"]["rollout_seconds"]["median"],
-    share_of_matmul=share,
+    share_of_matmul=of_ceiling,
     **parts,
   )
 
 
 def summary(rows: list[dict]) -> dict:
-  """One side's timed steps: medians with spread, means, sums."""
+  """Medians with spread, means and sums of one side's timed steps."""
 
   def of(name):
     return [row.get(name, 0) for row in rows]

@@ -1,7 +1,7 @@
-"""A side of a benchmark is a process of its own, on all cores.
+"""Worker processes: each side of a benchmark runs in a process, on all cores.
 
-A worker measures when it is told to and sleeps between. Both ends of its pipes
-speak JSON lines.
+A worker measures once for each order and sleeps in between. Orders and answers are
+lines of JSON.
 """
 
 import json
@@ -13,7 +13,7 @@ import zlib
 
 
 class Worker:
-  """A side's process, as the parent sees it; its other output is stderr."""
+  """The parent's end of a side's process; `about` is its first answer."""
 
   def __init__(self, side: str, settings: dict, python: str = sys.executable):
     self.side = side
@@ -23,15 +23,15 @@ class Worker:
       stdout=subprocess.PIPE,
       text=True,
     )
-    self.about = self.ask(**settings)
+    self.about = self.request(**settings)
 
-  def ask(self, **order) -> dict:
-    """Sends an order and waits for its answer."""
+  def request(self, **order) -> dict:
+    """Sends an order and returns its answer."""
     self.process.stdin.write(json.dumps(order) + "\n")
     self.process.stdin.flush()
     line = self.process.stdout.readline()
     if not line:
-      raise RuntimeError(f"the worker of {self.side} ended early; see above")
+      raise RuntimeError(f"the worker of {self.side} ended early; its error is above")
     return json.loads(line)
 
   def close(self):
@@ -40,28 +40,28 @@ class Worker:
 
 
 class Channel:
-  """The worker's end. Whatever else prints to stdout goes to stderr."""
+  """The worker's end. Other output to stdout is redirected to stderr."""
 
   def __init__(self):
     self.answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    self.told = self.left = time.process_time()
+    self.received = self.answered = time.process_time()
     self.orders = self.read()
 
   def read(self):
     """The parent's orders until it closes the pipe."""
     for line in sys.stdin:
-      self.told = time.process_time()
+      self.received = time.process_time()
       yield json.loads(line)
 
-  def answer(self, **reply):
-    """Adds the processor time of this order and of the wait before it."""
-    reply["cpu_seconds"] = time.process_time() - self.told
-    reply["idle_cpu_seconds"] = self.told - self.left
-    print(json.dumps(reply), file=self.answers, flush=True)
-    self.left = time.process_time()
+  def answer(self, **line):
+    """Sends an answer, with the CPU time of this order and of the wait before it."""
+    line["cpu_seconds"] = time.process_time() - self.received
+    line["idle_cpu_seconds"] = self.received - self.answered
+    print(json.dumps(line), file=self.answers, flush=True)
+    self.answered = time.process_time()
 
 
 def fingerprint(rows) -> int:
-  """A number for lists of token ids: both sides must read the same."""
+  """A checksum of lists of token ids, by which sides compare their prompts."""
   return zlib.crc32(json.dumps([list(map(int, row)) for row in rows]).encode())

@@ -1,16 +1,15 @@
-"""Methods x seeds on the default task: runs, table, picture.
+"""Compares methods over seeds on the default task: runs, table, picture.
 
   python -m experiments.largest_number.compare --workdir=runs/compare
   python -m experiments.largest_number.compare
 
-The first trains every cell that is not finished, all methods of a seed before
-the next seed, and gathers the finished ones into methods.jsonl, also where you
-interrupt it. A cell with a line there is not trained again, in whatever
-directory: to repeat it, or after a change of its config, drop its line and its
-directory. The second draws the committed results
-again. `--only=GRPO` takes the methods whose name holds that text; `--commands`
-prints what would start each cell alone. A finished cell's checkpoint, 2 GB, is
-dropped.
+The first command trains every unfinished cell, all methods of a seed before the next
+seed, and gathers the finished ones into methods.jsonl, also after an interruption. A
+cell with a line there is not trained again, in any directory: to repeat it, or after
+a change of its config, delete its line and its directory. The second command draws
+the committed results again. `--only=GRPO` takes the methods whose names contain that
+text; `--commands` prints the commands that train single cells. Checkpoints of
+finished cells, 2 GB each, are deleted.
 """
 
 import argparse
@@ -28,8 +27,8 @@ from opsd_jax.runtime import paths
 HERE = pathlib.Path(__file__).parent
 SEEDS = (0, 1, 2)
 OPSD = "configs/opsd.py"
-COMMON = {"eval.every": [40], "checkpoint.every": [20]}  # evaluated at the end
-METHODS = {  # the config, and what differs from it
+COMMON = {"eval.every": [40], "checkpoint.every": [20]}  # of 40 steps
+METHODS = {  # name: (config, {field: value that differs})
   "SFT on the reference": ("configs/sft.py", {}),
   "RFT": ("configs/rft.py", {}),
   "GRPO": ("configs/grpo.py", {}),
@@ -47,10 +46,9 @@ GROUPS = (("control", style.PINK), ("OPSD", style.BLUE), ("", style.ORANGE))
 
 
 def cells_of(method: str) -> list:
-  """A method's cells, one a seed."""
-  from opsd_jax.sweeps import (
-    run as sweep,  # here: the picture and the table need no jax
-  )
+  """The cells of a method, one a seed."""
+  # In the function: the picture and the table need no jax.
+  from opsd_jax.sweeps import run as sweep
 
   config, changed = METHODS[method]
   axes = {field: [value] for field, value in changed.items()}
@@ -58,28 +56,26 @@ def cells_of(method: str) -> list:
 
 
 def train(only: str, workdir: pathlib.Path, known: list[dict] = ()) -> None:
-  """Every cell of the methods that hold `only`, one seed after the other, but
-  those whose results are known."""
-  from opsd_jax.sweeps import (
-    run as sweep,  # here: the picture and the table need no jax
-  )
+  """Trains the cells of the methods whose names contain `only`, one seed after the
+  other, without those that have a result in `known`."""
+  # In the function: the picture and the table need no jax.
+  from opsd_jax.sweeps import run as sweep
 
-  have = {(row["method"], row["seed"]) for row in known}
+  finished = {(row["method"], row["seed"]) for row in known}
   for i, seed in enumerate(SEEDS):
-    methods = [m for m in METHODS if only in m and (m, seed) not in have]
+    methods = [m for m in METHODS if only in m and (m, seed) not in finished]
     if not methods:
       continue
-    done = sweep.run([cells_of(method)[i] for method in methods], workdir)
-    print(done[["status", "error"]].to_string(), flush=True)
-    for directory in done.workdir[done.status == "finished"]:
+    table = sweep.run([cells_of(method)[i] for method in methods], workdir)
+    print(table[["status", "error"]].to_string(), flush=True)
+    for directory in table.workdir[table.status == "finished"]:
       shutil.rmtree(f"{directory}/checkpoints", ignore_errors=True)
 
 
 def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
-  """`gather` of every finished cell of the methods that hold `only`."""
-  from opsd_jax.sweeps import (
-    run as sweep,  # here: the picture and the table need no jax
-  )
+  """`gather` of every finished cell of the methods whose names contain `only`."""
+  # In the function: the picture and the table need no jax.
+  from opsd_jax.sweeps import run as sweep
 
   runs = []
   for method in [m for m in METHODS if only in m]:
@@ -90,11 +86,12 @@ def gathered(workdir: pathlib.Path, only: str = "") -> list[dict]:
 
 
 def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
-  """One finished run: its evaluations, and which problems it ends right on."""
+  """The line of a finished run: its evaluations, and whether its last completion of
+  each problem is correct."""
   rows = paths.read_rows(workdir / "metrics.jsonl")
   evals = [r for r in rows if "eval/accuracy" in r]
-  replies = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
-  scores = [reply["score"] for reply in paths.read_rows(replies)]
+  samples = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
+  scores = [row["score"] for row in paths.read_rows(samples)]
   config = paths.read_json(workdir / "config.json")
   is_sampled = config["rollout"]["source"] != "dataset"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
@@ -113,7 +110,7 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
     "teacher": of_teacher("teacher_accuracy"),
     "teacher_sampled": of_teacher("teacher_sampled_accuracy"),
     "loss": round(next(r["loss"] for r in rows[::-1] if "loss" in r), 5),
-    "right": "".join(str(int(score >= 1)) for score in scores),
+    "correct": "".join(str(int(score >= 1)) for score in scores),
     "generated_tokens": sum(r.get("response_tokens", 0) for r in rows if is_sampled),
     "seconds": round(seconds),
   }
@@ -124,41 +121,42 @@ def read(results: pathlib.Path) -> list[dict]:
 
 
 def keep(results: pathlib.Path, runs: list[dict]) -> None:
-  """Writes runs among those that are there, each in the place of its older
-  one: machines may share a study."""
+  """Adds runs to the results, each replacing its older line: machines may share a
+  study."""
 
-  def of(rows):
+  def by_cell(rows):
     return {(r["method"], r["seed"]): r for r in rows}
 
-  found = of(read(results)) | of(runs)
+  found = by_cell(read(results)) | by_cell(runs)
   order = sorted(found, key=lambda key: (list(METHODS).index(key[0]), key[1]))
   text = "".join(json.dumps(found[key]) + "\n" for key in order)
   paths.write_whole(results, text)
 
 
 def by_method(runs: list[dict]) -> dict[str, list[dict]]:
+  """{method: its runs}, in the order of METHODS."""
   found = {m: [r for r in runs if r["method"] == m] for m in METHODS}
   return {method: rows for method, rows in found.items() if rows}
 
 
 def interval(rows: list[dict]) -> tuple[float, float, float]:
-  """Final accuracy over seeds, with the 95% interval of a bootstrap over
-  problems: of these seeds, on problems such as these."""
-  correct_SxN = np.array([[int(c) for c in r["right"]] for r in rows])
+  """(final accuracy over seeds, low, high), with the 95% interval of a bootstrap over
+  problems, for these seeds."""
+  correct_SxN = np.array([[int(c) for c in r["correct"]] for r in rows])
   each_Nx1 = correct_SxN.mean(0)[:, None]
   (found,) = statistics.estimates(each_Nx1, [True], resamples=10_000, seed=0)
   return found.value, found.low, found.high
 
 
 def against_opsd(runs: list[dict], rows: list[dict]) -> str:
-  """A method's accuracy less OPSD's on the same problems and seeds, with the
+  """A method's accuracy minus OPSD's on the same problems and seeds, with the
   interval and p-value of statistics.compare."""
   opsd = {r["seed"]: r for r in runs if r["method"] == "OPSD"}
   both = [(opsd[r["seed"]], r) for r in rows if r["seed"] in opsd]
   if not both or rows[0]["method"] == "OPSD":
     return ""
   correct_2xSxN = [
-    [[int(c) for c in r["right"]] for r in side] for side in zip(*both, strict=True)
+    [[int(c) for c in r["correct"]] for r in side] for side in zip(*both, strict=True)
   ]
   a_N, b_N = np.mean(correct_2xSxN, 1)
   d = statistics.compare(a_N, b_N, resamples=10_000, seed=0)
@@ -166,8 +164,8 @@ def against_opsd(runs: list[dict], rows: list[dict]) -> str:
 
 
 def table(runs: list[dict]) -> str:
-  """Markdown, one row a method; minutes are of its rollouts and steps, the
-  median of the seeds that ran on two cores (a line's `device` names another)."""
+  """A Markdown table, one row a method. Minutes are those of rollouts and steps, the
+  median of the seeds that ran on two cores (a run's `device` names another)."""
   lines = [
     "| | greedy accuracy | of each seed | less OPSD, paired | sampled |"
     " truncated | drift | generated tokens | minutes |",
@@ -179,7 +177,7 @@ def table(runs: list[dict]) -> str:
 
   first = [r["evals"][0] for r in runs]
   value = mean(first, "accuracy")
-  N = len(runs[0]["right"])
+  N = len(runs[0]["correct"])
   low, high = statistics.wilson(value * N, N)
   lines.append(
     f"| base | {value:.3f} [{low:.3f}, {high:.3f}] | | |"
@@ -203,7 +201,7 @@ def table(runs: list[dict]) -> str:
 
 
 def draw(runs: list[dict], path: pathlib.Path) -> None:
-  """Final accuracy of every method, and against what else has changed."""
+  """Draws the final accuracy of every method, and accuracy over drift."""
   methods = by_method(runs)
   figure = style.figure(11, 0.32 * len(methods) + 1.6)
   bars, plane = figure.subplots(1, 2)
@@ -220,7 +218,7 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
     drift = np.mean([e["drift"] for e in ends])
     plane.plot(drift, value, "o", color=colour)
     places.append((value, drift, method))
-  height = np.inf  # of the label above: none covers another
+  height = np.inf  # of the label above, so that labels do not overlap
   for value, drift, method in sorted(places, reverse=True):
     height = min(value, height - 0.045)
     plane.annotate(
@@ -257,14 +255,18 @@ def draw(runs: list[dict], path: pathlib.Path) -> None:
 
 def main(argv=None) -> None:
   parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-  parser.add_argument("--workdir", type=pathlib.Path, help="of all cells")
-  parser.add_argument("--only", default="", help="methods with this text")
-  parser.add_argument("--commands", action="store_true", help="print, run none")
+  parser.add_argument("--workdir", type=pathlib.Path, help="directory of all cells")
+  parser.add_argument(
+    "--only", default="", help="methods whose names contain this text"
+  )
+  parser.add_argument(
+    "--commands", action="store_true", help="print the command of each cell, train none"
+  )
   args = parser.parse_args(argv)
   results = HERE / "methods.jsonl"
   if not any(args.only in method for method in METHODS):
     raise SystemExit(
-      f"error: no method's name holds {args.only!r}; known: {', '.join(METHODS)}"
+      f"error: no method's name contains {args.only!r}; known: {', '.join(METHODS)}"
     )
   if args.workdir and args.commands:
     for method in METHODS:
@@ -277,7 +279,9 @@ def main(argv=None) -> None:
     keep(results, gathered(args.workdir, args.only))
   runs = read(results)
   if not runs:
-    raise SystemExit(f"error: no finished cell in {results}: give --workdir")
+    raise SystemExit(
+      f"error: {results} has no finished cell: give --workdir to train them"
+    )
   draw(runs, HERE / "methods.png")
   print(table(runs))
 

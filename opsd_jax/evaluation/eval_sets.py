@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from opsd_jax import setup, spec, tasks
-from opsd_jax.data import sources
+from opsd_jax.data import sources, splits
 from opsd_jax.runtime import paths
 from opsd_jax.structs import Example
 
@@ -68,13 +68,13 @@ def open_set(
   if wanted.task:
     dropped = {}
     examples = sources.load(wanted.source, sources.Columns()).examples
-    examples = sources.answered(task, examples, dropped, "evaluation")
+    examples = splits.drop_unanswered(task, examples, dropped, "evaluation")
     examples = examples[:count]
     about = {
       "source": wanted.source,
       "task": task,
       "without_answer": sum(dropped.values()),
-      "repeated": len(examples) - len(sources.by_text(examples)),
+      "repeated": len(examples) - len(splits.group_by_question(examples)),
     }
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")
@@ -122,7 +122,7 @@ def training_questions(run_dir) -> set[str] | None:
     return None
   config = setup.read_config(paths.open_workdir(run_dir))
   try:
-    problems = setup.problems_of(config)
+    problems = setup.load_split(config)
   except ValueError as e:
     print(f"unknown which questions {run_dir} was trained on: {e}", flush=True)
     return None

@@ -275,7 +275,7 @@ def train_programs(config, run: AbstractRun):
   layout = jax.tree.map(lambda x: x.sharding, run.state)
   with jax.set_mesh(run.mesh):
     programs = train.compile_steps(config, run, layout)
-    values = schedules.at(config.schedule, 0)
+    values = schedules.values_at(config.schedule, 0)
     values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
     if not programs.score:
       return None, programs.train.lower(run.state, run.batch, run.frozen, values)

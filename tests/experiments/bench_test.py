@@ -1,4 +1,4 @@
-"""What a benchmark does beside measuring; no timings here."""
+"""Everything of the benchmarks but their timings."""
 
 import io
 import json
@@ -27,13 +27,13 @@ def test_summary_of_steps():
     {"seconds": s, "response_tokens": n, "compiles": k}
     for s, n, k in ((4.0, 300, 0), (2.0, 310, 1), (8.0, 320, 0))
   ]
-  got = steps.summary(rows)
-  assert got["steps"] == 3
-  assert got["steps_per_second"] == 0.25  # by the median
-  assert got["seconds"] == {"median": 4.0, "min": 2.0, "max": 8.0}
-  assert got["mean_response_tokens"] == 310
-  assert got["tokens_per_second"] == 930 / 14
-  assert got["compiles"] == 1
+  summary = steps.summary(rows)
+  assert summary["steps"] == 3
+  assert summary["steps_per_second"] == 0.25  # by the median
+  assert summary["seconds"] == {"median": 4.0, "min": 2.0, "max": 8.0}
+  assert summary["mean_response_tokens"] == 310
+  assert summary["tokens_per_second"] == 930 / 14
+  assert summary["compiles"] == 1
 
 
 def test_lines_are_json_with_short_numbers(capsys):
@@ -65,7 +65,7 @@ def test_a_wrong_flag_is_one_line(argv):
     bench.main(argv)
 
 
-def test_prompts_are_told_apart():
+def test_different_prompts_have_different_fingerprints():
   rows = [[1, 2, 3], [4]]
   same = [np.array(r, np.int64) for r in rows]
   assert workers.fingerprint(rows) == workers.fingerprint(same)
@@ -123,14 +123,14 @@ def test_prompts_are_made_as_long_as_the_shape_says(sums):
   shape = shapes.Shape(2, student=201, teacher=403)
   (example, *_) = shapes.examples(config, shapes.Shape(2), tokenizer)
   made = shapes.lengthened(config.context, example, shape, tokenizer, "!")
-  (asked,) = build_prompts(config.context, tokenizer, [made], 999, {}, "x")
-  assert (len(asked.student_ids), len(asked.teacher_ids)) == (201, 403)
+  (prompts,) = build_prompts(config.context, tokenizer, [made], 999, {}, "x")
+  assert (len(prompts.student_ids), len(prompts.teacher_ids)) == (201, 403)
   assert made.question.startswith(example.question)
   with pytest.raises(ValueError, match="expected 201 of the student"):
     shapes.lengthened(config.context, example, shape, tokenizer, "two")
 
 
-def test_a_shape_is_what_the_config_asks_for():
+def test_the_config_has_the_sizes_of_the_shape():
   config = shapes.experiment("tiny", "ragged", steps=3)
   assert config.rollout.prompts_per_step == 64 and config.rollout.max_new_tokens == 128
   assert config.steps == shapes.WARM_UP + 3
@@ -158,9 +158,9 @@ def test_both_ways_of_a_loss_agree(name):
   )
   assert float(b) > 1e-3
   np.testing.assert_allclose(a, b, rtol=1e-5)
-  for got, expected in zip(grads, others, strict=True):
+  for gradient, expected in zip(grads, others, strict=True):
     assert np.abs(expected).max() > 1e-5
-    np.testing.assert_allclose(got, expected, rtol=1e-4, atol=1e-7)
+    np.testing.assert_allclose(gradient, expected, rtol=1e-4, atol=1e-7)
 
 
 def test_slopes():
@@ -189,7 +189,7 @@ def test_rollouts_that_grow_have_the_log_probs_of_a_forward_pass(monkeypatch, ca
 
 
 @pytest.mark.parametrize("ceilings", [lines.ceilings, lines.device_ceilings])
-def test_a_machine_says_what_it_does_at_most(monkeypatch, ceilings):
+def test_ceilings_are_positive(monkeypatch, ceilings):
   monkeypatch.setattr(lines, "SIZE", 2**16)
   monkeypatch.setattr(lines, "SIDE", 64)
   most = ceilings()

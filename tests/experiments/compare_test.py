@@ -8,7 +8,7 @@ from experiments.largest_number import compare
 from opsd_jax.sweeps import run as sweep
 
 
-def write_run(directory, *, source="student", right=(1, 1, 0, 1)):
+def write_run(directory, *, source="student", correct=(1, 1, 0, 1)):
   """A finished run of two steps, as train_and_evaluate leaves it."""
   (directory / "samples").mkdir(parents=True)
   scores = dict(drift=0.1, tokens=9.0, truncated=0.0, sampled_accuracy=0.5)
@@ -32,16 +32,16 @@ def write_run(directory, *, source="student", right=(1, 1, 0, 1)):
       "loss": 2.0,
     },
     {"step": 2, "response_tokens": 50, "time/rollout": 30, "loss": 1.0},
-    evaluation(2, sum(right) / 4),
+    evaluation(2, sum(correct) / 4),
   ]
 
   def lines(found):
     return "".join(json.dumps(x) + "\n" for x in found)
 
   (directory / "metrics.jsonl").write_text(lines(rows))
-  judged = lines({"score": s} for s in right)
-  (directory / "samples" / "eval_000002.jsonl").write_text(judged)
-  (directory / "samples" / "eval_000000.jsonl").write_text(judged)
+  samples = lines({"score": s} for s in correct)
+  (directory / "samples" / "eval_000002.jsonl").write_text(samples)
+  (directory / "samples" / "eval_000000.jsonl").write_text(samples)
   config = {"rollout": {"source": source}}
   (directory / "config.json").write_text(json.dumps(config))
   (directory / "summary.json").write_text(json.dumps({"seconds": 90.2}))
@@ -50,16 +50,16 @@ def write_run(directory, *, source="student", right=(1, 1, 0, 1)):
 
 def test_a_run_is_gathered_with_the_tokens_that_it_generated(tmp_path):
   run = compare.gather("OPSD", 1, write_run(tmp_path / "a"))
-  assert (run["right"], run["generated_tokens"]) == ("1101", 120)
+  assert (run["correct"], run["generated_tokens"]) == ("1101", 120)
   assert [e["step"] for e in run["evals"]] == [0, 2]
   assert (run["seconds"], run["teacher"], run["seed"]) == (90, 1.0, 1)
   assert (run["loss"], run["teacher_sampled"]) == (1.0, 0.4)
-  told = write_run(tmp_path / "b", source="dataset")
-  assert compare.gather("SFT on the reference", 0, told)["generated_tokens"] == 0
+  of_dataset = write_run(tmp_path / "b", source="dataset")
+  assert compare.gather("SFT on the reference", 0, of_dataset)["generated_tokens"] == 0
 
 
 def test_the_interval_is_over_problems_not_over_seeds(tmp_path):
-  """The same problems right in all seeds: more seeds make nothing narrower."""
+  """With the same problems correct in all seeds, more seeds narrow nothing."""
   once = compare.gather("GRPO", 0, write_run(tmp_path / "a"))
   value, low, high = compare.interval([once])
   assert (value, compare.interval([once] * 3)) == (0.75, (0.75, low, high))
@@ -69,8 +69,8 @@ def test_the_interval_is_over_problems_not_over_seeds(tmp_path):
 def test_the_table_has_a_row_a_method_and_the_base(tmp_path):
   runs = [
     compare.gather("OPSD", 0, write_run(tmp_path / "a")),
-    compare.gather("OPSD", 1, write_run(tmp_path / "b", right=(1, 1, 1, 1))),
-    compare.gather("GRPO", 0, write_run(tmp_path / "c", right=(0, 0, 0, 1))),
+    compare.gather("OPSD", 1, write_run(tmp_path / "b", correct=(1, 1, 1, 1))),
+    compare.gather("GRPO", 0, write_run(tmp_path / "c", correct=(0, 0, 0, 1))),
   ]
   _, _, base, grpo, opsd = compare.table(runs).splitlines()
   assert base.startswith("| base | 0.250 [0.046, 0.699] |")
@@ -160,7 +160,7 @@ def test_studies_of_two_machines_come_together(tmp_path):
   found = [(r["method"], r["seed"], r["seconds"]) for r in runs]
   assert found == [("GRPO", 1, 90), ("OPSD", 0, 90), ("OPSD", 2, 90)]
   assert [r["teacher"] for r in runs] == [None, 1.0, 1.0]
-  compare.draw(runs[:1], tmp_path / "a.png")  # nobody was told anything
+  compare.draw(runs[:1], tmp_path / "a.png")  # no run has a teacher's accuracy
 
 
 def test_a_method_that_is_none_is_refused():
