@@ -50,13 +50,13 @@ def run(cells, workdir) -> pd.DataFrame:
       "run is for one process: on several, start every cell by its command"
     )
   workdir, errors = paths.open_workdir(workdir), {}
-  waiting, at = cells, None
+  waiting, programs = cells, None
   with tqdm(total=len(cells), desc="cells") as bar:
     for wait in (False, True):
       busy = []
       for cell in waiting:
         bar.set_postfix_str(cell.name)
-        at = keep_programs_of(cell, at)
+        programs = keep_programs_of(cell, programs)
         with paths.locked(workdir / ".locks" / cell.name, wait) as is_ours:
           if is_ours:
             errors[cell.name] = attempt(cell, workdir)
