@@ -79,8 +79,8 @@ def _parse(path):
     if end - start != math.prod(shape) * dtype.itemsize:
       raise ValueError(f"{name}, {dtype}{shape}, has {end - start} bytes")
     entries[name] = Entry(path, dtype, shape, begin + start)
-  if at != size:
-    raise ValueError(f"it has {size} bytes, but its tensors end at {at}")
+  if offset != size:
+    raise ValueError(f"it has {size} bytes, but its tensors end at {offset}")
   return entries, begin
 
 
