@@ -113,7 +113,10 @@ def card(
       if "distill" in terms
       else "it learned from its terms below, without a teacher's distribution"
     ),
-    terms=", ".join(f"`{name}` x {scale:g}" for name, scale in terms.items()),
+    terms=", ".join(
+      f"`{name}` ({function_of(config, name)}) x {scale:g}"
+      for name, scale in terms.items()
+    ),
     teacher=config["teacher.name"],
     privileged=config["context.privileged"],
     rollout=config["rollout.source"],
@@ -127,6 +130,12 @@ def card(
       f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
     ),
   )
+
+
+def function_of(config: dict, term: str) -> str:
+  """What a term compares or learns by: its divergence, surrogate or estimator."""
+  fields = ("divergence.name", "surrogate.name", "estimator", "ranking.name", "kind")
+  return next(v for f in fields if (v := config.get(f"loss.{term}.{f}")))
 
 
 def is_repo(source: str) -> bool:
