@@ -100,12 +100,12 @@ def data(config: ConfigDict) -> None:
   config.data.eval = "task"  # what training asks too is removed from training
   # columns: a name, "auto" for what the public files call it, "" for none
   config.data.problem = "auto"
-  config.data.solution = "auto"
+  config.data.solution = "auto"  # column of the worked solution; "": none
   config.data.answer = "auto"  # without one: the solution's last \boxed{}
   config.data.id = "auto"  # without one: from the problem's text
   config.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
   config.data.train_limit = 0  # problems from the source's beginning; 0: all
-  config.data.eval_limit = 0
+  config.data.eval_limit = 0  # as data.train_limit
   # True: learn on the evaluation's own problems, as test-time training does;
   # the summary says so
   config.data.test_time = False
@@ -123,16 +123,18 @@ def pipeline(config: ConfigDict) -> None:
   # privileged prompt answers), rescue (teacher_view where all were wrong), or
   # dataset (the reference solutions)
   config.rollout.source = "student"
-  config.rollout.prompts_per_step = 16  # a step
-  config.rollout.samples_per_prompt = 1  # responses a prompt
-  config.rollout.max_new_tokens = 16
-  config.rollout.temperature = 1.0
+  config.rollout.prompts_per_step = 16  # of all processes
+  config.rollout.samples_per_prompt = 1  # responses to each prompt
+  config.rollout.max_new_tokens = 16  # tokens of a response at most
+  config.rollout.temperature = 1.0  # 0: greedy
   config.rollout.top_k = 0  # 0: off
   config.rollout.top_p = 1.0  # 1: off
   config.rollout.min_p = 0.0  # 0: off
   config.rollout.slots = 64  # responses decoded at once, at most
-  config.rollout.host_sync_every = 32  # tokens between two looks for ended ones
-  config.rollout.stop = ()  # texts; a response ends with the token that completes one
+  config.rollout.host_sync_every = (
+    32  # decode steps between host checks for finished rows
+  )
+  config.rollout.stop = ()  # strings; a response ends with the token that completes one
 
   config.context = ConfigDict()  # what each teacher view reads
   # short, paper, upstream, plain; reprompt, reprompt_boxed after verdicts
@@ -141,16 +143,17 @@ def pipeline(config: ConfigDict) -> None:
   # sibling, feedback, sibling_or_feedback, sibling_and_feedback, remembered
   config.context.privileged = "solution"
   config.context.also_privileged = ()  # views 2, 3, ...: further names
-  config.context.include_self = False  # sibling: may a response be its own
-  # chat-template arguments of each side; None leaves the template's default
+  config.context.include_self = False  # sibling: a correct response may read itself
+  # chat-template arguments of the student; None: the template's default
   config.context.student_args = ConfigDict({"enable_thinking": placeholder(bool)})
+  # and of the teachers
   config.context.teacher_args = ConfigDict({"enable_thinking": placeholder(bool)})
 
   config.routing = ConfigDict()  # how much each response counts in each term
   # all, correct, wrong_to_teacher, pass_rate, both_views, rescued
   config.routing.name = "all"
   config.routing.a = 1.0  # pass_rate: p^a (1 - p)^b
-  config.routing.b = 1.0
+  config.routing.b = 1.0  # pass_rate
   config.routing.alpha = 0.5  # both_views: share of the teacher's view
 
   config.rewards = ConfigDict()  # learning from the task's verdicts
@@ -246,7 +249,7 @@ def term(kind: str, scale: float = 0.0, **fields) -> ConfigDict:
 
 def distill(t: ConfigDict) -> None:
   """A divergence of the student from a target."""
-  t.target = "teacher"
+  t.target = "teacher"  # the name of a node of targets
   t.divergence = ConfigDict()
   # forward_kl, reverse_kl, jsd, total_variation, squared_hellinger, chi_square,
   # alpha, sampled_token
@@ -275,7 +278,7 @@ def policy_gradient(t: ConfigDict) -> None:
 
 def kl_penalty(t: ConfigDict) -> None:
   """An estimate of KL(student || target) from the sampled token."""
-  t.target = "reference"
+  t.target = "reference"  # the name of a node of targets
   t.estimator = "k3"  # k1, k2, k3, ratio_k3
 
 
@@ -285,7 +288,7 @@ def nll(t: ConfigDict) -> None:
 
 def ranking(t: ConfigDict) -> None:
   """A loss of the order of vocabulary entries."""
-  t.target = "teacher"
+  t.target = "teacher"  # the name of a node of targets
   t.ranking = ConfigDict({"name": "list_mle", "k": 10})  # entries compared
 
 
@@ -307,13 +310,13 @@ def learning(config: ConfigDict) -> None:
   """The optimiser."""
   config.optimizer = ConfigDict()  # AdamW
   config.optimizer.updates_per_batch = 1  # optimiser steps on each batch of rollouts
-  config.optimizer.learning_rate = 2e-4
+  config.optimizer.learning_rate = 2e-4  # at the end of warm-up
   config.optimizer.decay = "linear"  # constant, linear, cosine; after warm-up
-  config.optimizer.warmup_steps = 10
-  config.optimizer.b1 = 0.9
-  config.optimizer.b2 = 0.95
-  config.optimizer.eps = 1e-8
-  config.optimizer.weight_decay = 0.0
+  config.optimizer.warmup_steps = 10  # of a linear rise from 0
+  config.optimizer.b1 = 0.9  # decay of the first moment
+  config.optimizer.b2 = 0.95  # decay of the second moment
+  config.optimizer.eps = 1e-8  # added to the root of the second moment
+  config.optimizer.weight_decay = 0.0  # decoupled, times the learning rate
   config.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
   config.optimizer.mu_dtype = "float32"  # of the first moment; or bfloat16
   config.optimizer.master = True  # float32 weights beside 16-bit parameters
@@ -326,21 +329,21 @@ def watching(config: ConfigDict) -> None:
   config.eval.every = 20  # steps; also at step 0 and at the end
   config.eval.temperature = 1.0  # of the sampled replies; the others are greedy
   config.eval.samples = 1  # sampled replies a problem
-  config.eval.max_new_tokens = 16
+  config.eval.max_new_tokens = 16  # tokens of a response at most
   config.eval.slots = 64  # as rollout.slots
-  config.eval.host_sync_every = 32
+  config.eval.host_sync_every = 32  # as rollout.host_sync_every
   config.eval.stop = ()  # of replies to the task; not of those drift is taken from
   config.eval.drift_prompts = 64  # unrelated prompts, of the 64 shipped
   config.eval.drift_tokens = 32  # length of the base's replies to them
 
   config.checkpoint = ConfigDict()
   config.checkpoint.every = 10  # steps; also at the end
-  config.checkpoint.keep = 1
+  config.checkpoint.keep = 1  # newest checkpoints on disk
 
   config.log = ConfigDict()
   config.log.samples = 2  # rollouts shown with their per-token divergence
   config.log.samples_every = 10  # steps
-  config.log.tensorboard = True
+  config.log.tensorboard = True  # write event files to <workdir>/tb
 
   config.profile = ConfigDict()  # a trace in <workdir>/profile, for TensorBoard
   config.profile.start = 2  # the first step of it, counted from 0

@@ -93,12 +93,13 @@ def gather(method: str, seed: int, workdir: pathlib.Path) -> dict:
   samples = workdir / "samples" / f"eval_{evals[-1]['step']:06d}.jsonl"
   scores = [row["score"] for row in paths.read_rows(samples)]
   config = paths.read_json(workdir / "config.json")
-  is_sampled = config["rollout"]["source"] == "student"
+  is_sampled = config["rollout"]["source"] != "dataset"
   keys = ("accuracy", "sampled_accuracy", "drift", "tokens", "truncated")
   seconds = sum(r.get("time/rollout", 0) + r.get("time/step", 0) for r in rows)
 
   def of_teacher(key):
-    return round(evals[0][f"eval/{key}"], 4) if METHODS[method][0] == OPSD else None
+    value = evals[0].get(f"eval/{key}")  # absent where its prompt needs rollouts
+    return round(value, 4) if value is not None and METHODS[method][0] == OPSD else None
 
   return {
     "method": method,

@@ -1,6 +1,6 @@
 """Targets: which teachers a term compares with, and how their logits mix.
 
-A teacher is (view, weights): view 0 is the student's student prompt, 1, 2, ... what
+A teacher is (view, weights): view 0 is the student's own prompt, 1, 2, ... what
 config.context gives the teachers; weights are `live` (the student's), a memory
 by its role (`teacher`, `reference`) or another model's (`external`). A target is
 

@@ -1,12 +1,12 @@
 """Causal self-attention over whole rows: one function, several backends.
 
-Rows are right-padded, so causality alone hides padding from real tokens; what
-comes out at padding is finite and means nothing. All backends compute
+Rows are right-padded, so causality alone hides padding from real tokens; outputs
+at padding are finite and unused. All backends compute
 
-  softmax(q k / sqrt(C)) v over the keys j <= i of query i's own segment,
+  softmax(q k / sqrt(C)) v over the keys j <= i of query i's segment,
 
-softmax in float32, H/K queries to a key, and differ in where they run and in
-what they keep: `xla` an L x L matrix, the others at most a few of its rows.
+softmax in float32, H/K queries to a key. They differ in the devices they run on and
+in memory: `xla` keeps an L x L matrix, the others at most a few of its rows.
 """
 
 from typing import NamedTuple
@@ -18,19 +18,29 @@ from jax.sharding import PartitionSpec as P
 from opsd_jax.registry import pick
 from opsd_jax.runtime.sharding_rules import ROWS, precision
 
-CHUNK = 512  # queries at a time of `chunked`; rows up to it are dense
+CHUNK = 512  # queries that `chunked` attends at a time
 LANES = 128  # of a TPU's vector register: splash's blocks are multiples
-INTERPRET = False  # emulates splash off the TPU, very slowly; tests only
+INTERPRET = False  # emulates splash without a TPU, very slowly; for tests
 
 
 def attend(
   q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, *, backend: str, segments_BxL=None, parents_BxL=None
 ):
-  """y_BxLxHxC; `backend` is a name in `ALL`, see `resolve`.
+  """Causal self-attention.
 
-  segments_BxL (int32), for rows packed of several sequences: a query sees its
-  own segment and, where parents_BxL is given, the segment named there: a prompt
-  that several responses share. Raises ValueError for a backend that cannot.
+  Args:
+    q_BxLxHxC, k_BxLxKxC, v_BxLxKxC: queries, keys and values.
+    backend: a name in `ALL`, see `resolve`.
+    segments_BxL: int32, for rows packed of several sequences: a query only sees
+      keys of its own segment; None: a row is one sequence.
+    parents_BxL: int32, a second segment that a query sees: a prompt that several
+      responses share.
+
+  Returns:
+    y_BxLxHxC
+
+  Raises:
+    ValueError: the backend does not support segments or parents.
   """
   seen = segments_BxL
   if parents_BxL is not None and not supports_shared_prefix(backend):
@@ -43,23 +53,21 @@ def attend(
 
 
 class Seen(NamedTuple):
-  """Of each token, its segment and the one that it sees beside."""
+  """The two segments that each token sees: its own, and its parent."""
 
   segment_BxL: jax.Array
   parent_BxL: jax.Array
 
 
 def supports_shared_prefix(backend: str) -> bool:
-  """Whether responses in a row can read one prompt."""
+  """Whether several responses in a row can read the same prompt."""
   return backend in ("xla", "chunked")
 
 
 def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
-  """y_BxLxHxC over the keys that are seen.
-
-  The H/K queries that share a key are rows of one matrix: two plain batched
-  matmuls, nothing repeated.
-  """
+  """y_BxLxHxC over the S keys for which seen_BxLxS is true."""
+  # Naive: repeat each key H/K times. Instead the G = H/K queries that share a key
+  # become rows of one matrix, which leaves two batched matmuls and no copies.
   B, L, H, C = q_BxLxHxC.shape
   S, K = k_BxSxKxC.shape[1:3]
   G = H // K
@@ -81,7 +89,8 @@ def dense(q_BxLxHxC, k_BxSxKxC, v_BxSxKxC, seen_BxLxS):
 
 
 def decode_attention(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
-  """y_BxHxC of one query a row, at pos_B, over slots 0..pos of its cache."""
+  """y_BxHxC of one query a row, at position pos_B, over positions 0..pos of its
+  cache."""
   B, H, C = q_BxHxC.shape
   K, S = v_BxKxSxC.shape[1:3]
   q_BxKxGxC = (q_BxHxC * C**-0.5).reshape(B, K, H // K, C)
@@ -103,23 +112,23 @@ def decode_attention(q_BxHxC, k_BxKxCxS, v_BxKxSxC, pos_B):
   return y_BxKxGxC.reshape(B, H, C)
 
 
-def causal(at_L, S: int, queries=None, keys=None):
-  """seen_BxLxS: which of S keys the queries at positions at_L see.
+def causal(pos_L, S: int, queries=None, keys=None):
+  """seen_BxLxS: whether the query at position pos_L sees each of S keys.
 
-  queries, keys: the segments (or `Seen`) of the queries and of all keys.
+  queries, keys: the segments (or `Seen`) of the L queries and of the S keys.
   """
-  seen_BxLxS = (jnp.arange(S) <= at_L[:, None])[None]
+  seen_BxLxS = (jnp.arange(S) <= pos_L[:, None])[None]
   if queries is None:
     return seen_BxLxS
 
-  def of(a_BxL, b_BxS):
+  def equal(a_BxL, b_BxS):
     return a_BxL[..., None] == b_BxS[:, None]
 
   if not isinstance(queries, Seen):
-    return seen_BxLxS & of(queries, keys)
+    return seen_BxLxS & equal(queries, keys)
   segment = keys.segment_BxL
   return seen_BxLxS & (
-    of(queries.segment_BxL, segment) | of(queries.parent_BxL, segment)
+    equal(queries.segment_BxL, segment) | equal(queries.parent_BxL, segment)
   )
 
 
@@ -131,11 +140,8 @@ def xla(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
 
 
 def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
-  """`xla` for at most CHUNK queries at a time, again in the backward pass.
-
-  Memory grows with L, not with its square. The backward pass makes each chunk
-  once more.
-  """
+  """`xla` for at most CHUNK queries at a time: memory grows with L, not with its
+  square. The backward pass computes each chunk again."""
   B, L, H, C = q_BxLxHxC.shape
   n, size = split(L, CHUNK)
   if n == 1:
@@ -145,13 +151,13 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
     x = pad(x, n * size)
     return x.reshape(B, n, size, *x.shape[2:]).swapaxes(0, 1)
 
-  def of_chunk(chunk):
+  def attend_chunk(chunk):
     positions, q, segments = chunk
     seen = causal(positions, L, segments, segments_BxL)
     return dense(q, k_BxLxKxC, v_BxLxKxC, seen)
 
   y = jax.lax.map(
-    jax.checkpoint(of_chunk, prevent_cse=False),  # a loop body: no CSE
+    jax.checkpoint(attend_chunk, prevent_cse=False),  # a loop body: no CSE
     (
       jnp.arange(n * size).reshape(n, size),
       chunks(q_BxLxHxC),
@@ -162,8 +168,7 @@ def chunked(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
 
 
 def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
-  """cuDNN's fused kernels, on NVIDIA GPUs, in 16 bits; their gradient takes
-  even lengths only, so that odd rows get a place at the right."""
+  """cuDNN's fused kernels, on NVIDIA GPUs, in 16 bits."""
   if segments_BxL is not None:
     raise ValueError(
       "attention 'cudnn' got segments_BxL: cuDNN does not see segments and"
@@ -175,24 +180,22 @@ def cudnn(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
       " float16; set the model's dtype, or use 'chunked'"
     )
   L = q_BxLxHxC.shape[1]
+  # The kernels' gradient takes even lengths only.
   q, k, v = (pad(x, L + L % 2) for x in (q_BxLxHxC, k_BxLxKxC, v_BxLxKxC))
   return fused(q, k, v, "cudnn")[:, :L]
 
 
 def fused(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, implementation: str):
-  """JAX's own attention; it scales by C**-0.5 and takes K < H as it is."""
+  """jax.nn's attention, which scales by C**-0.5 and broadcasts K < H keys."""
   return jax.nn.dot_product_attention(
     q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, is_causal=True, implementation=implementation
   )
 
 
 def splash(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
-  """JAX's splash attention, Pallas kernels for TPUs, under the mesh in context.
-
-  The compiler cannot split a kernel, so `shard_map` does: rows over data and
-  fsdp, heads over tensor. As elsewhere, what a mesh axis does not divide stays
-  whole on every device.
-  """
+  """JAX's splash attention, Pallas kernels for TPUs, under the mesh in context."""
+  # The compiler cannot partition a kernel, so `shard_map` does: rows over data and
+  # fsdp, heads over tensor. An axis that does not divide stays whole.
   mesh = jax.sharding.get_abstract_mesh()
   arguments = q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL
   if mesh.empty:
@@ -210,9 +213,9 @@ def splash(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL=None):
 
 
 def splash_on_device(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL):
-  """One device's rows and heads. L is padded to whole blocks at the right,
-  where nothing real looks."""
-  # Imported where it is wanted: no other backend needs Pallas.
+  """Splash attention of one device's rows and heads; L is padded to whole blocks on
+  the right, which causality hides."""
+  # Deferred: no other backend needs Pallas.
   from jax.experimental.pallas.ops.tpu import splash_attention as pallas
 
   _, L, H, C = q_BxLxHxC.shape
@@ -240,24 +243,22 @@ def splash_on_device(q_BxLxHxC, k_BxLxKxC, v_BxLxKxC, segments_BxL):
 
 
 def splash_blocks(L: int):
-  """(how many blocks a row has, their size).
-
-  A causal kernel computes n (n + 1) / 2 of n x n blocks, 1 / n more than it
-  needs, and pays for every block it starts: 1,024 wide where that leaves at
-  least four, else 512.
-  """
+  """(blocks of a row, their size)."""
+  # A causal kernel computes n (n + 1) / 2 of n x n blocks, 1 / n more than needed,
+  # and each block has a fixed cost: 1,024 wide where that leaves at least four
+  # blocks, else 512.
   n, size = split(L, 1024 if L >= 4096 else 512)
   return n, -(-size // LANES) * LANES
 
 
 def split(L: int, most: int):
-  """(n, size): L in the fewest parts that are at most `most` long."""
+  """(n, size): the fewest parts of L that are at most `most` long."""
   n = -(-L // most)
   return n, -(-L // n)
 
 
 def pad(x_BxL, length: int):
-  """Zeros at the right of the second axis, up to `length`."""
+  """x with zeros on the right of the second axis, up to `length`."""
   widths = [(0, 0)] * x_BxL.ndim
   widths[1] = (0, length - x_BxL.shape[1])
   return jnp.pad(x_BxL, widths)
@@ -275,11 +276,18 @@ def resolve(
   packed: bool = False,
   capability: str = "8.0",
 ) -> str:
-  """The backend that `name` means there; "auto" is the fastest that can run.
+  """The backend that `name` stands for; "auto" is the fastest that can run.
 
-  platform: tpu, cpu, cuda or rocm; gpu (all that a device says of itself) is
-  taken for cuda. capability: a CUDA device's `compute_capability`. Raises
-  ValueError for a name that is not known or cannot run there.
+  Args:
+    name: "auto", or a name in `ALL`.
+    platform: tpu, cpu, cuda, rocm, or gpu, as jax calls both, which is read as cuda.
+    dtype: of activations.
+    head_dim: channels of a head.
+    packed: rows hold several sequences.
+    capability: a CUDA device's `compute_capability`.
+
+  Raises:
+    ValueError: the name is unknown, or the backend cannot run.
   """
   if name not in ALL and name != "auto":
     raise ValueError(f"unknown attention {name!r}, known: auto, {', '.join(ALL)}")
@@ -291,8 +299,8 @@ def resolve(
   ]
   if name != "auto" and name not in able:
     raise ValueError(
-      f"attention {name!r} cannot run here: {unsupported_reason(name, *runtime)}; on {platform}"
-      f" in {dtype} it is one of auto, {', '.join(able)}"
+      f"attention {name!r} cannot run: {unsupported_reason(name, *runtime)}; on"
+      f" {platform} in {dtype} model.attention is one of auto, {', '.join(able)}"
     )
   return able[0] if name == "auto" else name
 
@@ -300,7 +308,7 @@ def resolve(
 def unsupported_reason(
   name, platform, dtype, head_dim, packed, capability
 ) -> str | None:
-  """What keeps a backend from running there, if anything does."""
+  """Why a backend cannot run, None where it can; arguments as `resolve`."""
   if name == "splash":
     if platform != "tpu":
       return f"its kernels are for TPUs, this is {platform}"

@@ -1,11 +1,11 @@
-"""The sizes of a decoder, read from a Hugging Face config or GGUF metadata."""
+"""ModelConfig: a decoder's sizes, read from a Hugging Face config or GGUF metadata."""
 
 import dataclasses
 
 
 @dataclasses.dataclass(frozen=True)
 class ModelConfig:
-  """What tells one decoder from another; hashable, static under jit."""
+  """Sizes and options of one decoder; hashable, static under jit."""
 
   family: str  # llama, qwen2, qwen3
   vocab_size: int
@@ -24,7 +24,7 @@ class ModelConfig:
   qkv_bias: bool
   qk_norm: bool
   tied: bool  # the unembedding is the embedding
-  # How to run it:
+  # Chosen by the experiment, not by the model:
   dtype: str  # of activations and matmuls
   param_dtype: str
   scan_layers: bool  # one compiled layer, stacked weights
@@ -40,22 +40,21 @@ FAMILIES = {  # model_type -> (qkv_bias, qk_norm)
 }
 
 
-def refuse(what: str, got, expected) -> None:
-  raise ValueError(f"unsupported model: {what} is {got!r}, expected {expected}")
+def refuse(name: str, value, expected) -> None:
+  raise ValueError(f"unsupported model: {name} is {value!r}, expected {expected}")
 
 
 def need(sizes: dict, name: str):
-  """sizes[name]; raises ValueError naming it where it is not given."""
+  """sizes[name]; raises ValueError naming it where it is missing."""
   if sizes.get(name) is None:
     raise ValueError(f"the model's configuration does not give {name}")
   return sizes[name]
 
 
-def from_hf(hf_config: dict, **run) -> ModelConfig:
-  """The ModelConfig of a parsed config.json; `run` says how to run it.
+def from_hf(hf_config: dict, **runtime) -> ModelConfig:
+  """The ModelConfig of a parsed config.json; `runtime`: the experiment's fields.
 
-  Raises ValueError, naming it, for any architecture or feature that the
-  decoder does not have.
+  Raises ValueError naming an architecture or feature that the decoder lacks.
   """
   family = hf_config.get("model_type")
   if family not in FAMILIES:
@@ -93,11 +92,12 @@ def from_hf(hf_config: dict, **run) -> ModelConfig:
     qkv_bias=bias,
     qk_norm=qk_norm,
     tied=hf_config.get("tie_word_embeddings", False),
-    **run,
+    **runtime,
   )
 
 
 def rope_scaling(rope: dict) -> tuple | None:
+  """ModelConfig.rope_scaling of Hugging Face's RoPE settings."""
   kind = rope.get("rope_type", rope.get("type", "default"))
   if kind == "default":
     return None
@@ -119,8 +119,8 @@ def rope_scaling(rope: dict) -> tuple | None:
 
 
 def to_hf(model_config: ModelConfig) -> dict:
-  """The inverse of `from_hf`: a config.json, in the form that every version of
-  transformers reads."""
+  """The inverse of `from_hf`: a config.json that every version of transformers
+  reads."""
   classes = {"llama": "Llama", "qwen2": "Qwen2", "qwen3": "Qwen3"}
   scaling = None
   if model_config.rope_scaling:
@@ -156,8 +156,8 @@ def to_hf(model_config: ModelConfig) -> dict:
   } | absent
 
 
-def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
-  """The ModelConfig of a GGUF file's metadata and tensor names."""
+def from_gguf(meta: dict, tensor_names, **runtime) -> ModelConfig:
+  """The ModelConfig of a GGUF file's metadata and tensor names; as `from_hf`."""
   family = meta.get("general.architecture")
   if family not in FAMILIES:
     refuse("architecture", family, " or ".join(FAMILIES))
@@ -193,11 +193,12 @@ def from_gguf(meta: dict, tensor_names, **run) -> ModelConfig:
     qkv_bias=bias,
     qk_norm=qk_norm,
     tied="output.weight" not in tensor_names,
-    **run,
+    **runtime,
   )
 
 
 def qwen3(width, mlp_width, layers, heads, tied) -> dict:
+  """The config.json of a Qwen3 model, as `from_hf` reads it."""
   return {
     "model_type": "qwen3",
     "vocab_size": 151_936,
@@ -214,7 +215,7 @@ def qwen3(width, mlp_width, layers, heads, tied) -> dict:
   }
 
 
-# Published sizes, so that a plan needs no download.
+# Published sizes of models: a memory plan needs no download.
 KNOWN = {
   "Qwen/Qwen3-0.6B": qwen3(1024, 3072, 28, 16, True),
   "Qwen/Qwen3-1.7B": qwen3(2048, 6144, 28, 16, True),
@@ -280,8 +281,8 @@ def tiny(
   )
 
 
-def tiny_wide(**run) -> ModelConfig:
-  """Other sizes over the same bytes, with a padded vocabulary."""
+def tiny_wide(**runtime) -> ModelConfig:
+  """Other sizes over the same tokenizer, with a padded vocabulary."""
   return dataclasses.replace(
-    tiny(**run), vocab_size=352, width=96, num_layers=3, mlp_width=192
+    tiny(**runtime), vocab_size=352, width=96, num_layers=3, mlp_width=192
   )

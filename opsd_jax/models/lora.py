@@ -1,10 +1,10 @@
-"""LoRA: what trains is a small tree beside the base (arXiv:2106.09685).
+"""LoRA: a small trainable tree beside frozen weights (arXiv:2106.09685).
 
-An adapter is a tree of the same paths as the parameters that holds, beside the
-place of each adapted kernel, `lora_a` (in x r) and `lora_b` (r x out), stacked
-where the layers are. `join` puts both together, and the model's dense layers
-add the low-rank product wherever they find one: the base alone is the model
-without its adapter. There is no dropout.
+An adapter is a tree with the paths of the parameters. Where those have an adapted
+`kernel`, it has `lora_a` (in x r) and `lora_b` (r x out), stacked where layers are.
+`join` merges both trees; the model's dense layers add the low-rank product wherever
+the tree has one, so the base alone is the model without its adapter. There is no
+dropout.
 """
 
 import re
@@ -16,14 +16,21 @@ import jax.numpy as jnp
 def init(params, key: jax.Array, *, targets: str, rank: int):
   """A new adapter: a ~ U(-1/sqrt(in), 1/sqrt(in)), b = 0, both float32.
 
-  `targets` is a regular expression that the name of a module must match, such
-  as "(q|v)_proj". Raises ValueError where none does, or for a bad pattern.
+  Args:
+    params: the base.
+    key: a random key.
+    targets: regular expression that the whole name of a module must match, such
+      as "(q|v)_proj".
+    rank: r.
+
+  Raises:
+    ValueError: the pattern is invalid or matches no module.
   """
   adapter = {}
   for path, kernel in kernels(params, targets):
     *layers, d_in, d_out = kernel.shape
-    key, own = jax.random.split(key)
-    a = jax.random.uniform(own, (*layers, d_in, rank), minval=-1.0, maxval=1.0)
+    key, kernel_key = jax.random.split(key)
+    a = jax.random.uniform(kernel_key, (*layers, d_in, rank), minval=-1.0, maxval=1.0)
     put(
       adapter,
       path,
@@ -33,7 +40,7 @@ def init(params, key: jax.Array, *, targets: str, rank: int):
 
 
 def kernels(params, targets: str):
-  """(path of a module, its kernel) of every module that `targets` matches."""
+  """(module path, kernel) of every module that `targets` matches."""
   check(targets)
   found, names = [], set()
 
@@ -50,14 +57,14 @@ def kernels(params, targets: str):
   visit(params, ())
   if not found:
     raise ValueError(
-      f"lora.targets is {targets!r}, which matches none of the model's"
-      f" modules: {', '.join(sorted(names))}"
+      f"lora.targets is {targets!r}, which matches none of the model's modules:"
+      f" {', '.join(sorted(names))}"
     )
   return found
 
 
 def check(targets: str) -> None:
-  """Raises ValueError where `targets` is no regular expression."""
+  """Raises ValueError where `targets` is not a regular expression."""
   try:
     re.compile(targets)
   except re.error as e:
@@ -73,7 +80,7 @@ def put(tree: dict, path, value) -> None:
 
 
 def join(base: dict, trained: dict) -> dict:
-  """One tree of both: no array is copied."""
+  """One tree of the leaves of both, `trained` first; no array is copied."""
   both = dict(base)
   for name, value in trained.items():
     inner = both.get(name)

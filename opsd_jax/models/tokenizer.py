@@ -8,7 +8,7 @@ import tokenizers
 from etils import epath
 from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers
 
-# It says at import that torch is missing, which is as it should be.
+# Else transformers warns at import that torch is missing, which is intended.
 os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
 from transformers import PreTrainedTokenizerFast  # noqa: E402
 
@@ -20,39 +20,39 @@ CHATML = (
   "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 
-# The pre-tokenisers that GGUF files name: how text is cut before byte pairs.
-GPT2_CUT = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
+# Pre-tokenizers: how text is split before byte pairs are merged.
+GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=True)
 BYTES = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
 
 
-def cut_by(pattern: str):
-  cut = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
-  return pre_tokenizers.Sequence([cut, BYTES])
+def split_by(pattern: str):
+  split = pre_tokenizers.Split(tokenizers.Regex(pattern), "isolated")
+  return pre_tokenizers.Sequence([split, BYTES])
 
 
 QWEN2 = (
   r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}|"
   r" ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
-PRE = {
+PRE = {  # tokenizer.ggml.pre -> pre-tokenizer
   "smollm": pre_tokenizers.Sequence(
-    [pre_tokenizers.Digits(individual_digits=True), GPT2_CUT]
+    [pre_tokenizers.Digits(individual_digits=True), GPT2]
   ),
-  "gpt-2": GPT2_CUT,
-  "qwen2": cut_by(QWEN2),
-  "llama-bpe": cut_by(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")),
+  "gpt-2": GPT2,
+  "qwen2": split_by(QWEN2),
+  "llama-bpe": split_by(QWEN2.replace(r"|\p{N}|", r"|\p{N}{1,3}|")),
 }
 
 
 class ControlToken(ValueError):
-  """A text holds a token that would end or forge a turn."""
+  """A text contains a special token, which would end or forge a turn."""
 
 
 class Tokenizer:
-  """A tokenizer with the model's own idea of a chat and of its end."""
+  """A tokenizer with the model's chat template and end-of-response ids."""
 
   def __init__(self, inner: PreTrainedTokenizerFast, end_ids=()):
-    """`end_ids`: further ids that end a response, beside the tokenizer's."""
+    """`end_ids`: ids that end a response, beside the tokenizer's eos token."""
     self.inner = inner
     self.end_of_turn_id = inner.eos_token_id
     self.eos_ids = tuple(dict.fromkeys((inner.eos_token_id, *end_ids)))
@@ -63,19 +63,20 @@ class Tokenizer:
     self.control = [t.content for t in inner.added_tokens_decoder.values() if t.special]
 
   def encode(self, text: str) -> list[int]:
-    """The text's ids; no token is added around it."""
+    """The text's ids, without tokens around it."""
     return self.inner.encode(text, add_special_tokens=False)
 
   def decode(self, ids, skip_special: bool = True) -> str:
+    """The text of ids; `skip_special` leaves special tokens out."""
     return self.inner.decode(
       list(ids), skip_special_tokens=skip_special, clean_up_tokenization_spaces=False
     )
 
   def render(self, messages, **template_args) -> str:
-    """The chat as text, ready for the model's turn.
+    """The chat as text, up to the beginning of the model's turn.
 
-    Raises ValueError without a chat template, and ControlToken for a message
-    that holds one.
+    Raises ValueError without a chat template, and ControlToken as
+    `refuse_control`.
     """
     if not self.inner.chat_template:
       raise ValueError(
@@ -89,11 +90,11 @@ class Tokenizer:
     )
 
   def refuse_control(self, text: str) -> None:
-    """Raises ControlToken where a text holds one of the control tokens."""
+    """Raises ControlToken where a text contains a special token."""
     for token in self.control:
       if token in text:
         raise ControlToken(
-          f"a message holds the control token {token!r}: {text[:80]!r}"
+          f"a message contains the control token {token!r}: {text[:80]!r}"
         )
 
   def chat_ids(self, messages, **template_args) -> list[int]:
@@ -101,8 +102,8 @@ class Tokenizer:
     return self.encode(self.render(messages, **template_args))
 
   def save(self, directory: pathlib.Path) -> None:
-    """tokenizer.json, tokenizer_config.json and chat_template.jinja: what
-    `load` reads, and transformers."""
+    """Writes tokenizer.json, tokenizer_config.json and chat_template.jinja, as
+    `load` and transformers read them."""
     inner = self.inner
     inner.backend_tokenizer.save(str(directory / "tokenizer.json"))
     names = ("bos_token", "eos_token", "pad_token", "unk_token")
@@ -127,8 +128,8 @@ def load(path) -> Tokenizer:
 
 
 def from_directory(path: epath.Path) -> Tokenizer:
-  """tokenizer.json, tokenizer_config.json, chat_template.jinja and the end ids
-  of generation_config.json; never code."""
+  """Reads tokenizer.json, tokenizer_config.json, chat_template.jinja and the end
+  ids of generation_config.json; never code."""
   if not (path / "tokenizer.json").exists():
     raise ValueError(f"{path} has no tokenizer.json")
 
@@ -168,7 +169,7 @@ def from_directory(path: epath.Path) -> Tokenizer:
 
 def from_gguf(path: pathlib.Path) -> Tokenizer:
   """Byte-level BPE rebuilt from a GGUF file's metadata."""
-  # Here, since it brings jax, which a tokenizer of another format does not need.
+  # Deferred: it imports jax, which tokenizers of other formats do not need.
   from opsd_jax.models.weights import gguf
 
   meta = gguf.metadata(gguf.open_file(path))
@@ -178,9 +179,9 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
 
   if get("model") != "gpt2" or get("pre") not in PRE:
     raise ValueError(
-      f"{path}: tokenizer {get('model')!r} with pre-tokeniser {get('pre')!r}"
-      f" is not supported, expected gpt2 with one of {', '.join(PRE)}; use"
-      " the model in Hugging Face format"
+      f"{path}: tokenizer {get('model')!r} with pre-tokenizer {get('pre')!r} is not"
+      f" supported, expected gpt2 with one of {', '.join(PRE)}; use the model in"
+      " Hugging Face format"
     )
   for key in ("tokens", "token_type", "merges", "eos_token_id"):
     if get(key) is None:
@@ -190,7 +191,7 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
     models.BPE(
       vocab={t: i for i, t in enumerate(tokens)},
       merges=[tuple(m.split(" ")) for m in get("merges")],
-      # Llama 3 keeps a word that is a token, whatever its merges make.
+      # Llama 3 keeps a word that is a token as that token, against its merges.
       ignore_merges=get("pre") == "llama-bpe",
     )
   )
@@ -198,15 +199,15 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
     inner.normalizer = normalizers.NFC()
   inner.pre_tokenizer, inner.decoder = PRE[get("pre")], decoders.ByteLevel()
 
-  def of_type(wanted, special):
+  def added_tokens(token_type, special):
     return [
       AddedToken(t, special=special, normalized=False)
-      for t, kind in zip(tokens, get("token_type"), strict=True)
-      if kind == wanted
+      for t, type_ in zip(tokens, get("token_type"), strict=True)
+      if type_ == token_type
     ]
 
-  inner.add_special_tokens(of_type(3, True))  # llama.cpp's CONTROL
-  inner.add_tokens(of_type(4, False))  # USER_DEFINED, such as <think>
+  inner.add_special_tokens(added_tokens(3, True))  # llama.cpp's CONTROL
+  inner.add_tokens(added_tokens(4, False))  # USER_DEFINED, such as <think>
 
   def name(key):
     return None if get(key) is None else tokens[get(key)]
@@ -224,7 +225,7 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
 
 
 def byte_tokenizer() -> Tokenizer:
-  """One token a byte, and ChatML: for models without a vocabulary."""
+  """One token a byte, and ChatML: for the tiny models with random weights."""
   alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
   inner = tokenizers.Tokenizer(
     models.BPE(vocab={c: i for i, c in enumerate(alphabet)}, merges=[])

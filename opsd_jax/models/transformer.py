@@ -1,8 +1,8 @@
 """One pre-norm decoder in Flax Linen for Llama, SmolLM2, Qwen2 and Qwen3.
 
 Rows are right-padded, so a causal mask alone hides padding: real tokens never
-look to the right. In a cache, a token's slot is its position; padding's keys
-are overwritten by decoded tokens before any query may see them.
+attend to the right. In a cache, a token's entry stands at its position; the keys of
+padding are overwritten by decoded tokens before any query may see them.
 """
 
 import functools
@@ -24,10 +24,10 @@ REMAT = {
 
 
 def rope_frequencies(model_config) -> np.ndarray:
-  """Radians a position, one for each pair of channels; float32.
+  """float32 [C / 2]: radians a position for each pair of channels.
 
   Su et al. 2021, arXiv:2104.09864; `llama3` scaling as in Llama 3.1: long
-  wavelengths are stretched by `factor`, short ones kept, a ramp between.
+  wavelengths are stretched by `factor`, short ones kept, with a ramp in between.
   """
   exponent = np.arange(0, model_config.head_dim, 2) / model_config.head_dim
   freq = 1.0 / model_config.rope_theta**exponent
@@ -43,16 +43,15 @@ def rope_frequencies(model_config) -> np.ndarray:
 
 
 def rope_angles(pos_BxL, model_config):
-  """(cos, sin) of each position's angles, [B, L, 1, C / 2]; once for all
-  layers."""
+  """(cos, sin) of each position's angles, [B, L, 1, C / 2], for all layers."""
   freq = rope_frequencies(model_config)
   angle = pos_BxL[..., None, None].astype(jnp.float32) * freq
   return jnp.cos(angle), jnp.sin(angle)
 
 
-def rotate(x_BxLxHxC, turn):
-  """Rotary position embedding; channel c pairs with c + C/2 (half-split)."""
-  cos, sin = turn
+def rotate(x_BxLxHxC, angles):
+  """Rotary position embedding by `rope_angles`; channel c pairs with c + C/2."""
+  cos, sin = angles
   a, b = jnp.split(x_BxLxHxC.astype(jnp.float32), 2, -1)
   x = jnp.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
   return x.astype(x_BxLxHxC.dtype)
@@ -82,7 +81,7 @@ class Dense(nn.Module):
   model_config: object
   features: int
   bias: bool = False
-  decode: bool = False  # one token a row: the weights stay where they are
+  decode: bool = False  # one token a row: activations move, not weights
 
   @nn.compact
   def __call__(self, x):
@@ -93,8 +92,8 @@ class Dense(nn.Module):
       (x.shape[-1], self.features),
       model_config.param_dtype,
     )
-    # Tokens as rows of one matrix: a transposed copy of x for the kernel's
-    # gradient is not needed then.
+    # Naive: x @ kernel on [B, L, D], whose kernel gradient makes a transposed copy
+    # of x. With tokens as rows of one matrix it needs none.
     rows = x.astype(model_config.dtype).reshape(-1, x.shape[-1])
 
     def times(x, name, weight):
@@ -119,20 +118,22 @@ class Dense(nn.Module):
 
 
 class Positions(NamedTuple):
-  """Where tokens stand: in their sequence, and of which segment they are."""
+  """Each token's position in its sequence, and its segments."""
 
   pos_BxL: jax.Array
   segment_BxL: jax.Array | None = None  # None: a row is one sequence
-  parent_BxL: jax.Array | None = None  # the other segment that a token sees
-  turn: tuple | None = None  # as `rope_angles` makes it; the layers' own
+  parent_BxL: jax.Array | None = None  # a second segment that a token sees
+  angles: tuple | None = None  # of `rope_angles`; set inside the model
 
 
 def is_decode(x_BxLxD, cache) -> bool:
-  """One token a row, after others that the cache holds."""
+  """Whether this is a decode step: one token a row, the others in the cache."""
   return cache is not None and x_BxLxD.shape[1] == 1
 
 
 class Attention(nn.Module):
+  """Multi-head attention with grouped keys and rotary positions."""
+
   model_config: object
 
   @nn.compact
@@ -157,12 +158,12 @@ class Attention(nn.Module):
     v = heads(model_config.num_kv_heads, "v_proj")
     if model_config.qk_norm:
       q, k = Norm(model_config, name="q_norm")(q), Norm(model_config, name="k_norm")(k)
-    q, k = rotate(q, positions.turn), rotate(k, positions.turn)
+    q, k = rotate(q, positions.angles), rotate(k, positions.angles)
     if cache is not None:
       cache = kv_cache.write(cache, (k, v), pos_BxL[:, 0])
-    if decode:  # look at the cache
+    if decode:  # attends to the cache
       y = attention.decode_attention(q[:, 0], *cache, pos_BxL[:, 0])[:, None]
-    else:  # a whole row, from its first token: it sees itself
+    else:  # a whole row from its first token attends to itself
       y = attention.attend(
         q,
         k,
@@ -189,15 +190,15 @@ class MLP(nn.Module):
   def __call__(self, x_BxLxD):
     model_config = self.model_config
 
-    def of(features, name):
+    def dense(features, name):
       return Dense(model_config, features, decode=self.decode, name=name)
 
-    gate = of(model_config.mlp_width, "gate_proj")(x_BxLxD)
-    up = of(model_config.mlp_width, "up_proj")(x_BxLxD)
+    gate = dense(model_config.mlp_width, "gate_proj")(x_BxLxD)
+    up = dense(model_config.mlp_width, "up_proj")(x_BxLxD)
     h_BxLxF = nn.silu(gate) * up
     if not self.decode:
       h_BxLxF = sharding_rules.constrain(h_BxLxF, "mlp")
-    return of(model_config.width, "down_proj")(h_BxLxF)
+    return dense(model_config.width, "down_proj")(h_BxLxF)
 
 
 class Embed(nn.Module):
@@ -214,19 +215,22 @@ class Embed(nn.Module):
       (model_config.vocab_size, model_config.width),
       model_config.param_dtype,
     )
-    # Every device looks up its channels of all rows: the table stays put.
+    # Naive: gather the table over fsdp. Instead every device looks up its channels
+    # of all rows, and the looked-up activations move.
     x_BxLxD = jnp.take(W_VxD.astype(model_config.dtype), ids_BxL, axis=0)
     return sharding_rules.constrain(x_BxLxD, "looked_up")
 
 
 class Block(nn.Module):
+  """One pre-norm layer: attention and MLP, each with a residual connection."""
+
   model_config: object
 
   @nn.compact
   def __call__(self, x_BxLxD, positions, cache):
     model_config = self.model_config
     decode = is_decode(x_BxLxD, cache)
-    what = "tokens" if decode else "rows"
+    layout = "tokens" if decode else "rows"
     with jax.named_scope("attention"):
       y, cache = Attention(model_config, name="attn")(
         Norm(model_config, name="input_norm")(x_BxLxD), positions, cache
@@ -236,7 +240,7 @@ class Block(nn.Module):
       y = MLP(model_config, decode, name="mlp")(
         Norm(model_config, name="post_norm")(x_BxLxD)
       )
-    return sharding_rules.constrain(x_BxLxD + y, what), cache
+    return sharding_rules.constrain(x_BxLxD + y, layout), cache
 
 
 class Transformer(nn.Module):
@@ -248,11 +252,12 @@ class Transformer(nn.Module):
   def __call__(self, ids_BxL, positions, cache=None):
     model_config = self.model_config
     if not model_config.tied:
-      Embed(model_config, name="lm_head")(ids_BxL[:, :0])  # for `unembedding`
-    positions = positions._replace(turn=rope_angles(positions.pos_BxL, model_config))
+      # Creates the parameter that `unembedding` reads.
+      Embed(model_config, name="lm_head")(ids_BxL[:, :0])
+    positions = positions._replace(angles=rope_angles(positions.pos_BxL, model_config))
     x_BxLxD = Embed(model_config, name="embed")(ids_BxL)
-    what = "tokens" if is_decode(x_BxLxD, cache) else "rows"
-    x_BxLxD = sharding_rules.constrain(x_BxLxD, what)
+    layout = "tokens" if is_decode(x_BxLxD, cache) else "rows"
+    x_BxLxD = sharding_rules.constrain(x_BxLxD, layout)
     block = Block
     if REMAT[model_config.remat] is not None:
       block = nn.remat(
@@ -283,14 +288,24 @@ class Transformer(nn.Module):
 
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(model_config, key: jax.Array):
-  """Random weights: normal, 0.02; norms 1."""
+  """Random weights: normal with deviation 0.02; norms 1."""
   ids_BxL = jnp.zeros((1, 2), jnp.int32)
   return Transformer(model_config).init(key, ids_BxL, Positions(ids_BxL))["params"]
 
 
 def apply(model_config, params, ids_BxL, cache=None, start_B=None):
-  """(h_BxLxD, cache). With a cache, row b's tokens stand at start_B[b] + 0..L-1
-  and are kept there; several at once must start at 0 (prefill)."""
+  """Runs the decoder on rows that are one sequence each.
+
+  Args:
+    model_config, params: the model.
+    ids_BxL: token ids.
+    cache: of kv_cache.init; the tokens' keys and values are written to it.
+    start_B: positions of the rows' first tokens, with a cache; several tokens at
+      once (prefill) must start at 0.
+
+  Returns:
+    (h_BxLxD after the final norm, cache)
+  """
   pos_BxL = jnp.broadcast_to(jnp.arange(ids_BxL.shape[1]), ids_BxL.shape)
   if start_B is not None:
     pos_BxL = pos_BxL + start_B[:, None]
@@ -319,5 +334,5 @@ def unembedding(params) -> jax.Array:
 
 
 def count(params) -> int:
-  """How many parameters a tree holds."""
+  """The number of parameters in a tree."""
   return sum(x.size for x in jax.tree.leaves(params))

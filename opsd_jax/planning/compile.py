@@ -235,7 +235,7 @@ def collated_row(config, objective) -> collate.Row:
     0.0,
   )
   ((rollout,),) = collect.with_routing(config, run, [[rollout]])
-  return collect.row_of(config, run, rollout, 0, (0, 0))
+  return collect.row_maker(config, run.objective)(rollout, 0, (0, 0))
 
 
 # ------------------------------------------------------------------ programs

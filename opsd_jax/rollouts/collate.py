@@ -68,12 +68,10 @@ def collate(
   token is predicted and not read: it stands in no row.
   """
   count_views = check_rows(rows)
-  absent = Row(((pad_id,),) * count_views, ())
-  rows = [*rows, *[absent] * (-len(rows) % parts)]
-  each = len(rows) // parts
-  of_parts = [rows[i : i + each] for i in range(0, len(rows), each)]
+  of_parts = split(rows, parts, Row(((pad_id,),) * count_views, ()))
   # At least a token a response: groups are numbered below parts x T.
-  longest = max(each, *(sum(len(r.response_ids) for r in part) for part in of_parts))
+  counts = (sum(len(r.response_ids) for r in part) for part in of_parts)
+  longest = max(len(of_parts[0]), *counts)
   units = [
     [prompt_groups(part, view, share_prompts and pack_len > 0) for part in of_parts]
     for view in range(count_views)
@@ -96,13 +94,18 @@ def collate(
   tokens = response_tokens(of_parts, pad_id, T)
   # Where rows are packed: positions, segments and, with shared prompts, parents.
   segments = (2 + share_prompts) * (pack_len > 0)
-  views = [
-    packed_view(*view, of_parts, pad_id, T, segments)
-    for view in zip(units, places, counts, lengths, strict=True)
-  ]
+  packed = zip(units, places, counts, lengths, strict=True)
+  views = [packed_view(*view, of_parts, pad_id, T, segments) for view in packed]
   for view in views:
     check_aligned(view, tokens)
   return Batch(tuple(views), tokens)
+
+
+def split(rows, parts: int, absent: Row) -> list[list[Row]]:
+  """The rows in equal parts; absent responses, all padding, fill up the last."""
+  rows = [*rows, *[absent] * (-len(rows) % parts)]
+  each = len(rows) // parts
+  return [rows[i : i + each] for i in range(0, len(rows), each)]
 
 
 def packed_view(units, places, R: int, L: int, of_parts, pad_id, T, segments) -> View:

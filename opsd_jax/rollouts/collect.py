@@ -266,8 +266,9 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
   All processes make the same shapes, and the tree of a batch comes of the config
   alone.
   """
+  row_of = row_maker(config, run.objective)
   rows = [
-    row_of(config, run, r, distributed.index() * len(groups) + p, (step, i))
+    row_of(r, distributed.index() * len(groups) + p, (step, i))
     for p, group in enumerate(groups)
     for i, r in enumerate(group)
   ]
@@ -285,28 +286,37 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
   )
 
 
-def row_of(config, run, r, group: int, draw: tuple[int, int]) -> collate.Row:
-  """A rollout as collate takes it: what no term reads stays away."""
-  objective, terms = run.objective, objectives.active_terms(config).values()
+def row_maker(config, objective):
+  """(rollout, group, (step, sample)) -> collate.Row: what no term reads stays away,
+  as the config says, so that all batches of a run have one tree."""
+  nodes = objectives.active_terms(config).values()
   rewarded = objectives.learns_from_rewards(config)
-  capped = any(node.importance_cap for node in terms)
-  noisy = any(node.token_weight.name in token_weights.READ_NOISE for node in terms)
-  old_logp = () if r.old_logp is None else r.old_logp
+  capped = any(node.importance_cap for node in nodes)
+  noisy = any(node.token_weight.name in token_weights.READ_NOISE for node in nodes)
+  grouped = any(term.whole_credit for term in objective.terms.values())
+  twice = config.rollout.source == "teacher_view"  # a completion may have two rows
   off_policy = config.rollout.source in sources.PRIVILEGED
-  # A view that it lacks reads the learner's prompt, with weight 0.
-  views = tuple(ids or r.views[0] for ids in r.views[: objective.views])
-  return collate.Row(
-    views,
-    r.completion.ids,
-    r.completion.logp,
-    r.completion.sampled_logp if rewarded or capped else None,
-    np.nan_to_num(r.advantage) if rewarded else None,
-    r.weights,
-    old_logp if off_policy or config.optimizer.updates_per_batch > 1 else None,
-    group if any(t.whole_credit for t in objective.terms.values()) else None,
-    r.is_copy if config.rollout.source == "teacher_view" else None,
-    gumbel(config.seed, r, draw) if noisy else None,
-  )
+  anchored = off_policy or config.optimizer.updates_per_batch > 1
+  views, seed = objective.views, config.seed
+
+  def row(r, group: int, draw: tuple[int, int]) -> collate.Row:
+    # A view that it lacks reads the learner's prompt, with weight 0.
+    prompts = tuple(ids or r.views[0] for ids in r.views[:views])
+    old_logp = () if r.old_logp is None else r.old_logp
+    return collate.Row(
+      prompts,
+      r.completion.ids,
+      r.completion.logp,
+      r.completion.sampled_logp if rewarded or capped else None,
+      np.nan_to_num(r.advantage) if rewarded else None,
+      r.weights,
+      old_logp if anchored else None,
+      group if grouped else None,
+      r.is_copy if twice else None,
+      gumbel(seed, r, draw) if noisy else None,
+    )
+
+  return row
 
 
 def gumbel(seed: int, r, draw: tuple[int, int]) -> tuple[float, ...]:

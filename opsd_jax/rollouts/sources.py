@@ -94,7 +94,7 @@ def stopper(tokenizer, strings):
       return None
     start, more = seen, longest
 
-    # A character that failed some of its tokens reads as U+FFFD.
+    # A character that lacks some of its tokens reads as U+FFFD.
     def whole():
       return tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
 

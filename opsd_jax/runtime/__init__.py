@@ -1,1 +1,1 @@
-"""The machine: devices, processes, files, checkpoints, metrics."""
+"""The machine: mesh, processes, files, checkpoints, metrics."""

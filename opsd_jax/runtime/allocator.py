@@ -1,22 +1,21 @@
-"""Host memory that stays with the process."""
+"""Settings of the host's memory allocator."""
 
 import ctypes
 import sys
 
-# Of glibc's malloc.h: what mallopt is told to change.
+# Parameters of glibc's mallopt (malloc.h).
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 
 
 def keep_freed() -> bool:
-  """What this process frees stays with it; True where it could be arranged.
+  """Keeps freed memory in this process; True on success, which needs glibc.
 
-  glibc gives large blocks back to the system and faults them in again, page by
-  page, at every step; where arrays live in host memory, that takes time. Does
-  nothing but on Linux. Must come before jax starts its threads: a thread keeps
-  the arena that it has.
+  Must run before jax starts its threads, because a thread keeps its arena.
   """
+  # By default glibc returns large freed blocks to the system, and every step faults
+  # them in again, page by page. Where arrays live in host memory, that takes time.
   if not sys.platform.startswith("linux"):
     return False
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
-  never = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1))
-  return bool(mallopt) and all(mallopt(*what) for what in never)
+  settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1))
+  return bool(mallopt) and all(mallopt(*setting) for setting in settings)

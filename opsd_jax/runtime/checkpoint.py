@@ -1,7 +1,7 @@
-"""Orbax checkpoints of State: atomic, asynchronous, restored by sharding.
+"""Orbax checkpoints of State: atomic, asynchronous, restored into any sharding.
 
-A checkpoint has two items: `state`, and `place`, JSON, which says where in the
-training problems the run is.
+A checkpoint has two items: `state`, and, as JSON, `place`: the iterator state of
+data/order.py.
 """
 
 import hashlib
@@ -17,15 +17,18 @@ from opsd_jax.structs import State
 
 
 def open_manager(directory, *, keep: int) -> ocp.CheckpointManager:
-  """A manager over `directory`; half-written steps of a killed run are
-  ignored and removed. `close` waits for what is still being written."""
+  """A manager over `directory` that keeps the newest `keep` checkpoints.
+
+  Half-written steps of a killed run are ignored and removed. Its `close` waits for
+  pending writes.
+  """
   options = ocp.CheckpointManagerOptions(
     max_to_keep=keep, cleanup_tmp_directories=True, create=True
   )
-  return ocp.CheckpointManager(whole_path(directory), options=options)
+  return ocp.CheckpointManager(absolute_path(directory), options=options)
 
 
-def whole_path(directory) -> epath.Path:
+def absolute_path(directory) -> epath.Path:
   directory = epath.Path(directory)
   return directory if paths.is_remote(directory) else directory.resolve()
 
@@ -33,7 +36,7 @@ def whole_path(directory) -> epath.Path:
 def save(manager, state: State, iterator_state: dict | None = None) -> None:
   """Writes in the background; the previous checkpoint stays until committed.
 
-  `iterator_state`, the same on every process, is what JSON can hold.
+  `iterator_state`: JSON values, the same on every process.
   """
   items = {"state": ocp.args.StandardSave(state._asdict())}
   if iterator_state is not None:
@@ -42,25 +45,29 @@ def save(manager, state: State, iterator_state: dict | None = None) -> None:
 
 
 def check_item(manager, step: int, name: str) -> None:
-  """Raises ValueError where a checkpoint has no item of the name."""
+  """Raises ValueError where a checkpoint lacks the item `name`."""
   path = manager.directory / str(step)
   if not (path / name).exists():
     raise ValueError(
-      f"{path} has no {name!r}: it was saved by an earlier version, whose"
-      " checkpoints cannot be read. Give another --workdir"
+      f"{path} has no {name!r}: an earlier version saved it, whose checkpoints"
+      " cannot be read. Give another --workdir"
     )
 
 
-def item(manager, step: int, name: str, args):
-  """One item of a checkpoint."""
+def restore_item(manager, step: int, name: str, args):
+  """One item of a checkpoint; `args` are Orbax restore arguments."""
   check_item(manager, step, name)
   return manager.restore(step, args=ocp.args.Composite(**{name: args}))[name]
 
 
 def restore(manager, step, shapes: State, layout: State) -> State | None:
-  """The state saved at `step`, laid out as told; None where step is None.
+  """The state saved at `step`.
 
-  `shapes` holds ShapeDtypeStructs, `layout` their shardings.
+  Args:
+    manager: of the checkpoint.
+    step: None returns None.
+    shapes: State of ShapeDtypeStructs.
+    layout: State of shardings, into which the arrays are restored.
   """
   if step is None:
     return None
@@ -69,21 +76,21 @@ def restore(manager, step, shapes: State, layout: State) -> State | None:
     shapes._asdict(),
     layout._asdict(),
   )
-  return State(**item(manager, step, "state", ocp.args.StandardRestore(wanted)))
+  return State(**restore_item(manager, step, "state", ocp.args.StandardRestore(wanted)))
 
 
 def restore_place(manager, step: int) -> dict:
-  """What `save` was given as the place of this step."""
-  return item(manager, step, "place", ocp.args.JsonRestore())
+  """The iterator state that `save` wrote at this step."""
+  return restore_item(manager, step, "place", ocp.args.JsonRestore())
 
 
 def restore_params(directory, shardings):
-  """(step, parameters) of the newest checkpoint; nothing else of it is read.
+  """(step, parameters) of the newest checkpoint; no other array is read.
 
   `shardings` maps a tree of ShapeDtypeStructs to their layouts. Raises
   ValueError where there is no checkpoint.
   """
-  directory = whole_path(directory)
+  directory = absolute_path(directory)
   if not directory.is_dir():
     raise ValueError(f"{directory} does not exist: nothing was trained there")
   options = ocp.CheckpointManagerOptions(create=False)
@@ -98,10 +105,10 @@ def restore_params(directory, shardings):
   try:
     step = manager.latest_step()
     if step is None:
-      raise ValueError(f"{directory} holds no checkpoint that was completed")
+      raise ValueError(f"{directory} holds no checkpoint that is complete")
     check_item(manager, step, "state")
-    known = manager.item_metadata(step)["state"].tree["params"]
-    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), known)
+    saved = manager.item_metadata(step)["state"].tree["params"]
+    shapes = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), saved)
     wanted = jax.tree.map(
       lambda x, s: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=s),
       shapes,
@@ -113,18 +120,19 @@ def restore_params(directory, shardings):
       partial_restore=True,
       restore_args=ocp.checkpoint_utils.construct_restore_args(wanted),
     )
-    return step, item(manager, step, "state", args)["params"]
+    return step, restore_item(manager, step, "state", args)["params"]
   finally:
     manager.close()
 
 
 def fingerprint(params, mesh) -> str:
-  """Tells weights apart: a hash of the sums of the bits of every array, which
-  are the same however they are laid out."""
-  words = {2: jnp.uint16, 4: jnp.uint32}
+  """A hash of the weights that does not depend on their layout."""
+  # Hashing the bytes would gather every array. The sum of an array's bits, as
+  # integers, is the same in any order and so in any layout.
+  unsigned = {2: jnp.uint16, 4: jnp.uint32}
 
   def total(x):
-    bits = jax.lax.bitcast_convert_type(x, words[x.dtype.itemsize])
+    bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
     return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
 
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())

@@ -1,7 +1,7 @@
-"""One run on several processes: how they start, agree, and end together.
+"""One run on several processes: start, exchange of values, and end.
 
-With one process every function here is the trivial thing. What a process
-tells the others is small and goes as JSON; rows of a batch go as arrays.
+With one process every function returns its input, or does nothing. Small values
+are exchanged as JSON, rows of a batch as arrays.
 """
 
 import atexit
@@ -26,16 +26,16 @@ from jax.sharding import PartitionSpec as P
 
 from opsd_jax.runtime import sharding_rules
 
-AGAIN = (
+RESTART = (
   "all processes have to be started again; the run resumes from its last checkpoint"
 )
-# What an error says that comes of another process being gone.
-LOST = ("gloo", "nccl", "by peer", "unavailable", "coordination", "heartbeat")
-ENDED = "opsd_jax/ended"  # folder of the store: what each failed process said
-LOOK = 1  # seconds between two looks into it
-PATIENCE = 24 * 3600  # seconds that the first to finish waits for the last
+# Parts of the errors that jax raises where another process has ended.
+PEER_ERRORS = ("gloo", "nccl", "by peer", "unavailable", "coordination", "heartbeat")
+ENDED = "opsd_jax/ended"  # folder of the store: the error of each failed process
+POLL_SECONDS = 1  # between two reads of that folder
+MAX_WAIT = 24 * 3600  # seconds that the first finished process waits for the last
 
-leaving = threading.Lock()  # never released: whoever holds it ends the process
+aborting = threading.Lock()  # never released: the thread that holds it ends the process
 
 
 # ------------------------------------------------------------------- start
@@ -49,10 +49,14 @@ def start(
 ) -> None:
   """Joins the other processes of this run, if there are any.
 
-  Told by the three arguments, or by the environment of a cluster. Must come
-  before anything touches a device. Where a process ends without a word, jax
-  ends the others after `heartbeat_seconds` at most. All but process 0 become
-  silent: their standard output is closed, errors still show.
+  Must run before anything touches a device. Closes the standard output of all
+  processes but 0; errors still show.
+
+  Args:
+    coordinator, num_processes, process_id: address of process 0, the number of
+      processes and this one's index; by default from the cluster's environment.
+    heartbeat_seconds: after so long jax ends this process where another one ended
+      without reporting an error.
   """
   args = (coordinator, num_processes, process_id)
   if None in args and any(x is not None for x in args):
@@ -67,7 +71,7 @@ def start(
     )
   if jax.distributed.is_initialized() or not (coordinator or is_cluster()):
     return
-  # The end of a process shall be its end: nothing here waits for SIGTERM.
+  # With the preemption service SIGTERM would not end this process.
   jax.config.update("jax_enable_preemption_service", False)
   jax.distributed.initialize(
     coordinator, num_processes, process_id, heartbeat_timeout_seconds=heartbeat_seconds
@@ -106,7 +110,7 @@ def tpu_hosts() -> int:
       with urllib.request.urlopen(request, timeout=5) as answer:
         names = answer.read().decode()
     except OSError:
-      pass  # no machine of that cloud
+      pass  # not a Google Cloud machine
   return len((names or "").split(","))
 
 
@@ -119,33 +123,31 @@ def index() -> int:
 
 
 def is_first() -> bool:
-  """Whether this is the process that writes and prints."""
+  """Whether this is process 0, which writes and prints."""
   return jax.process_index() == 0
 
 
 def rank() -> int:
-  """`index`, without opening a device."""
+  """`index`, without initialising the devices."""
   return distributed.global_state.process_id
 
 
 def store():
-  """The coordinator's keys and values; jax has no public name for them."""
+  """The coordinator's key-value store, for which jax has no public name."""
   return distributed.global_state.client
 
 
-# ------------------------------------------------------------------- agree
+# ---------------------------------------------------------------- exchange
 
 
 def gather(value) -> list:
-  """Every process's value, in the order of the processes.
-
-  A value is what JSON can hold; all processes must call.
-  """
+  """Every process's value (of JSON), by index; all processes must call."""
   if count() == 1:
     return [value]
   data = np.frombuffer(json.dumps(value).encode(), np.uint8)
   sizes = multihost_utils.process_allgather(np.array(len(data), np.int32))
-  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)  # few shapes
+  # A power of two, so that few shapes are compiled.
+  padded = np.zeros(1 << int(sizes.max()).bit_length(), np.uint8)
   padded[: len(data)] = data
   rows = multihost_utils.process_allgather(padded)
   return [
@@ -154,24 +156,25 @@ def gather(value) -> list:
 
 
 def exchange(topic: str, value, timeout: int) -> list:
-  """`gather` without opening a device, once a topic; seconds to wait at most.
+  """`gather` through the coordinator's store, without devices; once a topic.
 
-  Processes whose versions of jax differ can do it, devices or none. Raises
-  ValueError that names a process whose value did not come.
+  Works between processes whose versions of jax differ, which may not share a
+  compiled program. Raises ValueError naming a process whose value did not arrive
+  within `timeout` seconds.
   """
   key = f"opsd_jax/exchange/{topic}"
   store().key_value_set(f"{key}/{rank()}", json.dumps(value))
-  found = []
+  texts = []
   for i in range(distributed.global_state.num_processes):
     try:
-      found.append(store().blocking_key_value_get(f"{key}/{i}", 1000 * timeout))
+      texts.append(store().blocking_key_value_get(f"{key}/{i}", 1000 * timeout))
     except RuntimeError as e:
-      raise ValueError(f"process {i} did not tell its {topic}: {e}") from e
-  return [json.loads(text) for text in found]
+      raise ValueError(f"process {i} did not send its {topic}: {e}") from e
+  return [json.loads(text) for text in texts]
 
 
 def maximum(values) -> list[int]:
-  """The largest over all processes, of each of a few integers."""
+  """The maximum over all processes of each of a few integers."""
   return [max(column) for column in zip(*gather([int(v) for v in values]), strict=True)]
 
 
@@ -181,29 +184,29 @@ def mean(value: float) -> float:
 
 
 def broadcast_from_first(decide):
-  """What `decide()` returns on process 0, where alone it is called.
+  """Calls `decide()` on process 0 alone and returns its result everywhere.
 
-  A ValueError or OSError that it raises there is raised everywhere.
+  A ValueError or OSError that it raises there is raised on every process.
   """
   if count() == 1:
     return decide()
-  answer = error = None
+  result = error = None
   if is_first():
     try:
-      answer = decide()
+      result = decide()
     except (ValueError, OSError) as e:
       error = e
-  answer, words = gather([answer, error and str(error)])[0]
-  if words is not None:
-    raise error or ValueError(words)
-  return answer
+  result, message = gather([result, error and str(error)])[0]
+  if message is not None:
+    raise error or ValueError(message)
+  return result
 
 
 def local_shard(items, index: int | None = None, processes: int | None = None):
   """This process's part of a list; every process's part has the same size.
 
-  Parts are consecutive. Where they do not come out even the last item fills
-  up, which `gather_shards` takes off again.
+  Parts are consecutive. Where the sizes are uneven the last item is repeated;
+  `gather_shards` removes the copies.
   """
   processes = processes or count()
   if processes == 1:
@@ -215,7 +218,7 @@ def local_shard(items, index: int | None = None, processes: int | None = None):
 
 
 def gather_shards(part, total: int) -> list:
-  """One result of each of `total` items, out of every process's share."""
+  """One result of each of `total` items, from the results of every local shard."""
   return [x for others in gather(part) for x in others][:total]
 
 
@@ -223,7 +226,7 @@ def gather_shards(part, total: int) -> list:
 
 
 def check_rows(mesh) -> None:
-  """Raises ValueError where processes would have to share rows of a batch."""
+  """Raises ValueError unless each process has rows of its own, equally many."""
   owners = np.vectorize(lambda d: d.process_index, otypes=[int])(mesh.devices)
   owners_RxM = owners.reshape(-1, mesh.shape["tensor"])
   rows_P = np.bincount(owners_RxM[:, 0], minlength=count())
@@ -232,14 +235,13 @@ def check_rows(mesh) -> None:
     raise ValueError(
       f"mesh {dict(mesh.shape)} over {count()} processes of {local} devices:"
       " each process needs rows of its own, as many as the others. Make"
-      f" mesh.tensor a divisor of {local} and mesh.data x mesh.fsdp a"
-      f" multiple of {count()}: mesh.data=1, mesh.fsdp=-1, mesh.tensor=1 will"
-      " do"
+      f" mesh.tensor a divisor of {local} and mesh.data x mesh.fsdp a multiple of"
+      f" {count()}: mesh.data=1, mesh.fsdp=-1, mesh.tensor=1 will do"
     )
 
 
 def to_global(tree, mesh):
-  """This process's rows -> the rows of all, on the devices of the mesh."""
+  """This process's rows -> the rows of all processes, sharded over the mesh."""
   return jax.make_array_from_process_local_data(
     sharding_rules.rows_sharding(mesh), tree
   )
@@ -247,23 +249,25 @@ def to_global(tree, mesh):
 
 @functools.cache
 def reshard(layout):
+  """tree -> tree in another sharding, compiled once a sharding."""
   return jax.jit(lambda tree: tree, out_shardings=layout)
 
 
 def to_local(tree, mesh):
-  """What belongs to the rows that this process put in, as numpy."""
+  """The rows that this process gave to `to_global`, as numpy."""
   if count() == 1:
     return jax.tree.map(np.asarray, tree)
 
-  def own(x):
+  def addressable_rows(x):
     parts = {s.index[0].start or 0: s.data for s in x.addressable_shards}
     return np.concatenate([np.asarray(parts[i]) for i in sorted(parts)])
 
-  return jax.tree.map(own, reshard(sharding_rules.rows_sharding(mesh))(tree))
+  tree = reshard(sharding_rules.rows_sharding(mesh))(tree)
+  return jax.tree.map(addressable_rows, tree)
 
 
 def to_replicated(tree, mesh):
-  """The rows of all processes as numpy, in the same order everywhere."""
+  """The rows of all processes, as numpy, in the same order on each."""
   if count() > 1:
     tree = reshard(NamedSharding(mesh, P()))(tree)
   return jax.tree.map(np.asarray, tree)
@@ -275,87 +279,89 @@ def to_replicated(tree, mesh):
 def watch_others() -> None:
   """Ends this process soon after another one has ended.
 
-  One that fails says so in the coordinator's store, where a thread looks.
-  One that is killed says nothing: jax misses its heartbeat, or the connection
-  to process 0, and aborts this process. That happens in C++ and runs no Python,
-  so that what it means is said by a shell that waits for this process's end.
+  A process that fails writes its error to the coordinator's store, which a thread
+  of every other process polls. A process that is killed writes nothing: jax misses
+  its heartbeat, or the connection to process 0, and aborts this process in C++,
+  where no Python runs; `death_notice` then prints the reason.
   """
   done = threading.Event()
 
-  def look():
-    while not done.wait(LOOK):
+  def poll():
+    while not done.wait(POLL_SECONDS):
       with contextlib.suppress(jax.errors.JaxRuntimeError):
-        if what := error_of_another():
-          abort(f"another process ended: {what}; {AGAIN}")
+        if error := error_of_another():
+          abort(f"another process ended: {error}; {RESTART}")
 
-  thread = threading.Thread(target=look, daemon=True)
+  thread = threading.Thread(target=poll, daemon=True)
   thread.start()
-  last_words()
+  death_notice()
 
   @atexit.register
   def finish():
-    # jax waits here too, but not as long, and nobody would hear of an error.
+    # jax has such a barrier too, with a shorter timeout, and its error would not
+    # be printed.
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      store().wait_at_barrier("opsd_jax/finished", 1000 * PATIENCE)
+      store().wait_at_barrier("opsd_jax/finished", 1000 * MAX_WAIT)
     done.set()
-    thread.join()  # jax closes the store next
-    last_words().communicate(b"ended well\n")
+    thread.join()  # before jax closes the store that the thread reads
+    death_notice().communicate(b"finished\n")
 
 
 @functools.cache
-def last_words() -> subprocess.Popen:
-  """A shell that says what this process cannot say once it is killed.
+def death_notice() -> subprocess.Popen:
+  """A shell that prints why this process was killed, when that happens.
 
-  It waits for the end of its input; a line that comes first silences it.
+  It reads its input, which ends with this process; a line before the end
+  silences it.
   """
-  words = f"error: this process was killed, as another process ended; {AGAIN}"
-  command = ["sh", "-c", 'read -r _ || echo "$0" >&2', words]
+  message = f"error: this process was killed, as another process ended; {RESTART}"
+  command = ["sh", "-c", 'read -r _ || echo "$0" >&2', message]
   return subprocess.Popen(
     command, stdin=subprocess.PIPE, stdout=subprocess.DEVNULL, start_new_session=True
   )
 
 
 def error_of_another() -> str:
-  """What a process said that failed; empty where none did."""
-  said = store().key_value_dir_get(ENDED)
-  return said[0][1] if said else ""
+  """The error of a process that failed; empty where none did."""
+  errors = store().key_value_dir_get(ENDED)
+  return errors[0][1] if errors else ""
 
 
 def reason(error: BaseException) -> str:
-  """Why another process ended: its own words, which may be on their way, or
-  those of the error that its end caused here."""
-  for _ in range(3):
+  """Why another process ended: its error, or else `error`, which its end caused in
+  this process."""
+  for _ in range(3):  # the other's error may arrive later than this one
     with contextlib.suppress(jax.errors.JaxRuntimeError):
-      if what := error_of_another():
-        return what
-    time.sleep(LOOK)
+      if other := error_of_another():
+        return other
+    time.sleep(POLL_SECONDS)
   return str(error).splitlines()[0]
 
 
 def end(error: BaseException, trace: bool = False) -> None:
-  """Ends this process for an error, and the others with it.
-
-  Returns where there are no others. The usual way out would wait for them.
-  """
+  """Ends this process for an error, and the others with it; `trace` prints the
+  traceback. Returns where there are no other processes."""
+  # Raising the error would reach jax's exit handler, which waits for the others.
   if not jax.distributed.is_initialized():
     return
   if is_of_another(error):
-    abort(f"another process ended: {reason(error)}; {AGAIN}")
-  words = str(error) or type(error).__name__
-  shown = "".join(traceback.format_exception(error)) if trace else words
-  abort(shown, f"process {rank()}, with: {words.splitlines()[0]}")
+    abort(f"another process ended: {reason(error)}; {RESTART}")
+  text = str(error) or type(error).__name__
+  printed = "".join(traceback.format_exception(error)) if trace else text
+  abort(printed, f"process {rank()}, with: {text.splitlines()[0]}")
 
 
 def is_of_another(error: BaseException) -> bool:
+  """Whether jax raised an error because another process ended."""
   return isinstance(error, jax.errors.JaxRuntimeError) and any(
-    word in str(error).lower() for word in LOST
+    word in str(error).lower() for word in PEER_ERRORS
   )
 
 
 @contextlib.contextmanager
 def ending_with_others():
-  """Inside, the loss of another process ends this one at once: what follows
-  (a checkpoint that all must write) would wait for it."""
+  """Within it, the end of another process ends this one at once, before cleanup
+  that needs all processes, such as a checkpoint, waits for the one that is gone."""
   try:
     yield
   except jax.errors.JaxRuntimeError as e:
@@ -364,15 +370,17 @@ def ending_with_others():
     raise
 
 
-def abort(words: str, to_others: str = "") -> None:
-  """Prints why, tells the others where this one is the cause, and ends."""
-  leaving.acquire()
+def abort(message: str, to_others: str = "") -> None:
+  """Prints an error and ends this process; `to_others`: also the other processes,
+  with this text."""
+  aborting.acquire()
   with contextlib.suppress(OSError):
-    last_words().communicate(b"it said why itself\n")
-  print(f"error: {words}", file=sys.stderr, flush=True)
+    death_notice().communicate(b"the error follows\n")
+  print(f"error: {message}", file=sys.stderr, flush=True)
   if to_others:
     with contextlib.suppress(jax.errors.JaxRuntimeError):
       store().key_value_set(f"{ENDED}/{rank()}", to_others)
   if rank() == 0:
-    time.sleep(3 * LOOK)  # the store ends with this process: the others look first
+    # The store ends with this process: the others need time to read it first.
+    time.sleep(3 * POLL_SECONDS)
   os._exit(1)

@@ -1,4 +1,4 @@
-"""The mesh (data, fsdp, tensor) of all devices, and what it can split."""
+"""The mesh (data, fsdp, tensor) of all devices, and checks of what it splits."""
 
 import math
 
@@ -11,11 +11,14 @@ AXES = ("data", "fsdp", "tensor")
 ROWS = ("data", "fsdp")  # the axes that split a batch
 
 
-def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None):
-  """A mesh over all devices; one axis may be -1 and takes what is left.
+def make_mesh(
+  data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None
+) -> jax.sharding.Mesh:
+  """A mesh over all devices (of `devices`, where given).
 
-  On several TPU slices the data axis is the outer one: it crosses the network
-  between them, fsdp and tensor stay inside.
+  One axis may be -1: it takes the devices that the other axes leave. On several
+  TPU slices the data axis is the outer one: it crosses the network between them,
+  fsdp and tensor stay inside.
   """
   devices = jax.devices() if devices is None else devices
   sizes = [data, fsdp, tensor]
@@ -37,13 +40,14 @@ def make_mesh(data: int = 1, fsdp: int = 1, tensor: int = 1, devices=None):
       " set one axis to -1 to take all of them, each axis is one of"
       f" {divisors(count)}"
     )
+  # Devices of other platforms have no slice_index: they are one slice.
   slices = len({getattr(d, "slice_index", 0) for d in devices})
   data, fsdp, tensor = sizes
   if data % slices:
     raise ValueError(
       f"mesh.data is {data} on {slices} slices of {count // slices} devices:"
-      f" it crosses them, so it must be a multiple of {slices}; fsdp x tensor"
-      " must divide a slice"
+      f" the data axis crosses the slices, so it must be a multiple of {slices};"
+      " fsdp x tensor must divide a slice"
     )
   if slices > 1:
     grid = mesh_utils.create_hybrid_device_mesh(
@@ -63,7 +67,7 @@ def divisors(n: int) -> list[int]:
   return [i for i in range(1, n + 1) if n % i == 0]
 
 
-def check_heads(mesh, num_heads: int, num_kv_heads: int, mlp_width: int):
+def check_heads(mesh, num_heads: int, num_kv_heads: int, mlp_width: int) -> None:
   """Raises ValueError where the tensor axis cannot split a model."""
   tensor = mesh.shape["tensor"]
   common = math.gcd(num_heads, num_kv_heads, mlp_width)
@@ -77,7 +81,7 @@ def check_heads(mesh, num_heads: int, num_kv_heads: int, mlp_width: int):
 
 
 def row_shards(mesh) -> int:
-  """Into how many parts a mesh splits the rows; 1 without a mesh."""
+  """The number of parts into which a mesh splits rows; 1 without a mesh."""
   return 1 if mesh.empty else mesh.shape["data"] * mesh.shape["fsdp"]
 
 
@@ -88,6 +92,6 @@ def check_rows(mesh, rows: int, micro_batches: int) -> None:
     raise ValueError(
       f"{rows} rows a step cannot be split over {row_shards(mesh)} row shards"
       f" (mesh {dict(mesh.shape)}: data x fsdp) and {micro_batches}"
-      f" micro-batches: make rollout.prompts_per_step x rollout.samples_per_prompt a multiple of"
-      f" {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
+      " micro-batches: make rollout.prompts_per_step x rollout.samples_per_prompt a"
+      f" multiple of {split}, or data x fsdp x micro_batches one of {divisors(rows)}"
     )

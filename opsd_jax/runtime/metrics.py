@@ -1,4 +1,4 @@
-"""What a run records: metrics.jsonl, TensorBoard, samples, the picture."""
+"""Records of a run: metrics.jsonl, TensorBoard, lines of progress."""
 
 import json
 import time
@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from opsd_jax.runtime import paths
 
-EVERY = 20  # seconds between two lines of progress where there is no terminal
+EVERY = 20  # seconds between lines of progress without a terminal
 LINE = (
   "{desc} {n_fmt}/{total_fmt}{postfix}, {elapsed} so far, {remaining} left, {rate_fmt}"
 )
@@ -17,9 +17,8 @@ class Writer:
   """metrics.jsonl (one object a line, with its step) and TensorBoard.
 
   On a disk a row is appended at once. An object in a store cannot be appended
-  to: there rows are kept and the object is written anew every `every`
-  seconds at most, and at every `flush`. Of several processes one `writes`;
-  that of the others touches nothing.
+  to: rows are kept in memory and the object is written anew, at most every `every`
+  seconds, and at every `flush`. Only the process with `writes` touches files.
   """
 
   def __init__(
@@ -29,7 +28,8 @@ class Writer:
     self.writes, self.every, self.flushed = writes, every, time.time()
     if not writes:
       return
-    self.kept = [] if paths.is_remote(workdir) else None  # lines, or on disk
+    # Lines kept in memory for an object store; None on a disk.
+    self.kept = [] if paths.is_remote(workdir) else None
     if self.kept is None:
       self.path.touch()
     elif self.path.exists():
@@ -52,7 +52,7 @@ class Writer:
         self.board.add_scalar(name, value, step)
 
   def flush(self) -> None:
-    """From here on what was written survives a kill."""
+    """After it all rows written so far survive a kill."""
     if self.writes and self.kept is not None:
       self._replace(self.kept)
       self.flushed = time.time()
@@ -61,16 +61,16 @@ class Writer:
     paths.write_whole(self.path, "".join(line + "\n" for line in lines))
 
   def rows(self) -> list[dict]:
-    """All rows; a line torn by a kill is left out."""
+    """All rows; a line that a kill cut short is left out."""
     lines = self.path.read_text().splitlines() if self.kept is None else self.kept
     return paths.whole_rows(lines)
 
   def seconds(self) -> float:
-    """What the rows say of their time, in all."""
+    """Seconds summed over the logged `time/*` fields."""
     return sum(v for r in self.rows() for k, v in r.items() if "time/" in k)
 
   def rewind(self, step: int) -> None:
-    """Forgets what was written after `step`; resuming writes it again."""
+    """Removes the rows after `step`, which a resumed run writes again."""
     if not self.writes:
       return
     lines = [json.dumps(r) for r in self.rows() if r["step"] <= step]
@@ -85,11 +85,11 @@ class Writer:
 
 
 def open_board(directory):
-  """A TensorBoard writer, or None and one warning where there cannot be one."""
+  """A TensorBoard writer; where it cannot be made, one warning and None."""
   try:
     if paths.is_remote(directory):
       paths.need("google.cloud.storage", "google-cloud-storage")
-    from tensorboardX import SummaryWriter
+    from tensorboardX import SummaryWriter  # deferred: slow, and may be missing
 
     return SummaryWriter(str(directory))
   except (OSError, ImportError) as e:
@@ -97,13 +97,20 @@ def open_board(directory):
   return None
 
 
-def progress(total: int, done: int, what: str, *, shown: bool, file) -> tqdm:
-  """A bar on a terminal, else a line now and then; nothing unless `shown`."""
+def progress(total: int, done: int, title: str, *, shown: bool, file) -> tqdm:
+  """A progress bar.
+
+  Args:
+    total, done: steps in all, and those before this process started.
+    title: text in front of the bar.
+    shown: False prints nothing.
+    file: a terminal gets a bar, any other file a line every EVERY seconds.
+  """
   is_terminal = file.isatty()
   return tqdm(
     total=total,
     initial=done,
-    desc=what,
+    desc=title,
     disable=not shown,
     file=file,
     dynamic_ncols=True,

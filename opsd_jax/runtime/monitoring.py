@@ -1,4 +1,4 @@
-"""What the machine is at: programs compiled, a trace of some steps."""
+"""Compilations, counted and reported, and profiler traces of some steps."""
 
 import collections
 import contextlib
@@ -13,49 +13,49 @@ from tqdm import tqdm
 
 from opsd_jax.runtime import distributed, paths
 
-SLOW = 0.5  # seconds; what compiles faster is counted, not said
-LINES = 50  # said of a process in all; every further one is counted
+SLOW = 0.5  # seconds; faster compilations are counted, not printed
+LINES = 50  # printed by a process in all; further compilations are only counted
 
 
 class Compiles:
-  """Counts the programs that this process compiles, and says which were slow.
+  """Counts the programs that this process compiles, and prints the slow ones.
 
-  A program that the cache on disk had is counted too, and always said: only
-  slow ones are kept there. `count` and `seconds` are of all programs so far.
+  Programs read from the cache on disk are counted too, and always printed, as only
+  slow ones are kept there. `count` and `seconds` sum over all programs so far.
   """
 
   def __init__(self):
-    self.count, self.seconds, self.said, self.cached = 0, 0.0, 0, False
+    self.count, self.seconds, self.printed, self.cached = 0, 0.0, 0, False
     self.variants = collections.Counter()
 
   def on_event(self, event: str, **_) -> None:
     if event == "/jax/compilation_cache/cache_hits":
       self.cached = True  # the program whose duration comes next
 
-  def on_duration(self, event: str, seconds: float, **about) -> None:
+  def on_duration(self, event: str, seconds: float, **details) -> None:
     if event != "/jax/core/compile/backend_compile_duration":
       return
     cached, self.cached = self.cached, False
-    name = about.get("fun_name", "a program")
+    name = details.get("fun_name", "a program")
     self.count, self.seconds = self.count + 1, self.seconds + seconds
     self.variants[name] += 1
     if cached or seconds >= SLOW:
       origin = "read from the cache" if cached else "compiled"
-      self.say(f"{name} #{self.variants[name]} {origin} in {seconds:.1f} s")
+      self.print(f"{name} #{self.variants[name]} {origin} in {seconds:.1f} s")
 
-  def say(self, line: str) -> None:
-    """Prints above the progress bar, where there is one."""
-    self.said += 1
-    if self.said > LINES or not distributed.is_first():
+  def print(self, line: str) -> None:
+    """Prints a line above the progress bar, if any."""
+    self.printed += 1
+    if self.printed > LINES or not distributed.is_first():
       return
-    if self.said == LINES:
+    if self.printed == LINES:
       line += "; further ones are counted in metrics.jsonl"
     tqdm.write(line, file=sys.stdout)
     sys.stdout.flush()
 
 
 def keep_compiled(directory: str) -> None:
-  """Programs that are slow to compile are kept there; "": nowhere."""
+  """Caches slow compilations in this directory; "" caches none."""
   if not directory:
     return
   path = pathlib.Path(directory).expanduser()
@@ -65,7 +65,7 @@ def keep_compiled(directory: str) -> None:
 
 @functools.cache
 def compiles() -> Compiles:
-  """Those of this process, from the first call on."""
+  """The counter of this process, which counts from the first call on."""
   counted = Compiles()
   jax.monitoring.register_event_listener(counted.on_event)
   jax.monitoring.register_event_duration_secs_listener(counted.on_duration)
@@ -75,8 +75,8 @@ def compiles() -> Compiles:
 class Profiler:
   """Writes a trace of steps [start, start + steps), for TensorBoard and XProf.
 
-  Process 0 writes; 0 steps are none. A context, so that a trace is ended and
-  written on an error too.
+  Only process 0 writes. A context manager, so that an error ends and writes the
+  trace too.
   """
 
   def __init__(self, directory, start: int, steps: int):
@@ -85,7 +85,7 @@ class Profiler:
     self.step = contextlib.ExitStack()
 
   def begin_step(self, step: int) -> None:
-    """Says that this step begins; the work of the one before is done."""
+    """Marks the beginning of a step and the end of the one before."""
     self.step.close()
     if not self.running and step in self.window:
       self.begin()
@@ -95,7 +95,7 @@ class Profiler:
       self.step.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))
 
   def begin(self) -> None:
-    # The profiler knows no object store.
+    # The profiler cannot write to an object store.
     remote = paths.is_remote(self.directory)
     self.local = tempfile.mkdtemp() if remote else str(self.directory)
     jax.profiler.start_trace(self.local)
@@ -116,10 +116,10 @@ class Profiler:
       self.end()
 
 
-def upload(local: pathlib.Path, to) -> None:
-  """Moves a directory and all below it."""
+def upload(local: pathlib.Path, target) -> None:
+  """Moves a directory with all its files."""
   for path in [p for p in local.rglob("*") if p.is_file()]:
-    there = to / path.relative_to(local).as_posix()
-    there.parent.mkdir(parents=True, exist_ok=True)
-    there.write_bytes(path.read_bytes())
+    copy = target / path.relative_to(local).as_posix()
+    copy.parent.mkdir(parents=True, exist_ok=True)
+    copy.write_bytes(path.read_bytes())
   shutil.rmtree(local)

@@ -1,4 +1,4 @@
-"""The workdir, on a disk or in an object store (`gs://bucket/path`)."""
+"""Files of a workdir, on a disk or in an object store (`gs://bucket/path`)."""
 
 import contextlib
 import errno
@@ -8,7 +8,8 @@ import json
 
 from etils import epath
 
-NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP  # said by such a mount
+# Errors of file systems without locks, such as some mounts of object stores.
+NO_LOCKS = errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP
 
 
 def is_remote(path) -> bool:
@@ -16,7 +17,7 @@ def is_remote(path) -> bool:
 
 
 def need(module: str, package: str) -> None:
-  """Raises ImportError with the package to install where it is missing."""
+  """Raises ImportError, naming the package to install, where a module is missing."""
   try:
     importlib.import_module(module)
   except ImportError as e:
@@ -24,7 +25,7 @@ def need(module: str, package: str) -> None:
 
 
 def open_workdir(path) -> epath.Path:
-  """A path-like object; ValueError where its store cannot be reached."""
+  """The workdir's path; ValueError where its store cannot be reached."""
   try:
     path = epath.Path(path)
     path.exists()
@@ -40,15 +41,15 @@ def open_workdir(path) -> epath.Path:
 
 
 def read_json(path):
-  """What a file holds; ValueError where that is no JSON."""
+  """The value in a JSON file; ValueError where it is not readable."""
   try:
     return json.loads(path.read_text())
-  except ValueError as e:  # of JSON or of UTF-8
+  except ValueError as e:  # bad JSON or bad UTF-8
     raise ValueError(f"{path} is not readable JSON: {e}") from e
 
 
 def read_rows(path) -> list:
-  """What a file holds with a value a line; ValueError names the line that is none."""
+  """The values of a jsonl file; ValueError names a line that is not readable."""
   rows = []
   for number, line in enumerate(path.read_text().splitlines(), 1):
     try:
@@ -61,7 +62,7 @@ def read_rows(path) -> list:
 
 
 def whole_rows(lines) -> list:
-  """The values of lines; one that a kill has torn is left out."""
+  """The values of JSON lines; a line that a kill cut short is left out."""
   rows = []
   for line in lines:
     with contextlib.suppress(json.JSONDecodeError):
@@ -70,8 +71,8 @@ def whole_rows(lines) -> list:
 
 
 def write_whole(path, text: str) -> None:
-  """Writes a file that is never seen half-written."""
-  if is_remote(path):  # an object appears when it is complete
+  """Writes a file so that no reader sees half of it."""
+  if is_remote(path):  # a store shows an object only once it is complete
     path.write_text(text)
     return
   temporary = path.with_name(path.name + ".tmp")
@@ -81,11 +82,10 @@ def write_whole(path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path, wait: bool = False):
-  """Whether this process has the file's lock to itself; waits until it has, or
-  not.
+  """Yields whether this process holds the file's lock; `wait` waits for it.
 
-  The lock is the kernel's: it ends with the process, however that ends. Object
-  stores and some mounts of them have none: there everybody has it.
+  The kernel releases the lock when the process ends, for whatever reason. Object
+  stores and some of their mounts have no locks: there every process gets True.
   """
   if is_remote(path):
     yield True
@@ -108,11 +108,12 @@ def differ(a: dict, b: dict) -> dict[str, tuple]:
   return {k: (a.get(k), b.get(k)) for k in sorted({*a, *b}) if a.get(k) != b.get(k)}
 
 
-def flat(tree: dict, at: str = "") -> dict:
+def flat(tree: dict, prefix: str = "") -> dict:
   """{"a": {"b": 1}} -> {"a.b": 1}."""
   leaves = {}
   for name, value in tree.items():
-    leaves |= (
-      flat(value, f"{at}{name}.") if isinstance(value, dict) else {at + name: value}
-    )
+    if isinstance(value, dict):
+      leaves |= flat(value, f"{prefix}{name}.")
+    else:
+      leaves[prefix + name] = value
   return leaves

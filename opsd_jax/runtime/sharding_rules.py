@@ -1,8 +1,8 @@
-"""One mesh (data, fsdp, tensor) and two tables: weights and activations.
+"""Two tables of shardings over the mesh (data, fsdp, tensor): weights, activations.
 
-Rows of a batch are split over data and fsdp together. Weights are kept split
-over fsdp and tensor; a layer gathers its own over fsdp just before it uses
-them, and works on its share of heads, MLP channels or vocabulary over tensor.
+Rows of a batch are split over data and fsdp together. Weights are stored split
+over fsdp and tensor; a layer gathers its weights over fsdp just before it uses
+them, and computes only its part of heads, MLP channels or vocabulary over tensor.
 The compiler derives every collective from these layouts (GSPMD), so one program
 serves a laptop, which is a mesh of one, and a pod.
 """
@@ -18,8 +18,8 @@ from jax.sharding import PartitionSpec as P
 
 from opsd_jax.runtime.mesh import ROWS, row_shards
 
-# Weights, by the end of their path. First match wins; axes of a stacked
-# (scanned) layer have one more in front, which stays whole.
+# Weights, by the end of their path; the first match wins. Stacked (scanned) layers
+# have one more axis in front, which stays whole.
 RULES = (
   (r"(embed|lm_head)/embedding$", P("tensor", "fsdp")),  # V x D
   (r"(q_proj|k_proj|v_proj|gate_proj|up_proj)/kernel$", P("fsdp", "tensor")),
@@ -32,11 +32,12 @@ RULES = (
   (r"(norm|_norm)/scale$", P()),
 )
 
-# Activations, by what they are.
+# Activations, by name.
 ACTIVATIONS = {
   "rows": P(ROWS),  # B x ...: ids, states of the model's width
-  # B x 1 x ...: a token a row. It is less than the weights, so it travels:
-  # every device of fsdp sees all rows and multiplies with its part of them.
+  # B x 1 x ...: one token a row. Naive: gather the weights, as for whole rows. Here
+  # activations are smaller than weights, so they move instead: every device of fsdp
+  # sees all rows and multiplies them with its part of the weights.
   "tokens": P("data"),
   "token_logits": P("data", "tensor"),  # B x V
   "heads": P(ROWS, None, "tensor"),  # B x L x H x C
@@ -52,13 +53,13 @@ ACTIVATIONS = {
 
 
 def groups(rows: int) -> int:
-  """The row shards of the mesh in context, 1 where they do not split `rows`."""
+  """The row shards of the mesh in context; 1 where they do not divide `rows`."""
   shards = row_shards(jax.sharding.get_abstract_mesh())
   return 1 if rows % shards else shards
 
 
 def vocabulary_shards(size: int) -> int:
-  """Into how many parts the mesh in context splits the vocabulary."""
+  """The number of parts into which the mesh in context splits the vocabulary."""
   mesh = jax.sharding.get_abstract_mesh()
   tensor = 1 if mesh.empty else mesh.shape["tensor"]
   return 1 if size % tensor else tensor
@@ -80,27 +81,24 @@ def drop_indivisible(spec: P, shape: tuple[int, ...], mesh) -> P:
   )
 
 
-def spec_of(path: str, shape: tuple[int, ...], mesh) -> P:
-  """The table's spec for one weight, stacked layers and divisibility applied.
-
-  An axis that its mesh axis does not divide stays whole.
-  """
+def weight_spec(path: str, shape: tuple[int, ...], mesh) -> P:
+  """The spec of one weight by RULES; axes that do not divide stay whole."""
   for pattern, spec in RULES:
     if re.search(pattern, path):
-      two = 1 if path.endswith(("bias", "scale")) else 2
-      return drop_indivisible(P(*(None,) * (len(shape) - two), *spec), shape, mesh)
+      rank = 1 if path.endswith(("bias", "scale")) else 2  # without stacked layers
+      return drop_indivisible(P(*(None,) * (len(shape) - rank), *spec), shape, mesh)
   return P()
 
 
 def tree_shardings(tree, mesh):
-  """A NamedSharding for every leaf of a tree of parameters or a tree that
+  """A NamedSharding for every leaf of a tree of parameters, or of a tree that
   contains such trees (optimiser state, teacher memory)."""
 
-  def of(path, leaf):
+  def leaf_sharding(path, leaf):
     name = "/".join(str(getattr(k, "key", getattr(k, "name", k))) for k in path)
-    return NamedSharding(mesh, spec_of(name, leaf.shape, mesh))
+    return NamedSharding(mesh, weight_spec(name, leaf.shape, mesh))
 
-  return jax.tree_util.tree_map_with_path(of, tree)
+  return jax.tree_util.tree_map_with_path(leaf_sharding, tree)
 
 
 def rows_sharding(mesh) -> NamedSharding:
@@ -113,26 +111,22 @@ def replicated(mesh) -> NamedSharding:
   return NamedSharding(mesh, P())
 
 
-def constrain(x: jax.Array, what: str) -> jax.Array:
-  """Asks the compiler for ACTIVATIONS[what], inside a jit under `set_mesh`.
-
-  Without a mesh it does nothing; an axis that does not divide stays whole.
-  """
-  return as_laid_out(x, ACTIVATIONS[what])
+def constrain(x: jax.Array, name: str) -> jax.Array:
+  """Constrains x to ACTIVATIONS[name]; see `constrain_to`."""
+  return constrain_to(x, ACTIVATIONS[name])
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1,))
 def gather_fsdp(weight: jax.Array, path: str) -> jax.Array:
-  """A weight as a layer uses it: whole over fsdp, still split over tensor.
-
-  Its gradient comes back split as the weight is stored: scattered while it is
-  summed, where a plain constraint would sum all of it on every device.
-  """
+  """A weight as a layer uses it: whole over fsdp, still split over tensor."""
+  # Naive: a plain constraint, whose gradient is summed in full on every device. The
+  # custom gradient is constrained to the stored layout instead, so that the
+  # compiler sums and scatters it in one collective.
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return weight
-  spec = spec_of(path, weight.shape, mesh)
-  return as_laid_out(weight, P(*(None if a == "fsdp" else a for a in spec)))
+  spec = weight_spec(path, weight.shape, mesh)
+  return constrain_to(weight, P(*(None if a == "fsdp" else a for a in spec)))
 
 
 gather_fsdp.defvjp(
@@ -142,34 +136,36 @@ gather_fsdp.defvjp(
 
 
 def constrain_decode_output(y_NxO: jax.Array, path: str) -> jax.Array:
-  """What a weight makes of tokens that came to it: channels as it splits them,
-  and only then whole over fsdp."""
+  """Decode matmul output: constrain to the weight's output sharding, then gather,
+  so activations move, not weights."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return y_NxO
   out = next(spec for pattern, spec in RULES if re.search(pattern, path))[-1]
-  y_NxO = as_laid_out(y_NxO, P("data", out))
-  return as_laid_out(y_NxO, P("data", None if out == "fsdp" else out))
+  y_NxO = constrain_to(y_NxO, P("data", out))
+  return constrain_to(y_NxO, P("data", None if out == "fsdp" else out))
 
 
 def as_stored(weight: jax.Array, path: str) -> jax.Array:
-  """A weight, or its gradient, as it is stored: split over fsdp and tensor."""
+  """A weight, or its gradient, in the stored layout: split over fsdp and tensor."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return weight
-  return as_laid_out(weight, spec_of(path, weight.shape, mesh))
+  return constrain_to(weight, weight_spec(path, weight.shape, mesh))
 
 
 def sum_of_shards(x_GxSxKxMxD: jax.Array) -> jax.Array:
-  """The sum over G of "head_gradient"s, V x D, split as the unembedding is.
-
-  The barrier keeps it float32 until it is summed.
-  """
+  """The sum over G of the "head_gradient" parts, V x D, in the layout of the
+  unembedding."""
+  # Without the barrier the compiler may move the cast to the parameters' dtype
+  # before the sum over devices.
   x_VxD = x_GxSxKxMxD.sum(0).reshape(-1, x_GxSxKxMxD.shape[-1])
   return jax.lax.optimization_barrier(as_stored(x_VxD, "embed/embedding"))
 
 
-def as_laid_out(x: jax.Array, spec: P) -> jax.Array:
+def constrain_to(x: jax.Array, spec: P) -> jax.Array:
+  """with_sharding_constraint inside a jit under `set_mesh`; nothing without a mesh.
+  Axes that do not divide stay whole."""
   mesh = jax.sharding.get_abstract_mesh()
   if mesh.empty:
     return x
@@ -177,5 +173,6 @@ def as_laid_out(x: jax.Array, spec: P) -> jax.Array:
 
 
 def precision(dtype) -> str | None:
-  """Of a matmul: float32 means float32, also on a TPU."""
+  """The precision of a matmul in `dtype`: a TPU multiplies float32 in bfloat16
+  unless it is "highest"."""
   return "highest" if np.dtype(dtype) == np.float32 else None

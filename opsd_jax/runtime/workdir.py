@@ -1,4 +1,4 @@
-"""Whose a workdir is: one experiment's, and one process's at a time."""
+"""A workdir belongs to one experiment, and to one run of it at a time."""
 
 import contextlib
 import json
@@ -11,29 +11,29 @@ from opsd_jax.runtime import distributed, paths
 CONFIG = "config.json"  # of a training run
 SETTINGS = "settings.json"  # of an evaluation
 
-# What may differ between a run and its resumption: nothing that changes what is
-# trained on, or what an evaluation means.
+# Fields that may change between a run and its resumption: they change neither what
+# is trained on nor what an evaluation measures.
 RESUMABLE_CHANGES = re.compile(
   r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
-# Of settings: summary-only settings, and names already covered by a digest.
+# Summary-only settings, and names already covered by a digest.
 SUMMARY = re.compile(
   r"summary\.|model\.run$|sets\..*\.(source|in_training|unverifiable)$"
 )
 
 
 def check_same_config(config, workdir) -> None:
-  """Raises ValueError where the workdir holds another experiment."""
+  """Raises ValueError where the workdir belongs to another experiment."""
   path = workdir / CONFIG
   if not path.exists():
     if (workdir / "checkpoints").exists():
       raise ValueError(f"{workdir} holds checkpoints of an unknown config")
     return
-  refuse(path, plain(config), RESUMABLE_CHANGES, "a run of another config")
+  check_same(path, plain(config), RESUMABLE_CHANGES, "a run of another config")
 
 
 def write_config(config, workdir) -> None:
-  """Writes workdir/config.json, or refuses a workdir of another experiment."""
+  """Writes workdir/config.json; ValueError as `check_same_config`."""
   check_same_config(config, workdir)
   workdir.mkdir(parents=True, exist_ok=True)
   text = json.dumps(plain(config), indent=2)
@@ -41,46 +41,53 @@ def write_config(config, workdir) -> None:
 
 
 def write_settings(settings: dict, workdir) -> None:
-  """Writes settings.json, or refuses a workdir of another evaluation."""
+  """Writes workdir/settings.json; ValueError where the workdir belongs to another
+  evaluation."""
   path = workdir / SETTINGS
   if path.exists():
-    refuse(path, settings, SUMMARY, "an evaluation of other settings")
+    check_same(path, settings, SUMMARY, "an evaluation of other settings")
   workdir.mkdir(parents=True, exist_ok=True)
   paths.write_whole(path, json.dumps(settings, indent=2) + "\n")
 
 
-def refuse(path, now: dict, free: re.Pattern, what: str) -> None:
-  """Raises ValueError where the file holds other settings than `now`, but for
-  fields that `free` matches."""
+def check_same(path, settings: dict, free: re.Pattern, content: str) -> None:
+  """Raises ValueError, listing the differences, where a file has other settings.
+
+  Args:
+    path: a JSON file in the workdir.
+    settings: those of now.
+    free: matches the fields that may differ.
+    content: what the workdir holds then, for the message.
+  """
   different = [
     f"  {k}: {a!r} there, {b!r} now"
-    for k, (a, b) in paths.differ(paths.read_json(path), now).items()
+    for k, (a, b) in paths.differ(paths.read_json(path), settings).items()
     if not free.match(k)
   ]
   if different:
     raise ValueError(
-      f"{path.parent} holds {what}; give another --workdir:\n" + "\n".join(different)
+      f"{path.parent} holds {content}; give another --workdir:\n" + "\n".join(different)
     )
 
 
 @contextlib.contextmanager
 def exclusive(workdir):
-  """Nobody else writes here meanwhile: ValueError where somebody already does."""
-  with contextlib.ExitStack() as held:
+  """Holds the workdir's lock; ValueError where another process holds it."""
+  with contextlib.ExitStack() as locks:
 
-    def hold():
-      if not held.enter_context(paths.locked(workdir / ".lock")):
+    def lock():
+      if not locks.enter_context(paths.locked(workdir / ".lock")):
         raise ValueError(
           f"another process is at work in {workdir}: wait for it, end it, or"
           " give another workdir"
         )
 
-    distributed.broadcast_from_first(hold)
+    distributed.broadcast_from_first(lock)
     yield
 
 
 def read(workdir) -> ConfigDict:
-  """The config of the run that lives in `workdir`, as it was written."""
+  """The config of the run in `workdir`, as it was written, locked."""
   path = workdir / CONFIG
   if not path.exists():
     raise ValueError(f"{path} does not exist: {workdir} holds no run")
@@ -88,12 +95,12 @@ def read(workdir) -> ConfigDict:
 
 
 def plain(config) -> dict:
-  """A config as its JSON holds it: tuples are lists there."""
+  """A config as JSON values: tuples become lists."""
   return json.loads(config.to_json_best_effort())
 
 
 def with_tuples(tree):
-  """What JSON has made lists of, as a config holds it."""
+  """JSON values as a config holds them: lists become tuples."""
   if isinstance(tree, dict):
     return {name: with_tuples(value) for name, value in tree.items()}
   return tuple(map(with_tuples, tree)) if isinstance(tree, list) else tree

@@ -1,4 +1,4 @@
-"""Sampling's books on the host: which row is in which slot, what it has got."""
+"""Host-side state of sampling: which row occupies which slot, its tokens so far."""
 
 import dataclasses
 from typing import NamedTuple
@@ -10,41 +10,41 @@ from opsd_jax.runtime import distributed
 from opsd_jax.sampling.programs import Chunk, Slots, resize
 from opsd_jax.sampling.tokens import SamplingParams
 
-PREFILL = 16  # prompts of a row shard that are prefilled together, at most
-FEWEST = 4  # slots of all shards below which none are given up
+MAX_PREFILL = 16  # prompts that a row shard prefills together at most
+MIN_SLOTS = 4  # slots of all shards that are always kept
 
 
 class Samples(NamedTuple):
-  """R = prompts x n rows, a prompt's n samples adjacent; 0 after each end."""
+  """Responses of R rows, 0 after each response's end."""
 
-  ids_RxT: np.ndarray  # int32, end-of-turn included where reached
+  ids_RxT: np.ndarray  # int32, the end-of-turn token included where sampled
   len_R: np.ndarray
   truncated_R: np.ndarray  # True where the row's budget ended it
-  logp_RxT: np.ndarray  # nats, the model's own distribution (temperature 1)
-  sampled_logp_RxT: np.ndarray  # nats, the distribution really sampled
+  logp_RxT: np.ndarray  # nats, under the model at temperature 1
+  sampled_logp_RxT: np.ndarray  # nats, under the tempered and filtered distribution
 
 
 @dataclasses.dataclass(frozen=True)
 class Rows:
-  """All rows of this process: what they ask for, and what they have got."""
+  """All rows of this process: their inputs and their outputs so far."""
 
   prompts: list  # token ids, one list a row
   budget_R: np.ndarray
   key_data_Rx2: np.ndarray
   sampling: SamplingParams
-  outputs: Samples  # filled in as chunks come
+  outputs: Samples  # written in place by `add`
 
   def slots(self, row_S) -> Slots:
-    """What decode is told of rows row_S; -1 is a free slot."""
+    """Inputs of decode for slots that hold rows row_S; -1 is a free slot."""
     live_S, r_S = row_S >= 0, np.maximum(row_S, 0)
     t_S = np.where(live_S, self.outputs.len_R[r_S], 0)
 
-    def last(r, t):
+    def last_token(r, t):
       return self.outputs.ids_RxT[r, t - 1] if t else self.prompts[r][-1]
 
-    y_S = [last(r, t) for r, t in zip(r_S, t_S, strict=True)]
-    size_S = np.array([len(self.prompts[r]) for r in r_S])
-    pos_S = np.where(live_S, size_S - 1 + t_S, 0)
+    y_S = [last_token(r, t) for r, t in zip(r_S, t_S, strict=True)]
+    prompt_len_S = np.array([len(self.prompts[r]) for r in r_S])
+    pos_S = np.where(live_S, prompt_len_S - 1 + t_S, 0)
     ints = (np.asarray(x, np.int32) for x in (y_S, pos_S, t_S))
     return Slots(
       *ints,
@@ -55,20 +55,26 @@ class Rows:
     )
 
   def add(self, row_S, chunk: Chunk, eos_ids, stopped) -> None:
-    """Takes a chunk; rows that ended leave their slots."""
+    """Appends a decoded chunk to the outputs and frees the slots of ended rows.
+
+    Args:
+      row_S: the row in each slot, -1 where free; written.
+      chunk: what decode returned for these slots.
+      eos_ids, stopped: as `sampler.sample` takes them.
+    """
     outputs = self.outputs
     for s, r in enumerate(row_S):
       if r < 0:
         continue
-      size, count = outputs.len_R[r], chunk.count_R[s]
-      end, ended = size + count, not chunk.live_R[s]
-      outputs.ids_RxT[r, size:end] = chunk.ids_RxT[s, :count]
-      keep = stopped(outputs.ids_RxT[r, :end].tolist(), int(size))
+      begin, count = outputs.len_R[r], chunk.count_R[s]
+      end, ended = begin + count, not chunk.live_R[s]
+      outputs.ids_RxT[r, begin:end] = chunk.ids_RxT[s, :count]
+      keep = stopped(outputs.ids_RxT[r, :end].tolist(), int(begin))
       if keep is not None:
         outputs.ids_RxT[r, keep:end] = 0
-        end, count, ended = keep, keep - size, True
-      outputs.logp_RxT[r, size:end] = chunk.logp_RxT[s, :count]
-      outputs.sampled_logp_RxT[r, size:end] = chunk.sampled_logp_RxT[s, :count]
+        end, count, ended = keep, keep - begin, True
+      outputs.logp_RxT[r, begin:end] = chunk.logp_RxT[s, :count]
+      outputs.sampled_logp_RxT[r, begin:end] = chunk.sampled_logp_RxT[s, :count]
       outputs.len_R[r] = end
       if ended:
         by_id = outputs.ids_RxT[r, end - 1] in eos_ids
@@ -78,36 +84,40 @@ class Rows:
 
 @dataclasses.dataclass
 class Scheduler:
-  """The slots of this process, equal parts of them on each of its row shards,
-  and the cache of all processes."""
+  """The slots of this process, equally many on each of its row shards, and the
+  cache of all processes."""
 
-  row_S: np.ndarray  # which row is in it, -1: free
-  shards: int  # of this process
-  widths: list  # slots a shard may have, falling
-  sizes: list  # positions a slot may have, rising
-  cache: object = None
+  row_S: np.ndarray  # the row in each slot, -1: free
+  shards: int  # row shards of this process
+  widths: list[int]  # slots that a shard may have
+  sizes: list[int]  # positions that a slot may have
+  cache: object = None  # see kv_cache.init
 
   @property
-  def rows_GxS(self):
+  def rows_GxS(self) -> np.ndarray:
+    """The row in each slot of each shard; a view of row_S."""
     return self.row_S.reshape(self.shards, -1)
 
   @property
   def width(self) -> int:
+    """Slots of a shard."""
     return len(self.row_S) // self.shards
 
-  def narrower(self) -> int:
+  def narrower_width(self) -> int:
     """The next smaller width, 0 where there is none."""
     return max((w for w in self.widths if w < self.width), default=0)
 
   def admit(self, waiting) -> list:
-    """Free slots to the first of the waiting: (rows, slots) a prompt, for each
-    shard, as many as one prefill takes. The shard with most free slots is
-    next."""
+    """Moves rows from the queue into free slots, as many as one prefill takes.
+
+    The next prompt goes to the shard with the most free slots. Returns, for each
+    shard, [(rows of one prompt, their slots)].
+    """
     free = [list(np.flatnonzero(part < 0)) for part in self.rows_GxS]
     admitted = [[] for _ in free]
 
     def capacity(g):
-      return len(free[g]) * (len(admitted[g]) < PREFILL)
+      return len(free[g]) * (len(admitted[g]) < MAX_PREFILL)
 
     while waiting and capacity(g := max(range(len(free)), key=capacity)):
       rows = waiting[0]
@@ -128,16 +138,18 @@ class Scheduler:
     """Positions that the live rows need for `steps` more tokens."""
     live = self.row_S[self.row_S >= 0]
 
-    def size(r):
+    def length(r):
       return len(rows.prompts[r]) + min(rows.budget_R[r], rows.outputs.len_R[r] + steps)
 
-    return int(max((size(r) for r in live), default=0))
+    return int(max((length(r) for r in live), default=0))
 
-  def fit(self, mesh, width: int, slots: int) -> None:
-    """Moves the live rows to the front of `width` slots a shard, each with at
-    least so many positions; they are cut only when rows move."""
-    have = self.cache_positions()
-    if width == self.width and slots <= have:
+  def fit(self, mesh, width: int, positions: int) -> None:
+    """Resizes the cache to `width` slots a shard and at least `positions` each.
+
+    A smaller width moves the live rows to the front. Surplus positions stay until
+    rows move: only that copies the cache anyway.
+    """
+    if width == self.width and positions <= self.cache_positions():
       return
     from_GxS = np.tile(np.arange(width, dtype=np.int32), (self.shards, 1))
     if width < self.width:
@@ -145,7 +157,7 @@ class Scheduler:
       from_GxS = order[:, :width].astype(np.int32)
       self.row_S = np.take_along_axis(self.rows_GxS, from_GxS, 1).reshape(-1)
     self.cache = resize(
-      self.cache, to_global_if_meshed(mesh, from_GxS.reshape(-1)), slots
+      self.cache, to_global_if_meshed(mesh, from_GxS.reshape(-1)), positions
     )
 
   def cache_positions(self) -> int:
@@ -153,44 +165,35 @@ class Scheduler:
 
 
 def slots_per_shard(slots: int, shards: int) -> tuple[int, int]:
-  """(slots a row shard has at most, at least) if all have so many."""
-  return -(-slots // shards), max(-(-FEWEST // shards), 1)
+  """(most, fewest) slots of a row shard where all shards together have `slots`."""
+  return -(-slots // shards), max(-(-MIN_SLOTS // shards), 1)
 
 
 def prefill_batch_size(prompts: int) -> int:
-  """How many places a prefill of so many of a shard's prompts has: a power of
-  two."""
-  return min(1 << (prompts - 1).bit_length(), PREFILL)
+  """Prompts of a shard in the prefill that takes `prompts`: a power of two."""
+  return min(1 << (prompts - 1).bit_length(), MAX_PREFILL)
 
 
 def prompts_to_prefill(prompts: int) -> int:
-  """How many of a shard's prompts come into the next prefill: all, if at most a
-  quarter of its places stay empty, else as many as fill a smaller one."""
-  places = prefill_batch_size(prompts)
-  return prompts if 4 * prompts >= 3 * places else places // 2
+  """How many of a shard's prompts the next prefill takes: all, if at most a quarter
+  of its batch stays empty, else as many as fill half of that batch."""
+  batch = prefill_batch_size(prompts)
+  return prompts if 4 * prompts >= 3 * batch else batch // 2
 
 
 def to_global_if_meshed(mesh, tree):
-  """A process's rows -> those of all, on the devices of a mesh if any."""
+  """This process's rows -> the rows of all processes; unchanged without a mesh."""
   return tree if mesh.empty else distributed.to_global(tree, mesh)
 
 
 def bucket_for(sizes, wanted: int) -> int:
-  """The smallest of some sizes that will do."""
+  """The smallest of the sizes that is at least `wanted`."""
   return min(s for s in sizes if s >= wanted)
 
 
-def falling_size_ladder(most: int, fewest: int) -> list[int]:
-  """most, half of it, ... while above `fewest`, and that."""
-  sizes = [most]
-  while sizes[-1] > fewest:
-    sizes.append(max(-(-sizes[-1] // 2), fewest))
-  return sizes
-
-
-def size_ladder(first: int, most: int) -> list[int]:
-  """first, twice it, ... while below `most`, and that."""
-  sizes = [min(first, most)]
+def size_ladder(least: int, most: int) -> list[int]:
+  """least, 2 x least, 4 x least, ... below `most`, and `most`."""
+  sizes = [min(least, most)]
   while sizes[-1] < most:
     sizes.append(min(2 * sizes[-1], most))
   return sizes

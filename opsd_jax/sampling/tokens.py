@@ -1,10 +1,10 @@
 """One token a row: from logits to an id and its log-probs, without a sort.
 
-A token is drawn in two stages by Gumbel-max (argmax of log p + g, g standard
-Gumbel, is a draw from p: Gumbel 1954): first a block of the vocabulary by its
+A token is sampled in two stages by Gumbel-max (argmax of log p + g, g standard
+Gumbel, is a sample of p: Gumbel 1954): first a block of the vocabulary by its
 mass, then a token of the block. That takes V / BLOCK + BLOCK random numbers a
-token instead of V, and a draw changes with the rounding of logits only where
-two candidates all but tie. Filters find their thresholds by halving the floats.
+token instead of V. Under other roundings of the logits a sample changes only when
+two candidates nearly tie. Filters find their thresholds by bisection.
 """
 
 import zlib
@@ -15,11 +15,11 @@ import jax.numpy as jnp
 import numpy as np
 
 ROLES = {"rollout": 0, "evaluate": 1, "generate": 2, "guided": 3}
-BLOCK = 256  # entries of the vocabulary that are summed first
+BLOCK = 256  # vocabulary entries of a block
 
 
 class SamplingParams(NamedTuple):
-  """How to sample; scalars, or one value a sample index (n of them).
+  """Parameters of sampling: scalars, or one value a sample index.
 
   temperature 0 is greedy. top_k 0, top_p 1 and min_p 0 are off. Applied in
   this order: temperature, top-k, top-p on what top-k left, min-p relative to
@@ -33,7 +33,7 @@ class SamplingParams(NamedTuple):
 
 
 def check(sampling: SamplingParams) -> SamplingParams:
-  """The parameters, or a ValueError that names the bad one."""
+  """Returns the parameters; ValueError for a value out of its range."""
   for name, low, high in (
     ("temperature", 0, np.inf),
     ("top_k", 0, np.inf),
@@ -61,42 +61,45 @@ def row_keys(seed: int, step: int, role: str, example_ids, n: int) -> jax.Array:
 # ----------------------------------------------------------------- filters
 
 
-def flipped(x_R):
-  """Between the bits of floats, as int32, and integers in the same order."""
+def flip_negative(x_R):
+  """Bits of floats, as int32 -> integers that sort as the floats do; its own
+  inverse."""
   return jnp.where(x_R < 0, x_R ^ 0x7FFFFFFF, x_R)
 
 
-def bisect_threshold(enough, top_R):
-  """The largest float t of each row for which `enough(t_R)` is true.
+def bisect_threshold(keeps_enough, top_R):
+  """The largest float t of each row for which `keeps_enough(t_R)` is true.
 
-  `enough` is true of -inf, and of nothing above top_R; in between it changes
-  once. 32 halvings, all rows at a time.
+  `keeps_enough` must be true of -inf, false of everything above top_R, and change
+  once in between. Bisects the integers behind the floats: 32 steps for all rows.
   """
 
-  def real(i_R):
-    return jax.lax.bitcast_convert_type(flipped(i_R), jnp.float32)
+  def to_float(i_R):
+    return jax.lax.bitcast_convert_type(flip_negative(i_R), jnp.float32)
 
-  def order(t_R):
-    return flipped(jax.lax.bitcast_convert_type(t_R, jnp.int32))
+  def to_integer(t_R):
+    return flip_negative(jax.lax.bitcast_convert_type(t_R, jnp.int32))
 
-  def halve(_, bounds):
+  def bisect(_, bounds):
     low_R, high_R = bounds
-    middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)  # cannot overflow
-    is_R = enough(real(middle_R))
-    return jnp.where(is_R, middle_R, low_R), jnp.where(is_R, high_R, middle_R)
+    # (low + high) // 2, which would overflow.
+    middle_R = (low_R & high_R) + ((low_R ^ high_R) >> 1)
+    enough_R = keeps_enough(to_float(middle_R))
+    return jnp.where(enough_R, middle_R, low_R), jnp.where(enough_R, high_R, middle_R)
 
-  bounds = order(jnp.full_like(top_R, -jnp.inf)), order(top_R) + 1
-  return real(jax.lax.fori_loop(0, 32, halve, bounds)[0])
+  bounds = to_integer(jnp.full_like(top_R, -jnp.inf)), to_integer(top_R) + 1
+  return to_float(jax.lax.fori_loop(0, 32, bisect, bounds)[0])
 
 
 def filter_threshold(z_RxV, top_R, sampling: SamplingParams):
   """The smallest tempered logit of each row that the filters keep.
 
-  top_R are the largest ones. A filter that no row wants costs nothing.
+  top_R are the rows' largest logits. A filter that is off in all rows costs
+  nothing.
   """
   off_R = jnp.full_like(top_R, -jnp.inf)
 
-  def kth():
+  def top_k_threshold():
     k_R = jnp.minimum(sampling.top_k, z_RxV.shape[1])
 
     def count(t_R):
@@ -105,9 +108,9 @@ def filter_threshold(z_RxV, top_R, sampling: SamplingParams):
     low_R = bisect_threshold(lambda t_R: count(t_R) >= k_R, top_R)
     return jnp.where(k_R > 0, low_R, off_R)
 
-  low_R = jax.lax.cond((sampling.top_k > 0).any(), kth, lambda: off_R)
+  low_R = jax.lax.cond((sampling.top_k > 0).any(), top_k_threshold, lambda: off_R)
 
-  def nucleus():
+  def nucleus_threshold():
     e_RxV = jnp.exp(z_RxV - top_R[:, None])
     e_RxV = jnp.where(z_RxV >= low_R[:, None], e_RxV, 0)
     wanted_R = sampling.top_p * e_RxV.sum(-1)
@@ -118,7 +121,7 @@ def filter_threshold(z_RxV, top_R, sampling: SamplingParams):
     last_R = bisect_threshold(lambda t_R: mass(t_R) >= wanted_R, top_R)
     return jnp.where(sampling.top_p < 1, last_R, off_R)
 
-  last_R = jax.lax.cond((sampling.top_p < 1).any(), nucleus, lambda: off_R)
+  last_R = jax.lax.cond((sampling.top_p < 1).any(), nucleus_threshold, lambda: off_R)
   return jnp.maximum(jnp.maximum(low_R, last_R), top_R + jnp.log(sampling.min_p))
 
 
@@ -132,47 +135,58 @@ def filtered(z_RxV, top_R, sampling: SamplingParams):
 
 
 def in_blocks(z_RxV):
-  """z_RxNxM, filled up with -inf."""
+  """z_RxNxM: N blocks of M = BLOCK entries, the last one padded with -inf."""
   R, V = z_RxV.shape
-  fill = -V % BLOCK
-  if fill:
-    z_RxV = jnp.pad(z_RxV, ((0, 0), (0, fill)), constant_values=-jnp.inf)
+  padding = -V % BLOCK
+  if padding:
+    z_RxV = jnp.pad(z_RxV, ((0, 0), (0, padding)), constant_values=-jnp.inf)
   return z_RxV.reshape(R, -1, BLOCK)
 
 
-def at(x_RxV, i_R):
+def select(x_RxV, i_R):
+  """x_R: entry i_R of each row."""
   return jnp.take_along_axis(x_RxV, i_R[:, None], 1)[:, 0]
 
 
 def block_sums(z_RxV, top_R):
-  """Sums of exp(z - top) over each block, s_RxN."""
+  """s_RxN: the sum of exp(z - top) over each block."""
   return jnp.exp(in_blocks(z_RxV) - top_R[:, None, None]).sum(-1)
 
 
 def sample_from_blocks(z_RxV, s_RxN, keys_R):
-  """A token of each row, drawn from softmax(z); s are block sums of exp(z) up
-  to a factor. Never one whose z is -inf."""
+  """ids_R sampled from softmax(z); never an id whose z is -inf.
+
+  s_RxN are the block sums of exp(z), up to a factor a row.
+  """
   N = s_RxN.shape[1]
 
-  def draw_one(key):
+  def gumbel(key):
     return jax.random.gumbel(key, (N + BLOCK,), mode="high")
 
-  g_RxG = jax.vmap(draw_one)(keys_R)
+  g_RxG = jax.vmap(gumbel)(keys_R)
   n_R = (jnp.log(s_RxN) + g_RxG[:, :N]).argmax(-1)
   z_RxM = jnp.take_along_axis(in_blocks(z_RxV), n_R[:, None, None], 1)[:, 0]
   return n_R * BLOCK + (z_RxM + g_RxG[:, N:]).argmax(-1)
 
 
-def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, sampling: SamplingParams):
-  """Token t of every row -> (ids_R, logp_R, sampled_R).
+def draw(
+  logits_RxV: jax.Array, keys_R: jax.Array, t_R: jax.Array, sampling: SamplingParams
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Samples token t of every row. What no row needs is not computed.
 
-  Every parameter is an array of R. logp is the model's own at temperature 1,
-  `sampled` that of the distribution really sampled: 0 where greedy. What no
-  row asks for is not computed.
+  Args:
+    logits_RxV: float32.
+    keys_R: the rows' keys.
+    t_R: int32, index of the token in its response.
+    sampling: an array of R for each parameter.
+
+  Returns:
+    ids_R; logp_R, nats under the model at temperature 1; sampled_R, nats under the
+    tempered and filtered distribution, 0 where greedy.
   """
   V, top_R = logits_RxV.shape[1], logits_RxV.max(-1)
   s_RxN = block_sums(logits_RxV, top_R)
-  zero_R = top_R + jnp.log(s_RxN.sum(-1))  # a logit of probability 1
+  logsumexp_R = top_R + jnp.log(s_RxN.sum(-1))
   keys_R = jax.vmap(jax.random.fold_in)(keys_R, t_R)
   greedy_R = sampling.temperature == 0
   temperature_R = jnp.where(greedy_R, 1.0, sampling.temperature)
@@ -186,21 +200,22 @@ def draw(logits_RxV: jax.Array, keys_R: jax.Array, t_R, sampling: SamplingParams
 
   def plain():
     y_R = sample_from_blocks(logits_RxV, s_RxN, keys_R)
-    return y_R, at(logits_RxV, y_R) - zero_R
+    return y_R, select(logits_RxV, y_R) - logsumexp_R
 
   def tempered(keep=lambda z_RxV, top_R, _: z_RxV):
     high_R = top_R / temperature_R
     z_RxV = keep(logits_RxV / temperature_R[:, None], high_R, sampling)
     s_RxN = block_sums(z_RxV, high_R)
     y_R = sample_from_blocks(z_RxV, s_RxN, keys_R)
-    return y_R, at(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
+    return y_R, select(z_RxV, y_R) - high_R - jnp.log(s_RxN.sum(-1))
 
-  kept_R = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)
-  needs_R = jnp.where(kept_R, 1 + (temperature_R != 1), 3)
+  whole_R = (sampling.top_k == 0) & (sampling.top_p >= 1) & (sampling.min_p == 0)
+  needs_R = jnp.where(whole_R, jnp.where(temperature_R == 1, 1, 2), 3)
   y_R, sampled_R = jax.lax.switch(
     jnp.where(greedy_R, 0, needs_R).max(),
     (nothing, plain, tempered, lambda: tempered(filtered)),
   )
   first_R = jax.lax.cond(greedy_R.any(), likeliest, lambda: y_R)
   y_R = jnp.where(greedy_R, first_R, y_R)
-  return y_R, at(logits_RxV, y_R) - zero_R, jnp.where(greedy_R, 0.0, sampled_R)
+  logp_R = select(logits_RxV, y_R) - logsumexp_R
+  return y_R, logp_R, jnp.where(greedy_R, 0.0, sampled_R)

@@ -14,6 +14,7 @@ from configs import base, tip
 from opsd_jax.losses import chunked as chunked_loss
 from opsd_jax.losses import divergences, objective, targets
 from opsd_jax.structs import ResponseTokens
+from tests.families import divergence_keywords
 
 sg = jax.lax.stop_gradient
 
@@ -24,8 +25,8 @@ KEYWORDS = {
 }
 EVERY = [
   (name, kw)
-  for name in (*divergences.ALL, *divergences.TOKEN)
-  for kw in KEYWORDS.get(name, [{}])
+  for name, f in {**divergences.ALL, **divergences.TOKEN}.items()
+  for kw in KEYWORDS.get(name, [divergence_keywords(f)])
 ]
 MAPPED = [
   *(

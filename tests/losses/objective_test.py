@@ -1,5 +1,7 @@
 """How much a token counts, and what the sum is divided by."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,8 @@ from configs import base
 from opsd_jax import rules
 from opsd_jax.losses import objective, token_weights
 from opsd_jax.registry import accepted
-from opsd_jax.structs import ResponseTokens
+from opsd_jax.structs import ResponseTokens, TermStats
+from tests.families import token_weight_keywords
 
 MASK = jnp.array([[1.0, 1, 1], [1, 0, 0]])
 LOSSES = jnp.array([[0.1, 0.2, 0.3], [0.5, 7.0, 7.0]])
@@ -26,7 +29,9 @@ def token_of(mask):
 def reduced(weight, denominator, losses=LOSSES, mask=MASK):
   """As the step does it: the masked weighted sum over the denominator."""
   token = token_of(mask)
-  w = mask * token_weights.ALL[weight](None, token)
+  f = token_weights.ALL[weight]
+  zero = jnp.zeros_like(mask)
+  w = mask * f(TermStats(*[zero] * 5), token, **token_weight_keywords(f))
   divide = objective.DENOMINATORS[denominator]
   by = divide(token, 1.0, **accepted(divide, {"max_new_tokens": 5}))
   return float((w * losses).sum() / by)
@@ -67,12 +72,20 @@ def test_empty_rows_and_empty_batches_are_invisible(weight, denominator):
 
 @pytest.mark.parametrize("weight", token_weights.ALL)
 def test_a_weight_looks_at_its_own_token_alone(weight):
-  f, token = token_weights.ALL[weight], token_of(MASK)
-  whole = f(None, token)
+  """Whatever the statistics are: one number a token, finite, without gradient."""
+  f, tokens, rng = token_weights.ALL[weight], token_of(MASK), np.random.default_rng(0)
+  f = functools.partial(f, **token_weight_keywords(f))
+
+  def draw():
+    return jnp.asarray(-rng.exponential(size=MASK.shape), jnp.float32)
+
+  stats = TermStats(-draw(), draw(), -draw(), draw(), -draw())
+  whole = f(stats, tokens)
   assert whole.shape == MASK.shape and whole.dtype == jnp.float32
-  for at in np.ndindex(*MASK.shape):
-    alone = jax.tree.map(lambda x, at=at: x[at], token)
-    assert f(None, alone) == whole[at]
+  assert np.isfinite(whole).all()
+  for place in np.ndindex(*MASK.shape):
+    alone = jax.tree.map(lambda x, place=place: x[place], (stats, tokens))
+    assert f(*alone) == whole[place]
 
 
 def test_tokens_that_count_in_a_term():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opsd_jax.losses import policy_gradient
+from tests.families import surrogate_keywords
 
 S, T = jnp.array([0.5, 0.3, 0.2]), jnp.array([0.7, 0.2, 0.1])
 
@@ -62,9 +63,11 @@ def test_cispo_keeps_every_gradient(ratio, weight):
 @pytest.mark.parametrize("old", [np.nan, -1.5])
 def test_the_first_update_is_reinforce(name, old):
   """At ratio 1 every surrogate has the gradient -A."""
-  kw = {} if name == "reinforce" else CLIP
-  kw = kw | {"old_share": 1.0} if name == "trrd" else kw
-  _, slope = loss_and_gradient(policy_gradient.SURROGATES[name], -1.5, old, 3, **kw)
+  surrogate = policy_gradient.SURROGATES[name]
+  kw = surrogate_keywords(surrogate)
+  if name in policy_gradient.READ_TEACHER:
+    kw["old_share"] = 1.0
+  _, slope = loss_and_gradient(surrogate, -1.5, old, 3, **kw)
   np.testing.assert_allclose(slope, -3, atol=1e-6)
 
 
@@ -146,3 +149,14 @@ def test_one_sample():
   np.testing.assert_allclose(
     [of("k1"), of("k2"), of("k3")], [0.6931, 0.2402, 0.1931], atol=5e-5
   )
+
+
+@pytest.mark.parametrize("name", policy_gradient.KL)
+@pytest.mark.parametrize("gap", [0.0, 3.0, -3.0, 50.0, -50.0])
+def test_no_estimator_breaks_far_from_the_reference(name, gap):
+  def value(logp):
+    return policy_gradient.KL[name](logp, jnp.float32(-60.0), jnp.float32(1.0))
+
+  got = jax.value_and_grad(value)(jnp.float32(-60.0 + gap))
+  assert np.isfinite(got).all()
+  assert gap or got[0] == 0

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from opsd_jax.losses import credit, token_weights
 from opsd_jax.rollouts import collate
 from opsd_jax.structs import TermStats
+from tests.families import credit_keywords, token_weight_keywords
 
 
 def tokens_of(lengths, parts=1):
@@ -113,7 +114,46 @@ def test_entropy_draws_tokens_without_replacement_in_proportion():
   np.testing.assert_allclose(found / 600, [1 / 8, 2 / 8, 5 / 8], atol=0.06)
 
 
+def random_stats(tokens, seed=0):
+  rng = np.random.default_rng(seed)
+  count = int(tokens.mask_BxT.sum())
+
+  def draw():
+    return rng.exponential(size=count)
+
+  return stats_of(tokens, draw(), draw(), -draw(), draw())
+
+
+@pytest.mark.parametrize("name", token_weights.WHOLE)
+def test_whole_weights_do_not_see_parts_and_keep_what_they_say(name):
+  f = token_weights.WHOLE[name]
+  kw = token_weight_keywords(f)
+  lengths = [4, 0, 3, 1, 5, 2]
+  found = []
+  for parts in (1, 2, 3):
+    tokens = tokens_of(lengths, parts)
+    w = np.asarray(f(random_stats(tokens), tokens, **kw))
+    assert w.shape == tokens.mask_BxT.shape and np.isfinite(w).all()
+    assert not w[tokens.mask_BxT == 0].any()
+    found.append(at(w, tokens))
+    if name in token_weights.BOUNDS:
+      bound = token_weights.BOUNDS[name]
+      assert (w != 0).sum() <= bound(np.array(lengths), **kw).sum()
+  for other in found[1:]:
+    np.testing.assert_allclose(other, found[0], rtol=1e-5)
+
+
 # ---------------------------------------------------------------------- credit
+
+
+@pytest.mark.parametrize("name", [*credit.ALL, *credit.WHOLE])
+def test_a_credit_without_a_difference_is_the_advantage(name):
+  """Teacher and student agree: nothing is taken from the reward."""
+  f = {**credit.ALL, **credit.WHOLE}[name]
+  rows = [collate.Row(((1,),), (2,) * n, advantage=0.5, group=0) for n in (1, 3)]
+  tokens = collate.collate(rows, pad_id=0, bucket=8, response_bucket=8).tokens
+  got = f(stats_of(tokens), tokens, **credit_keywords(f))
+  np.testing.assert_allclose(at(got, tokens), 0.5)
 
 
 def test_less_kl_by_hand():

@@ -1,11 +1,14 @@
-"""What each side is told, word for word; the student never sees the rest."""
+"""What each view reads, word for word; the student never sees the rest."""
 
+import functools
 import itertools
 
 import pytest
 
-from opsd_jax.rollouts import contexts
-from opsd_jax.structs import Example
+from opsd_jax.registry import accepted
+from opsd_jax.rollouts import contexts, host_memory
+from opsd_jax.structs import Completion, Example, Prompts, Rollout, Verdict
+from tests.families import context_keywords
 
 CANARY, SHORT = "a canary solution", "a canary answer"
 
@@ -136,3 +139,30 @@ def test_unknown_names_are_refused_with_the_known_ones():
     told("long", "solution")
   with pytest.raises(ValueError, match="solution, answer, none, other, sibling"):
     told("short", "hint")
+
+
+def group_of(*scores, feedback=""):
+  prompts = Prompts(example(0), ((1,), ()))
+  return [
+    Rollout(
+      prompts,
+      Completion(f"response {i}", (1,), None, False),
+      prompts.views,
+      verdict=Verdict(score, feedback=feedback),
+    )
+    for i, score in enumerate(scores)
+  ]
+
+
+@pytest.mark.parametrize("name", contexts.AFTER)
+def test_what_a_verified_group_shows_is_text_or_nothing(name):
+  f = contexts.AFTER[name]
+  fields = {**context_keywords(f), "memory": host_memory.HostMemory()}
+  show = functools.partial(f, **accepted(f, fields))
+  for group in (group_of(0.0, 0.0), group_of(1.0, 0.0), group_of(0.0, feedback="no")):
+    for i in range(len(group)):
+      text = show(group, i)
+      assert text is None or text.strip()
+  # Something to show: another right response, and feedback on this one.
+  assert show(group_of(1.0, 0.0, feedback="no"), 1)
+  assert show(group_of(0.0), 0) is None  # nothing to show

@@ -1,4 +1,4 @@
-"""What a run records, by hand; what a kill leaves; what a person sees."""
+"""metrics.jsonl on a disk and in an object store, after a kill; progress lines."""
 
 import io
 import json
@@ -9,105 +9,9 @@ import pytest
 from etils.epath import backend, gpath
 
 from configs import opsd
-from opsd_jax.reporting import console, plots, step_metrics
+from opsd_jax.reporting import console, plots
 from opsd_jax.runtime import metrics, paths
 from opsd_jax.runtime import workdir as workdirs
-from opsd_jax.structs import Batch, Completion, ResponseTokens, Rollout, TokenStats
-
-# Two rows of three tokens, the second of one; nothing masked is 0 here, as if
-# a mask had been forgotten.
-MASK = np.array([[1.0, 1, 1], [1, 0, 0]], np.float32)
-
-
-def stats_of(targets=("teacher",)):
-  def rows(*two):
-    return np.array(two, np.float32)
-
-  return TokenStats(
-    rows([-1, -2, -3], [-2, 9, 9]),
-    rows([-1, -2, -3], [-2.5, 9, 9]),
-    rows([1, 1, 1], [2, 9, 9]),
-    {"distill": rows([0.1, 0.2, 0.3], [0.6, 9, 9])},
-    {name: rows([-1, -1, -1], [-1, 9, 9]) for name in targets},
-    {name: rows([0, 0, 0], [1, 9, 9]) for name in targets},
-    {"distill": rows([0, 0.5, 0], [0.5, 9, 9])},
-  )
-
-
-def batch_of(mask=MASK, sampler=((-1, -2, -3), (-2, 0, 0))):
-  index = np.broadcast_to(np.arange(3), (2, 3))
-  sampler = np.array(sampler, np.float32)
-  weights = {"distill": np.array([[1, 0, 1], [0, 9, 9]], np.float32)}
-  return Batch((), ResponseTokens(None, mask, index, None, None, sampler, weights))
-
-
-def rollout(logp=(), truncated=False, ids=(1,)):
-  return Rollout(None, Completion("", ids, logp, truncated, logp), ())
-
-
-def test_without_a_teacher_nothing_is_said_of_it():
-  row = step_metrics.of_step(0.3, 2.0, stats_of(()), batch_of(), [rollout()] * 2)
-  assert not [k for k in row if k.startswith("teacher")]
-
-
-def test_a_step_in_numbers():
-  row = step_metrics.of_step(
-    0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(truncated=True)]
-  )
-  assert row == pytest.approx(
-    {
-      "loss": 0.3,
-      "grad_norm": 2.0,
-      "non_finite": 0,
-      "distill/value": 0.3,  # (0.1 + 0.2 + 0.3 + 0.6) / 4
-      "distill/first_token": 0.35,  # (0.1 + 0.6) / 2
-      "distill/clipped": 0.25,
-      "distill/weight": 0.5,
-      "student/nll": 2.0,
-      "student/entropy": 1.25,
-      "teacher/nll": 1.0,
-      "teacher/nll_gap": -1.0,
-      "teacher/entropy": 0.25,
-      "response_tokens": 4,
-      "truncated": 0.5,
-      "empty": 0,
-      "sampler/logp_gap": 0.5,
-    }
-  )
-  assert json.loads(json.dumps(row)) == row
-
-
-def test_the_gap_needs_a_sampler():
-  row = step_metrics.of_step(
-    0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(logp=None)]
-  )
-  assert "sampler/logp_gap" not in row
-
-
-@pytest.mark.parametrize("loss,norm", [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
-def test_what_is_not_finite_is_counted(loss, norm):
-  row = step_metrics.of_step(loss, norm, stats_of(), batch_of(), [rollout()] * 2)
-  assert row["non_finite"] == 1
-
-
-def test_empty_responses_are_counted_and_divide_nothing():
-  row = step_metrics.of_step(
-    0.3,
-    2.0,
-    stats_of(),
-    batch_of(np.float32([[0, 0, 0], [1, 0, 0]])),
-    [rollout(ids=()), rollout()],
-  )
-  assert row["empty"] == 1 and row["response_tokens"] == 1
-  assert row["distill/first_token"] == pytest.approx(0.6)
-  row = step_metrics.of_step(
-    0.0, 0.0, stats_of(), batch_of(np.zeros((2, 3))), [rollout(ids=())] * 2
-  )
-  assert row["empty"] == 2 and row["distill/value"] == 0
-  assert np.isfinite(list(row.values())).all()
-
-
-# ---------------------------------------------------------------- Writer
 
 
 def test_rows_come_back_and_rewinding_forgets_later_ones(tmp_path):
@@ -163,7 +67,7 @@ class Store(backend._OsPathBackend):
   def __init__(self, root):
     self.root, self.written = root, []
 
-  def at(self, path) -> str:
+  def local(self, path) -> str:
     return os.path.join(self.root, os.fspath(path).removeprefix("gs://"))
 
   def open(self, path, mode):
@@ -171,16 +75,16 @@ class Store(backend._OsPathBackend):
       raise OSError(f"{path}: an object cannot be appended to")
     if "w" in mode:
       self.written.append(os.path.basename(path))
-      os.makedirs(os.path.dirname(self.at(path)), exist_ok=True)
-    return super().open(self.at(path), mode)
+      os.makedirs(os.path.dirname(self.local(path)), exist_ok=True)
+    return super().open(self.local(path), mode)
 
   def exists(self, path):
-    return super().exists(self.at(path))
+    return super().exists(self.local(path))
 
-  def mkdir(self, path, **how):
+  def mkdir(self, path, **kw):
     pass  # there are no directories
 
-  def makedirs(self, path, **how):
+  def makedirs(self, path, **kw):
     pass
 
   def replace(self, path, dst):
@@ -327,73 +231,3 @@ def test_progress_of_other_processes_is_not_shown():
     bar.set_postfix_str("loss 1")
     bar.update()
   assert out.getvalue() == ""
-
-
-def terminal(monkeypatch, is_one=True):
-  monkeypatch.delenv("NO_COLOR", raising=False)
-  monkeypatch.setattr(metrics.sys.stdout, "isatty", lambda: is_one)
-
-
-def test_without_a_terminal_or_colours_a_token_shows_its_number(monkeypatch):
-  terminal(monkeypatch, False)
-  assert console.coloured(["a", "\n"], [0.0, 1.256]) == r"'a'(0.00) '\n'(1.26)"
-  terminal(monkeypatch)
-  monkeypatch.setenv("NO_COLOR", "1")
-  assert console.coloured(["a"], [0.5]) == "'a'(0.50)"
-
-
-@pytest.mark.parametrize(
-  "kl,shade",
-  [
-    (0.0, 255),
-    (-0.1, 255),
-    (0.28, 255),
-    (0.3, 229),
-    (1.0, 215),
-    (1.99, 196),
-    (2.0, 196),
-    (50.0, 196),
-  ],
-)
-def test_on_a_terminal_a_token_goes_from_white_to_red(kl, shade, monkeypatch):
-  terminal(monkeypatch)
-  assert console.coloured(["tok"], [kl]) == f"\x1b[30;48;5;{shade}mtok\x1b[0m"
-
-
-# --------------------------------------------------------------- picture
-
-
-def test_the_picture_shows_every_row(tmp_path):
-  def evaluation(step, accuracy):
-    return {
-      "step": step,
-      "eval/drift": step / 100,
-      **{
-        f"eval/{name}{end}": accuracy + d
-        for name in ("accuracy", "sampled_accuracy")
-        for end, d in (("", 0), ("_ci_low", -0.1), ("_ci_high", 0.1))
-      },
-    }
-
-  rows = [
-    evaluation(0, 0.2),
-    {"step": 1, "loss": 0.9},
-    {"step": 2, "loss": 0.4},
-    evaluation(2, 0.8),
-  ]
-  summary = {"accuracy_teacher": 0.9, "accuracy_base": 0.2}
-  figure = plots.training(rows, summary, tmp_path / "summary.png")
-  data = (tmp_path / "summary.png").read_bytes()
-  assert data.startswith(b"\x89PNG\r\n\x1a\n") and len(data) > 10_000
-  accuracy, loss, drift = figure.axes
-
-  def points(line):
-    return np.transpose(line.get_data()).tolist()
-
-  assert points(accuracy.lines[0]) == [[0, 0.2], [2, 0.8]]
-  assert points(loss.lines[0]) == [[1, 0.9], [2, 0.4]]
-  assert points(drift.lines[0]) == [[0, 0.0], [2, 0.02]]
-  labels = [t.get_text() for t in accuracy.get_legend().get_texts()]
-  assert labels == ["student, greedy", "student, sampled", "privileged teacher", "base"]
-  assert all(axis.get_xlabel() == "step" for axis in figure.axes)
-  assert all(axis.get_ylabel() for axis in figure.axes)

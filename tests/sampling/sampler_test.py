@@ -61,8 +61,8 @@ def full_logp(model, prompt, reply):
   ids = jnp.array([[*prompt, *reply]])
   h, _ = transformer.apply(config, params, ids)
   logits = h[0] @ transformer.unembedding(params).T
-  at = np.arange(len(prompt) - 1, len(prompt) + len(reply) - 1)
-  return jax.nn.log_softmax(logits)[at]
+  predictors = np.arange(len(prompt) - 1, len(prompt) + len(reply) - 1)
+  return jax.nn.log_softmax(logits)[predictors]
 
 
 def test_greedy_decode_is_argmax_of_the_full_forward(model):
@@ -185,8 +185,8 @@ def assert_is_plain(out, which, n, budgets, ends):
     assert out.len_R[r] == size
     assert out.truncated_R[r] == (stop > budget)
     np.testing.assert_array_equal(out.ids_RxT[r, :size], ids[:size])
-    for got, logp in zip(out[3:], logps, strict=True):
-      np.testing.assert_allclose(got[r, :size], logp[:size], atol=1e-4)
+    for found, logp in zip(out[3:], logps, strict=True):
+      np.testing.assert_allclose(found[r, :size], logp[:size], atol=1e-4)
     assert not any(x[r, size:].any() for x in (out.ids_RxT, *out[3:]))
 
 
@@ -233,7 +233,7 @@ def test_long_rows_in_a_growing_cache_are_those_of_one_chunk():
 
 
 def test_the_number_of_programs_is_bounded():
-  """Many batches of many sizes: halves of the slots, doubles of the bucket."""
+  """Many batches of many sizes: slots and positions are of two ladders."""
   before, rng = sampler.decode._cache_size(), np.random.default_rng(0)
   for count in (1, 9, 40):
     budgets = rng.integers(1, 60, count).tolist()
@@ -258,16 +258,16 @@ def test_a_prompt_is_prefilled_once_for_its_samples(width, times, monkeypatch):
 
 
 def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
-  shares, prefill = [], sampler.prefill
+  fractions, prefill = [], sampler.prefill
 
   def counted(config, params, prompt_BxP):
-    shares.append(np.mean([any(row) for row in prompt_BxP.tolist()]))
+    fractions.append(np.mean([any(row) for row in prompt_BxP.tolist()]))
     return prefill(config, params, prompt_BxP)
 
   monkeypatch.setattr(sampler, "prefill", counted)
   budgets = np.random.default_rng(0).integers(1, 30, 2 * 70).tolist()
   run(tiny(), prompts(70), SamplingParams(), n=2, new=budgets, eos=(-1,), slots=64)
-  assert len(shares) > 5 and min(shares) >= 0.75
+  assert len(fractions) > 5 and min(fractions) >= 0.75
 
 
 @pytest.mark.parametrize(
@@ -284,18 +284,18 @@ def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
   ],
 )
 def test_prompts_come_in_by_prefills_that_are_full(waiting, taken):
-  board = scheduler.Scheduler(np.full(80, -1), 1, [80], [8])
+  state = scheduler.Scheduler(np.full(80, -1), 1, [80], [8])
   rows = collections.deque([2 * p, 2 * p + 1] for p in range(waiting))
   came = []
   while rows:
-    (part,) = board.admit(rows)
+    (part,) = state.admit(rows)
     came.append([members for members, _ in part])
   assert [len(part) for part in came] == taken
   assert sum(came, []) == [[2 * p, 2 * p + 1] for p in range(waiting)]
-  assert sorted(board.row_S[board.row_S >= 0]) == list(range(2 * waiting))
+  assert sorted(state.row_S[state.row_S >= 0]) == list(range(2 * waiting))
 
 
-def test_a_row_that_has_ended_makes_room_before_the_longest_is_done(monkeypatch):
+def test_a_row_that_has_ended_frees_its_slot_before_the_longest_is_done(monkeypatch):
   """Two slots and rows of 1, 1, ..., 1 and 12 tokens: the short ones pass
   beside the long one, which a batch after the other would wait for."""
   turns, decode = [], sampler.decode
@@ -309,7 +309,7 @@ def test_a_row_that_has_ended_makes_room_before_the_longest_is_done(monkeypatch)
   assert turns == [2] * 5
 
 
-def test_a_row_ends_where_it_is_told_to():
+def test_a_row_ends_where_stopped_says():
   """`stopped` sees every id of a row once as new; what it cuts is gone."""
   whole = run(tiny(), POOL, SamplingParams(), eos=(-1,), steps=12)
   seen, middle = {}, np.median(whole.ids_RxT[:, 0])
@@ -327,12 +327,12 @@ def test_a_row_ends_where_it_is_told_to():
   assert out.len_R.tolist() == np.where(cut, 7, 12).tolist()
   assert out.truncated_R.tolist() == (~cut).tolist()
   for r, size in enumerate(out.len_R):
-    for got, expected in (
+    for found, expected in (
       (o[r], w[r])
       for o, w in zip((out.ids_RxT, *out[3:]), (whole.ids_RxT, *whole[3:]), strict=True)
     ):
-      np.testing.assert_allclose(got[:size], expected[:size], atol=1e-4)
-      assert (got[size:] == 0).all()
+      np.testing.assert_allclose(found[:size], expected[:size], atol=1e-4)
+      assert (found[size:] == 0).all()
 
 
 @pytest.mark.parametrize("budget", [0, [3, 0], [3], [[3, 3]]], ids=str)
@@ -346,6 +346,6 @@ def test_an_empty_prompt_is_refused():
     run(tiny(), [[5], []], SamplingParams())
 
 
-def test_no_room_is_an_error(model):
+def test_too_few_positions_are_an_error(model):
   with pytest.raises(ValueError, match="positions"):
     run(model, prompts(1), SamplingParams(), new=model[0].max_positions)

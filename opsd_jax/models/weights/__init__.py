@@ -1,1 +1,1 @@
-"""Checkpoints of any format, read into and written from a layout."""
+"""Model weights: read from any format into a sharded layout, and exported."""

@@ -1,7 +1,7 @@
-"""Arrays made in their layout out of ranges of named matrices.
+"""Sharded arrays assembled from ranges of named tensors.
 
-Every part of an array that this process's devices hold is filled once, block by
-block; nothing else of it is read, and no other copy of it exists.
+Every shard that this process's devices hold is filled once, block by block; nothing
+else is read, and no second copy of the array exists.
 """
 
 import math
@@ -14,7 +14,7 @@ BLOCK = 2**24  # bytes read at once
 
 
 class Leaf(NamedTuple):
-  """An array and the tensors that it is made of."""
+  """An array and the tensors that it is assembled from."""
 
   names: tuple[str, ...]  # one tensor, or one for each layer of a stack
   shape: tuple[int, ...]
@@ -23,10 +23,14 @@ class Leaf(NamedTuple):
 
 
 def array(leaf: Leaf, dtype, sharding, read) -> jax.Array:
-  """The array, laid out as `sharding` says, or on one device where it is None.
+  """Assembles one array.
 
-  `read(name, rows, columns)` returns a block of a tensor, whose axes after the
-  first are one.
+  Args:
+    leaf: the array and its tensors.
+    dtype: of the array.
+    sharding: its layout; None puts it whole on the default device.
+    read: (name, rows, columns) -> block of a tensor, seen as a matrix of its first
+      axis by all others; rows and columns are slices.
   """
   whole = (slice(None),) * len(leaf.shape)
   indices = (
@@ -34,25 +38,27 @@ def array(leaf: Leaf, dtype, sharding, read) -> jax.Array:
     if sharding is None
     else sharding.addressable_devices_indices_map(leaf.shape).values()
   )
-  # Several devices may hold the same part.
-  boxes = {box_of(index, leaf.shape) for index in indices}
+  # Several devices may hold the same shard.
+  boxes = {to_box(index, leaf.shape) for index in indices}
   parts = {box: empty([b - a for a, b in box], dtype) for box in boxes}
   for layer, name in enumerate(leaf.names):
     fill(matrices(leaf, parts, layer), name, read)
   if sharding is None:
-    return jax.device_put(parts[box_of(whole, leaf.shape)])
+    return jax.device_put(parts[to_box(whole, leaf.shape)])
   x = jax.make_array_from_callback(
-    leaf.shape, sharding, lambda index: parts[box_of(index, leaf.shape)]
+    leaf.shape, sharding, lambda index: parts[to_box(index, leaf.shape)]
   )
-  return jax.block_until_ready(x)  # before the next one is read
+  # Transfers end before the next array is read: at most one is in host memory.
+  return jax.block_until_ready(x)
 
 
-def box_of(index, shape) -> tuple[tuple[int, int], ...]:
+def to_box(index, shape) -> tuple[tuple[int, int], ...]:
+  """((start, stop), ...) of a shard's index."""
   return tuple(s.indices(n)[:2] for s, n in zip(index, shape, strict=True))
 
 
 def empty(shape, dtype) -> np.ndarray:
-  """np.empty at an address that the CPU backend takes over without a copy."""
+  """np.empty, aligned so that the CPU backend takes it over without a copy."""
   align, size = 64, math.prod(shape) * np.dtype(dtype).itemsize
   memory = np.empty(size + align, np.uint8)
   skip = -memory.ctypes.data % align
@@ -60,8 +66,8 @@ def empty(shape, dtype) -> np.ndarray:
 
 
 def matrices(leaf: Leaf, parts: dict, layer: int) -> dict:
-  """(rows, columns) of one tensor -> the memory that they belong in, as a
-  matrix in the tensor's own order."""
+  """(rows, columns) of one tensor -> view of the shard that they fill, as a matrix
+  in the tensor's orientation."""
   views = {}
   for box, part in parts.items():
     if leaf.stacked:
@@ -78,30 +84,28 @@ def matrices(leaf: Leaf, parts: dict, layer: int) -> dict:
 
 
 def fill(views: dict, name: str, read) -> None:
-  """Reads each row range in blocks, columns that touch in one piece.
-
-  Layouts are grids: two row ranges are the same or apart, and so are columns.
-  """
+  """Fills the views of a tensor: reads each row range in blocks of rows, and
+  adjacent columns together."""
+  # Layouts are grids: two row ranges are equal or disjoint, and so are columns.
   for rows in sorted({rows for rows, _ in views}):
-    here = {c: view for (r, c), view in views.items() if r == rows}
-    for run in runs(here):
-      row_bytes = 4 * (run[1] - run[0])  # at most, but for float64
+    by_columns = {c: view for (r, c), view in views.items() if r == rows}
+    for run in joined(by_columns):
+      row_bytes = 4 * (run[1] - run[0])  # twice as many for float64
       step = max(1, BLOCK // row_bytes)
       for start in range(*rows, step):
         stop = min(start + step, rows[1])
         block = read(name, slice(start, stop), slice(*run))
-        for (a, b), view in here.items():
+        for (a, b), view in by_columns.items():
           if run[0] <= a and b <= run[1]:
-            at = slice(start - rows[0], stop - rows[0])
-            view[at] = block[:, a - run[0] : b - run[0]]
+            view[start - rows[0] : stop - rows[0]] = block[:, a - run[0] : b - run[0]]
 
 
-def runs(intervals) -> list[tuple[int, int]]:
-  """Intervals that touch, joined."""
-  joined = []
+def joined(intervals) -> list[tuple[int, int]]:
+  """The intervals, adjacent and overlapping ones joined."""
+  runs = []
   for a, b in sorted(intervals):
-    if joined and a <= joined[-1][1]:
-      joined[-1] = (joined[-1][0], max(b, joined[-1][1]))
+    if runs and a <= runs[-1][1]:
+      runs[-1] = (runs[-1][0], max(b, runs[-1][1]))
     else:
-      joined.append((a, b))
-  return joined
+      runs.append((a, b))
+  return runs

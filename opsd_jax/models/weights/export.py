@@ -1,7 +1,7 @@
-"""Our parameters as a Hugging Face directory: one tensor at a time.
+"""Export to a Hugging Face directory, one tensor at a time.
 
-A model is never whole in host memory: each tensor is gathered from its devices,
-merged with its adapter where there is one, and written before the next.
+The model is never whole in host memory: each tensor is gathered from its devices,
+merged with its adapter, if any, and written before the next.
 """
 
 import contextlib
@@ -33,21 +33,31 @@ def export(
   max_shard_bytes: float = 5e9,
   dtype=None,
 ) -> None:
-  """Writes a model that transformers and our own `load_model` read.
+  """Writes a model that transformers and `opsd_jax.load_model` read.
 
-  `card` is the text of README.md. An `adapter` is merged into the weights:
-  kernel + alpha / r * a @ b. `dtype` is that of the values, by default
-  model_config.param_dtype. Raises ValueError where the directory is not empty.
-  Of several processes all must call it, and the first writes.
+  Of several processes all must call it, and process 0 writes.
+
+  Args:
+    directory: new or empty.
+    model_config, params, tokenizer: the model.
+    card: text of README.md.
+    adapter: merged into the weights: kernel + alpha / r * a @ b.
+    alpha: of the adapter.
+    max_shard_bytes: of one file of weights.
+    dtype: of the written values; by default model_config.param_dtype.
+
+  Raises:
+    ValueError: the directory is not empty, or tokenizer or adapter belong to
+      another model.
   """
   if adapter is not None and alpha is None:
-    raise ValueError("an adapter is given without its alpha")
+    raise ValueError("adapter is given without alpha, expected both")
   if adapter is not None:
     adapted(model_config, adapter)
   if (last := max(*tokenizer.eos_ids, tokenizer.pad_id)) >= (model_config.vocab_size):
     raise ValueError(
-      f"the tokenizer has a token {last}, the model"
-      f" {model_config.vocab_size} of them: another model's tokenizer"
+      f"the tokenizer has token {last}, the model {model_config.vocab_size} vocabulary"
+      " entries: the tokenizer belongs to another model"
     )
   dtype = dtype or model_config.param_dtype
   table = hf.name_table(model_config)
@@ -56,7 +66,7 @@ def export(
   )
   with new_directory(directory) as new:
     if jax.process_index() == 0:
-      write_about(new, model_config, tokenizer, dtype, card)
+      write_metadata(new, model_config, tokenizer, dtype, card)
     write_weights(
       new, {n: row[3] for n, row in table.items()}, dtype, read, max_shard_bytes
     )
@@ -65,12 +75,17 @@ def export(
 def export_adapter(
   directory, model_config, adapter, *, alpha: float, base: str, card: str
 ) -> None:
-  """Writes an adapter that peft loads beside its base, float32.
+  """Writes an adapter, in float32, that peft loads beside its base.
 
-  `base` is the model it belongs to, as from_pretrained finds it.
+  Args:
+    directory: new or empty.
+    model_config, adapter: the adapter and the sizes of its base.
+    alpha: scales the adapter's product by alpha / r.
+    base: name of the base, as from_pretrained takes it.
+    card: text of README.md.
   """
   modules = adapted(model_config, adapter)
-  tensors = {}  # PEFT's name -> (shape, its values)
+  tensors = {}  # PEFT's name -> (shape, () -> values)
   for module, (a, b, layer) in modules.items():
     for side, x in (("A", a), ("B", b)):
       name = f"base_model.model.{module}.lora_{side}.weight"
@@ -104,24 +119,24 @@ def export_adapter(
     )
 
 
-# What is in them
+# ----------------------------------------------------------------- content
 
 
 def hf_tensor(model_config, params, name, *, adapter=None, alpha=None) -> np.ndarray:
-  """One tensor as Hugging Face has it, merged with its adapter; numpy."""
+  """One tensor in Hugging Face's orientation, merged with its adapter; numpy."""
   path, layer, transposed, _ = hf.name_table(model_config)[name]
-  at, layer = place(model_config, path, layer)
-  value = to_host(hf.find(params, at), layer)
-  beside = hf.find(adapter or {}, at.rpartition("/")[0])
-  if at.endswith("/kernel") and beside is not None:
-    a, b = (to_host(beside[x], layer) for x in ("lora_a", "lora_b"))
+  path, layer = path_in_tree(model_config, path, layer)
+  value = to_host(hf.find(params, path), layer)
+  pair = hf.find(adapter or {}, path.rpartition("/")[0])
+  if path.endswith("/kernel") and pair is not None:
+    a, b = (to_host(pair[x], layer) for x in ("lora_a", "lora_b"))
     product = a.astype(np.float32) @ b.astype(np.float32)
     value = value.astype(np.float32) + np.float32(alpha / a.shape[1]) * product
   return value.T if transposed else value
 
 
-def place(model_config, path: str, layer: int | None):
-  """Path of an array in our tree, and the layer of it where it is a stack."""
+def path_in_tree(model_config, path: str, layer: int | None):
+  """(path of an array in our tree, index into it where layers are stacked)."""
   if layer is None:
     return path, None
   if model_config.scan_layers:
@@ -131,7 +146,8 @@ def place(model_config, path: str, layer: int | None):
 
 def to_host(x, layer: int | None = None) -> np.ndarray:
   """An array, or one layer of a stack, gathered in host memory."""
-  # A copy: jax keeps the host values of an array for as long as that lives.
+  # jax caches the host values of an array for as long as the array lives: take them
+  # from a copy that does not.
   x = (
     jnp.copy(x)
     if layer is None
@@ -143,54 +159,62 @@ def to_host(x, layer: int | None = None) -> np.ndarray:
 
 
 def adapted(model_config, adapter) -> dict:
-  """Hugging Face module -> (lora_a, lora_b, the layer of them or None).
+  """Hugging Face module -> (lora_a, lora_b, index of the layer in them or None).
 
-  Raises ValueError where the adapter holds anything that the model has not.
+  Raises ValueError where an array of the adapter has no kernel in the model.
   """
   found, used = {}, 0
   for name, (path, layer, *_) in hf.name_table(model_config).items():
-    at, layer = place(model_config, path, layer)
-    beside = hf.find(adapter, at.rpartition("/")[0])
-    if at.endswith("/kernel") and beside is not None:
+    path, layer = path_in_tree(model_config, path, layer)
+    pair = hf.find(adapter, path.rpartition("/")[0])
+    if path.endswith("/kernel") and pair is not None:
       module = name.removesuffix(".weight")
-      found[module] = beside["lora_a"], beside["lora_b"], layer
+      found[module] = pair["lora_a"], pair["lora_b"], layer
       used += 2 if not layer else 0  # a stack counts once
   if not used or used != len(jax.tree.leaves(adapter)):
     raise ValueError(
-      f"the adapter has {len(jax.tree.leaves(adapter))} arrays, of which"
-      f" {used} stand beside a kernel of the model; expected all"
+      f"the adapter has {len(jax.tree.leaves(adapter))} arrays, of which {used}"
+      " belong to a kernel of the model; expected all"
     )
   return found
 
 
 def targets(model_config, modules) -> list[str]:
-  """PEFT's target_modules: names where every layer is adapted alike, otherwise
+  """PEFT's target_modules: module names where all layers adapt the same ones, else
   full paths."""
   names = sorted({m.rpartition(".")[2] for m in modules})
   alike = len(modules) == len(names) * model_config.num_layers
   return names if alike else sorted(modules)
 
 
-# How they are written
+# ----------------------------------------------------------------- writing
 
 
-def write_about(new, model_config, tokenizer, dtype, card) -> None:
-  """Everything but the weights."""
+def write_metadata(new, model_config, tokenizer, dtype, card) -> None:
+  """Writes everything but the weights."""
   ids = {
     "bos_token_id": tokenizer.inner.bos_token_id,
     "eos_token_id": list(tokenizer.eos_ids),
     "pad_token_id": tokenizer.pad_id,
   }
-  about = families.to_hf(model_config) | ids | {"torch_dtype": dtype}
-  write_json(new / "config.json", about)
+  config = families.to_hf(model_config) | ids | {"torch_dtype": dtype}
+  write_json(new / "config.json", config)
   write_json(new / "generation_config.json", ids)
   tokenizer.save(new)
   (new / "README.md").write_text(card)
 
 
 def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
-  """model.safetensors, or numbered files of at most so many bytes each (a
-  larger tensor alone in its file) and their index."""
+  """Writes model.safetensors, or numbered files of at most max_shard_bytes each (a
+  larger tensor alone in its file) and their index.
+
+  Args:
+    new: the directory.
+    shapes: name -> shape of every tensor.
+    dtype: of the written values.
+    read: name -> numpy array.
+    max_shard_bytes: of one file.
+  """
 
   def size(n):
     return int(np.prod(shapes[n])) * hf.np_dtype(dtype).itemsize
@@ -210,18 +234,18 @@ def write_weights(new, shapes: dict, dtype, read, max_shard_bytes) -> None:
   if len(files) == 1:
     names = ["model.safetensors"]
   elif jax.process_index() == 0:
-    where = {n: f for f, part in zip(names, files, strict=True) for n in part}
+    weight_map = {n: f for f, part in zip(names, files, strict=True) for n in part}
     total = sum(map(size, shapes))
     write_json(
       new / "model.safetensors.index.json",
-      {"metadata": {"total_size": total}, "weight_map": where},
+      {"metadata": {"total_size": total}, "weight_map": weight_map},
     )
   for name, part in zip(names, files, strict=True):
     write_file(new / name, {n: shapes[n] for n in part}, dtype, read)
 
 
 def write_file(path, shapes: dict, dtype, read) -> None:
-  """One safetensors file; the other processes only take part in gathering."""
+  """Writes one safetensors file; processes but 0 only take part in gathering."""
   if jax.process_index() == 0:
     safetensors_file.write(path, shapes, hf.np_dtype(dtype), read)
   else:
@@ -234,7 +258,7 @@ def write_json(path, content: dict) -> None:
 
 
 def check_new(directory) -> pathlib.Path:
-  """Raises ValueError unless it is a local directory that is new or empty."""
+  """The directory; ValueError unless it is local, and new or empty."""
   if paths.is_remote(directory):
     raise ValueError(
       f"{directory} is in an object store: give a local directory and copy it"
@@ -247,7 +271,8 @@ def check_new(directory) -> pathlib.Path:
 
 @contextlib.contextmanager
 def new_directory(directory):
-  """A directory that appears, whole, at the end, or not at all; `check_new`."""
+  """Yields a temporary directory that is renamed to `directory` at the end, and
+  removed on an error; ValueError as `check_new`."""
   first = jax.process_index() == 0
   directory = check_new(directory) if first else pathlib.Path(directory)
   unfinished = directory.absolute().with_name(f"{directory.name}.unfinished")
