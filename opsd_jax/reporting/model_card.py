@@ -116,7 +116,7 @@ def card(
       if "distill" in terms
       else "it learned from the terms below, without a teacher's distribution"
     ),
-    terms=", ".join(f"`{name}` x {scale:g}" for name, scale in terms.items()),
+    terms=", ".join(term(config, name, scale) for name, scale in terms.items()),
     teacher=config["teacher.name"],
     privileged=config["context.privileged"],
     rollout=config["rollout.source"],
@@ -129,6 +129,14 @@ def card(
     versions=", ".join(
       f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
     ),
+  )
+
+
+def term(config: dict, name: str, scale: float) -> str:
+  """A term of the loss with its divergence, where it has one."""
+  divergence = config.get(f"loss.{name}.divergence.name")
+  return (
+    f"`{name}` ({divergence}) x {scale:g}" if divergence else f"`{name}` x {scale:g}"
   )
 
 
