@@ -62,23 +62,22 @@ def load(
 ) -> Split:
   """Reads both sources and removes from training what evaluation has too.
 
-  Questions are compared by `tasks.normalize_question`. Evaluation keeps the
-  first of repeated questions, training keeps all, as with a task's own problems.
+  Evaluation keeps the first of repeated questions (tasks.normalize_question),
+  training keeps all, as with a task's own problems.
 
   Args:
     train, eval: sources, as `sources.load` takes them; "task" is `task` itself.
     columns: the columns of a file's rows.
     skip_bad: bad rows that each source may have.
     train_limit, eval_limit: examples to take from the beginning; 0 is all.
-    rewarded: responses to training problems are verified, so examples without
-      an answer are dropped from training too.
+    rewarded: training verifies responses, so examples without an answer are
+      dropped from it too.
     task: keyword arguments of `tasks.load`.
   """
   if train == eval == TASK:
     generated = tasks.load(**task)
     counts = {"evaluation repeated (removed)": generated.removed_as_repeated}
-    overlap = generated.removed_as_overlap
-    return Split(generated.train, generated.eval, overlap, {}, counts)
+    return Split(*generated[:3], {}, counts)
   dropped, counts = {}, {}
   if eval == TASK:
     held_out, repeated = task_examples(task, "eval", set())

