@@ -308,7 +308,7 @@ def learn(
     clock.append(time.time())
     batch = collect.make_batch(now, run, groups, step)
     state, learned = update(run, programs, state, batch, values, updates)
-    row |= step_metrics.of_update(config, run, learned, groups) | {
+    row |= step_metrics.update_metrics(config, run, learned, groups) | {
       **{f"schedule/{name}": value for name, value in values.items()},
       "compiles": monitoring.compiles().count - compiled,
       "time/rollout": clock[1] - clock[0],

@@ -45,7 +45,7 @@ class Trainer:
     )
     stats = jax.tree.map(np.asarray, stats)
     rollouts = [r for group in self.groups for r in group]
-    row = step_metrics.of_step(loss, grad_norm, stats, self.batch, rollouts)
+    row = step_metrics.batch_metrics(loss, grad_norm, stats, self.batch, rollouts)
     clock.append(time.perf_counter())
     return {
       "seconds": clock[2] - clock[0],

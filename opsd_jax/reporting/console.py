@@ -1,4 +1,4 @@
-"""What a person reads: a plan, the start of a run, its samples, its end."""
+"""Text for the terminal: a plan, the start of a run, its samples, its end."""
 
 import json
 import os
@@ -14,7 +14,7 @@ from opsd_jax.runtime import distributed
 
 
 def describe(config, run) -> str:
-  """What is about to run: config, devices, sizes, the first two prompts."""
+  """The start of a run: config, devices, sizes, the first prompts of both sides."""
   devices = run.mesh.devices.flatten()
   lines = [
     str(config),
@@ -28,26 +28,26 @@ def describe(config, run) -> str:
     "--- the student reads",
     text(run, run.train[0].student_ids),
     "--- the teacher reads",
-    text(run, run.train[0].teacher_ids) or "(what it reads hangs on the rollouts)",
+    text(run, run.train[0].teacher_ids) or "(made from the rollouts)",
     "---",
   ]
   return "\n".join(lines)
 
 
 def text(run, ids) -> str:
-  """Token ids as text, special tokens shown."""
+  """Token ids as text, with special tokens."""
   return run.tokenizer.decode(ids, False)
 
 
 def show_samples(config, run, directory, step: int, groups, batch, learned) -> None:
-  """A batch's first rollouts with their per-token divergence, to a file and the
-  terminal, by the first process."""
+  """Writes a batch's first rollouts with their per-token divergence to a file and the
+  terminal, on the first process."""
   name, values_BxT = next(iter(learned.stats.values.items()))
-  own_BxT = distributed.to_local(values_BxT, run.mesh)
+  local_BxT = distributed.to_local(values_BxT, run.mesh)
   if not distributed.is_first():
     return
   rollouts = [r for group in groups for r in group]
-  values = collate.of_responses(own_BxT, batch.tokens, len(rollouts))
+  values = collate.of_responses(local_BxT, batch.tokens, len(rollouts))
   rows = [
     {
       "step": step,
@@ -61,10 +61,11 @@ def show_samples(config, run, directory, step: int, groups, batch, learned) -> N
     }
     for r, value in zip(rollouts[: config.log.samples], values, strict=False)
   ]
-  shown = [coloured(row["tokens"], row["kl"]) for row in rows]
   heading = f"rollouts of step {step}; {name} of each token, in nats"
-  if shown:
-    print(heading, *shown, sep="\n", flush=True)
+  if rows:
+    print(
+      heading, *(coloured(r["tokens"], r["kl"]) for r in rows), sep="\n", flush=True
+    )
   directory.mkdir(parents=True, exist_ok=True)
   table = "".join(json.dumps(row) + "\n" for row in rows)
   (directory / f"rollouts_{step:06d}.jsonl").write_text(table)
@@ -74,8 +75,8 @@ RAMP = (255, 229, 222, 215, 208, 202, 196)  # ANSI: white over yellow to red
 
 
 def coloured(tokens, kl, scale: float = 2.0) -> str:
-  """A response, each token on a ground from white (0) to red (`scale` nats);
-  without colours, `token(kl)`."""
+  """A response with each token on a background from white (0) to red (`scale` nats);
+  where the terminal has no colours, `token(kl)`."""
   if not sys.stdout.isatty() or "NO_COLOR" in os.environ:
     return " ".join(f"{t!r}({k:.2f})" for t, k in zip(tokens, kl, strict=True))
 
@@ -91,25 +92,26 @@ def coloured(tokens, kl, scale: float = 2.0) -> str:
 
 
 def finish(config, run, writer, workdir, seconds: float) -> dict:
-  """Writes summary.json and summary.png, prints replies before and after."""
+  """Writes summary.json and summary.png; prints completions before and after
+  training, and the metrics."""
   summary = summarise(writer.rows()) | {
     "steps": config.steps,
     "seconds": seconds,
     "eval_problems": len(run.eval),
     "examples_removed_as_overlap": run.removed_as_overlap,
     "dropped": run.dropped,
-    "test_time": config.data.test_time,  # True: learned on these problems
+    "test_time": config.data.test_time,  # True: trained on the evaluation's problems
   }
   (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
   plots.training(writer.rows(), summary, workdir / "summary.png")
   writer.close()
   print(before_and_after(workdir / "samples", config.steps, 5))
-  print(closing_words(summary, workdir), flush=True)
+  print(results(summary, workdir), flush=True)
   return summary
 
 
 def summarise(rows) -> dict:
-  """Base, teacher and final figures out of the evaluation rows."""
+  """Base, teacher and final metrics, from the rows of evaluations."""
   rows = [r for r in rows if "eval/accuracy" in r]
   summary = {}
   for name, row, key in (
@@ -127,7 +129,7 @@ def summarise(rows) -> dict:
 
 
 def before_and_after(samples_dir, steps: int, count: int) -> str:
-  """The first few evaluation questions with the base's and the final reply."""
+  """The first evaluation questions with the base's and the final completion."""
 
   def read(step):
     return [
@@ -138,8 +140,8 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
   lines = []
   for before, after in list(zip(read(0), read(steps), strict=True))[:count]:
 
-    def mark(r):
-      return "right" if r["score"] >= 1 else "wrong"
+    def mark(row):
+      return "correct" if row["score"] >= 1 else "wrong"
 
     def short(text):
       return textwrap.shorten(text, 200, placeholder=" ...")
@@ -152,8 +154,8 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
   return "\n".join(lines)
 
 
-def closing_words(summary: dict, workdir) -> str:
-  """The figures one wants, with 95% intervals."""
+def results(summary: dict, workdir) -> str:
+  """Accuracies with 95% intervals, and drift."""
 
   def interval(k):
     return (
@@ -168,10 +170,10 @@ def closing_words(summary: dict, workdir) -> str:
     ("teacher, sampled", "sampled_accuracy_teacher"),
     ("final, sampled", "sampled_accuracy_final"),
   )
-  what = f"held-out accuracy on {summary['eval_problems']} unseen problems"
+  title = f"held-out accuracy on {summary['eval_problems']} unseen problems"
   if summary["test_time"]:
-    what = f"accuracy on {summary['eval_problems']} problems, learned on too"
-  lines = [f"{what}, 95% intervals"]
+    title = f"accuracy on {summary['eval_problems']} problems, trained on too"
+  lines = [f"{title}, 95% intervals"]
   lines += [f"  {n:20}{interval(k)}" for n, k in labels if k in summary]
   lines += [
     f"drift {summary['drift']:.3f} nats a token from the base on unrelated prompts",
@@ -198,19 +200,19 @@ def plan(account: dict) -> str:
 
   lines += [gigabytes(k, v) for k, v in account["resident"].items()]
 
-  def of(phase, key):
+  def value_of(phase, key):
     return account.get(phase, {}).get(key)
 
   for phase, key, name in (
-    ("score", "bytes", "score: in all"),
+    ("score", "bytes", "score: total"),
     ("train", "activations", "train: activations, temporaries"),
-    ("train", "bytes", "train: in all"),
+    ("train", "bytes", "train: total"),
     ("decode", "cache", "sample: cache"),
     ("decode", "temporaries", "sample: cache and temporaries"),
-    ("decode", "bytes", "sample: in all"),
+    ("decode", "bytes", "sample: total"),
   ):
-    if of(phase, key) is not None:
-      lines.append(gigabytes(name, of(phase, key)))
+    if value_of(phase, key) is not None:
+      lines.append(gigabytes(name, value_of(phase, key)))
   if account["hbm"]:
     lines.append(gigabytes("published HBM", account["hbm"]))
   for phase, name in (
@@ -219,13 +221,13 @@ def plan(account: dict) -> str:
     ("decode", "a rollout"),
   ):
     if phase in account:
-      lines += plan_of(account[phase], name)
-  verdict = "fits" if account["fits"] else f"does not fit: {account['advice']}"
-  lines.append(verdict)
+      lines += plan_phase(account[phase], name)
+  lines.append("fits" if account["fits"] else f"does not fit: {account['advice']}")
   return "\n".join(lines)
 
 
-def plan_of(p: dict, name: str) -> list[str]:
+def plan_phase(p: dict, name: str) -> list[str]:
+  """The lines of one phase's account: FLOPs, traffic, and the estimate of time."""
   volumes = ", ".join(
     f"{k} {v / 1e9:.2f} GB ({p['collective_counts'][k]:.0f})"
     for k, v in p["collective_bytes"].items()
@@ -243,5 +245,5 @@ def plan_of(p: dict, name: str) -> list[str]:
       f" collectives; MFU {100 * p['mfu']:.0f}%"
     )
   if "tokens_per_second" in p:
-    lines.append(f"  {p['tokens_per_second']:,.0f} tokens/s, all rows busy")
+    lines.append(f"  {p['tokens_per_second']:,.0f} tokens/s with all slots occupied")
   return lines

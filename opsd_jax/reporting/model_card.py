@@ -1,11 +1,11 @@
-"""The model card of an exported model: recipe, data, figures, versions."""
+"""The model card of an exported model: recipe, data, accuracy, versions."""
 
 import importlib.metadata
 import json
 import re
 
 LIBRARIES = ("jax", "flax", "optax", "orbax-checkpoint", "transformers")
-FIGURES = (
+METRICS = (
   ("base, greedy", "accuracy_base"),
   ("this model, greedy", "accuracy_final"),
   ("privileged teacher, greedy", "accuracy_teacher"),
@@ -83,10 +83,13 @@ def card(
   summary: dict | None,
   adapter: bool = False,
 ) -> str:
-  """The text of README.md.
+  """The text of the model's README.md.
 
-  `config` and `defaults` are flat, {"a.b": value}; `summary` is that of a run
-  that came to its end, or None.
+  Args:
+    config, defaults: the run's config and configs/base.py, flat, {"a.b": value}.
+    step: of the exported checkpoint.
+    summary: summary.json of the run; None where it is not finished.
+    adapter: whether a LoRA adapter alone is exported.
   """
   base = config["model.source"]
   differ = [
@@ -108,10 +111,10 @@ def card(
     step=step,
     steps=config["steps"],
     method=(
-      "it answered from the question alone, and the same weights, told\n"
-      "more, scored every token of that answer"
+      "it answered from the question alone, and a teacher that read\n"
+      "privileged text scored every token of that answer"
       if "distill" in terms
-      else "it learned from its terms below, without a teacher's distribution"
+      else "it learned from the terms below, without a teacher's distribution"
     ),
     terms=", ".join(
       f"`{name}` ({function_of(config, name)}) x {scale:g}"
@@ -144,13 +147,13 @@ def is_repo(source: str) -> bool:
 
 
 def evaluation(summary: dict | None) -> str:
-  """The held-out figures as a table, with 95% intervals."""
+  """Held-out accuracy as a Markdown table, with 95% intervals."""
   if summary is None:
-    return "Not evaluated: the run has not come to its end."
+    return "Not evaluated: the run is not finished."
   rows = [
     f"| {name} | {summary[key]:.3f} [{summary[key + '_ci_low']:.3f},"
     f" {summary[key + '_ci_high']:.3f}] |"
-    for name, key in FIGURES
+    for name, key in METRICS
     if key in summary
   ]
   return "\n".join(

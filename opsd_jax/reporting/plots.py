@@ -1,4 +1,4 @@
-"""Curves of many runs: one line a setting, a band over its seeds."""
+"""Curves of runs: one line a setting with a band over its seeds, and one run's."""
 
 import itertools
 
@@ -11,31 +11,35 @@ from opsd_jax.runtime import workdir
 
 PANELS = (
   ("loss", "Training loss", "nats a token"),
-  ("eval/accuracy", "Accuracy on unseen problems", "share right"),
+  ("eval/accuracy", "Accuracy on unseen problems", "accuracy"),
 )
 STYLES = ("-", "--", ":")
 
 
-def plot(what, panels=PANELS):
-  """Means over seeds, from lowest to highest seed shaded, over steps.
+def plot(runs, panels=PANELS):
+  """Draws means over seeds, the range from lowest to highest shaded, over steps.
 
-  `what` is a table, some rows of one, or a workdir. One line a setting: named
-  by the fields that differ, the seed apart. Where a setting's seeds have got
-  to different steps, those that all have are drawn. `panels` are (key of
-  metrics.jsonl, title, unit). Returns a matplotlib Figure.
+  A setting's line is labelled with the fields that differ between settings, without
+  the seed. Where its seeds have reached different steps, the common ones are drawn.
+
+  Args:
+    runs: a table of `sweeps.run`, some of its rows, or a sweep's workdir.
+    panels: (key of metrics.jsonl, title, unit) of each panel.
+
+  Returns a matplotlib Figure.
   """
-  runs = settings(directories(what))
+  curves_of = settings(directories(runs))
   figure = style.figure(5.2 * len(panels), 4.4)
   axes = figure.subplots(1, len(panels), squeeze=False)[0]
   for axis, (key, title, unit) in zip(axes, panels, strict=True):
-    for i, (label, curves) in enumerate(runs.items()):
-      steps, mean, low, high = band([curve(rows, key) for rows in curves])
+    for i, (label, seeds) in enumerate(curves_of.items()):
+      steps, mean, low, high = band([curve(rows, key) for rows in seeds])
       colour = style.COLOURS[i % len(style.COLOURS)]
       axis.plot(
         steps,
         mean,
         color=colour,
-        label=f"{label} ({len(curves)})",
+        label=f"{label} ({len(seeds)})",
         ls=STYLES[i // len(style.COLOURS) % len(STYLES)],
         marker="o" if len(steps) < 15 else "",
         ms=4,
@@ -52,27 +56,27 @@ def plot(what, panels=PANELS):
   return figure
 
 
-def directories(what) -> list:
-  """The runs of a table or of a workdir that have something to show."""
-  if isinstance(what, pd.DataFrame):
-    found = [file_paths.open_workdir(path) for path in what["workdir"]]
+def directories(runs) -> list:
+  """The workdirs of started runs, of a table or below a sweep's workdir."""
+  if isinstance(runs, pd.DataFrame):
+    found = [file_paths.open_workdir(path) for path in runs["workdir"]]
   else:
-    workdir = file_paths.open_workdir(what)
+    workdir = file_paths.open_workdir(runs)
     if not workdir.exists():
       raise ValueError(f"{workdir} does not exist: expected a sweep's workdir")
     found = sorted(workdir.iterdir())
-  shown = [
+  started = [
     path
     for path in found
     if all((path / f).exists() for f in ("config.json", "metrics.jsonl"))
   ]
-  if not shown:
-    raise ValueError("no cell has been started: there is nothing to plot yet")
-  return shown
+  if not started:
+    raise ValueError("no run has been started: there is nothing to plot")
+  return started
 
 
 def settings(paths) -> dict[str, list]:
-  """{label: rows of metrics.jsonl of every seed}."""
+  """{label: rows of metrics.jsonl of each seed}."""
   configs = [file_paths.flat(file_paths.read_json(p / "config.json")) for p in paths]
   names = [
     k
@@ -90,18 +94,19 @@ def settings(paths) -> dict[str, list]:
 
 
 def curve(rows, key: str) -> dict[int, float]:
+  """{step: value} of one metric."""
   return {r["step"]: r[key] for r in rows if key in r}
 
 
 def band(curves):
-  """(steps, mean, lowest, highest) over curves, at the steps that all have."""
+  """(steps, mean, lowest, highest) over curves, at their common steps."""
   steps = sorted(set.intersection(*(set(c) for c in curves)))
   values = np.array([[c[s] for s in steps] for c in curves])
   return steps, values.mean(0), values.min(0), values.max(0)
 
 
 def training(rows, summary: dict, path):
-  """Accuracy, loss and drift over steps, as a PNG; returns the figure."""
+  """Draws accuracy, loss and drift of a run over steps as a PNG; returns the figure."""
   evals = [r for r in rows if "eval/accuracy" in r]
   steps = [r["step"] for r in rows if "loss" in r]
   figure = style.figure(13, 4.4)
@@ -131,7 +136,7 @@ def training(rows, summary: dict, path):
     title="Accuracy on unseen problems (95% intervals)",
     ylim=(0, 1.02),
     xlabel="step",
-    ylabel="share right",
+    ylabel="accuracy",
   )
   axes[0].legend(
     loc="upper center", bbox_to_anchor=(0.5, -0.15), ncols=2, frameon=False

@@ -1,4 +1,4 @@
-"""What one training step says of itself, in numbers."""
+"""The metrics of a training step, self-checks included."""
 
 import numpy as np
 
@@ -6,19 +6,24 @@ from opsd_jax.rollouts import collate
 from opsd_jax.runtime import distributed
 
 
-def of_update(config, run, learned, groups) -> dict[str, float]:
-  """One training step in numbers, self-checks included; nats a token.
+def update_metrics(config, run, learned, groups) -> dict[str, float]:
+  """The metrics of all updates on one batch, in nats a token.
 
-  A process has sampled and collated its own rows; here it sees all of them.
+  A process has sampled and collated its shard; statistics and batch are gathered
+  from all processes.
+
+  Args:
+    learned: a train.Learned.
+    groups: this process's Rollouts, one group a prompt.
   """
   stats, batch = distributed.to_replicated((learned.stats, learned.batch), run.mesh)
   rollouts = [r for group in groups for r in group]
-  row = of_step(learned.loss, learned.grad_norm, stats, batch, rollouts)
+  row = batch_metrics(learned.loss, learned.grad_norm, stats, batch, rollouts)
   if learned.log_ratio_BxT is not None:
     ratio = distributed.to_replicated(
       (learned.log_ratio_BxT, learned.mask_BxT), run.mesh
     )
-    row |= of_ratio(*ratio, config)
+    row |= ratio_metrics(*ratio, config)
   if run.objective.is_scored:
     row["overflow"] = float(learned.overflow)
   return row | {
@@ -27,13 +32,13 @@ def of_update(config, run, learned, groups) -> dict[str, float]:
   }
 
 
-def of_step(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
-  """Of a step's statistics and its batch, both of all processes, as numpy.
+def batch_metrics(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
+  """The metrics of a batch, from its statistics of all processes, as numpy.
 
-  Each term has its own number, `<term>/value`. `<target>/nll_gap` is the target's
-  minus the student's NLL of the responses: a jump means shifted alignment or a
-  wrong template. `sampler/logp_gap` is the largest difference between what sampler
-  and trainer say of a token.
+  Each term has its value, `<term>/value`. `<target>/nll_gap` is the target's minus
+  the student's NLL of the responses: a jump means shifted alignment or a wrong
+  template. `sampler/logp_gap` is the largest difference between the log-probs of a
+  token by the sampler and by the trainer.
   """
   real = batch.tokens.mask_BxT > 0
   first = real & (batch.tokens.index_BxT == 0)
@@ -71,10 +76,10 @@ def of_step(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
   return row
 
 
-def of_ratio(log_ratio_BxT, mask_BxT, config) -> dict:
-  """How far several updates on one batch went: the share of tokens whose ratio
-  of new to old probability left the clip of a policy-gradient term, and mean
-  |log ratio|."""
+def ratio_metrics(log_ratio_BxT, mask_BxT, config) -> dict:
+  """How far several updates on one batch moved the policy: mean |log ratio| of new
+  to old probability, and for each policy-gradient term the share of tokens whose
+  ratio is outside its clip."""
   log_ratio = log_ratio_BxT[mask_BxT > 0]
   ratio = np.exp(log_ratio)
 

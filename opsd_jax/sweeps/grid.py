@@ -1,4 +1,4 @@
-"""A grid of configs: every combination of some overrides, each with a name."""
+"""Grids of configs: every combination of some overrides, each with a name."""
 
 import copy
 import difflib
@@ -18,16 +18,16 @@ from ml_collections import ConfigDict, config_flags
 from opsd_jax.runtime import paths
 
 ROOT = pathlib.Path(__file__).parents[2]
-BASE = "configs/base.py"  # what the command of a ConfigDict starts from
+BASE = "configs/base.py"  # the config that a ConfigDict's command overrides
 
 
 class Cell(NamedTuple):
-  """One setting of a grid: a run, or the reason why it cannot be one."""
+  """One setting of a grid: a run, or the reason why it is invalid."""
 
-  source: str | None  # a config string; None: grid was given a ConfigDict
-  overrides: dict[str, Any]  # by field, as "teacher.name"
+  source: str | None  # a config string; None where grid was given a ConfigDict
+  overrides: dict[str, Any]  # {field: value}, fields as "teacher.name"
   config: ConfigDict | None  # None where an override is bad
-  error: str | None  # what is bad about it
+  error: str | None  # why the override is bad
 
   def __repr__(self):
     return f"Cell({self.name}, {self.error or 'ready'})"
@@ -37,14 +37,14 @@ class Cell(NamedTuple):
     return name_of(self.source, self.overrides)
 
   def command(self, workdir) -> str:
-    """The shell command, from the repository's root, that trains this cell
-    where `run(cells, workdir)` looks for it. Raises ValueError where no command
-    can say it."""
+    """The shell command, from the repository's root, that trains this cell in the
+    directory of `run(cells, workdir)`. Raises ValueError where flags cannot express
+    the config."""
     if self.error:
-      raise ValueError(f"{self.name} is no run: {self.error}")
+      raise ValueError(f"{self.name} cannot run: {self.error}")
     source, changed = self.source, self.overrides
     if source is None:
-      source, changed = BASE, beside_base(self.config)
+      source, changed = BASE, changes_from_base(self.config)
     directory = paths.open_workdir(workdir) / self.name
     return shlex.join(
       [
@@ -59,16 +59,16 @@ class Cell(NamedTuple):
 
 
 def grid(config, axes: dict) -> list[Cell]:
-  """Every combination of the axes' values; the last axis changes fastest (let
-  it be the seed: seeds share their compiled programs).
+  """Every combination of the axes' values; the last axis changes fastest. Make the
+  seed the last axis: seeds share their compiled programs.
 
-  `config` is a ConfigDict, or a config string as --config takes it. `axes` maps
-  a field to its values, or a tuple of fields to tuples of values that belong
-  together. Grids add up: `grid(a, ...) + grid(b, ...)`.
+  Grids are lists and can be added: `grid(a, ...) + grid(b, ...)`. A bad override (an
+  unknown field, another type) makes a cell that fails, with the reason in its row.
+  Raises ValueError where the config cannot be read or an axis is no list of values.
 
-  An override that is bad (no such field, another type) makes a cell that fails,
-  with the reason in its row. Raises ValueError where the config itself cannot
-  be read or an axis is no list of values.
+  Args:
+    config: a ConfigDict, or a config string as --config takes it.
+    axes: {field: values}, or {tuple of fields: tuples of values that vary together}.
   """
   if not isinstance(config, str | ConfigDict):
     raise ValueError(f"config is {config!r}, expected a ConfigDict or a config string")
@@ -93,12 +93,12 @@ def fields_of(key) -> tuple[str, ...]:
 
 
 def values_of(fields, values) -> list[tuple]:
-  """An axis -> its values, each as ((field, value), ...)."""
+  """The values of an axis, each as ((field, value), ...)."""
   if isinstance(values, str | dict) or not np.iterable(values):
     raise ValueError(f"axis {fields!r} is {values!r}, expected a list of values")
   values = list(values)
   if not values:
-    raise ValueError(f"axis {fields!r} has no values: leave it out")
+    raise ValueError(f"axis {fields!r} has no values: omit it")
   if isinstance(fields, str):
     return [((fields, value),) for value in values]
   for together in values:
@@ -110,7 +110,7 @@ def values_of(fields, values) -> list[tuple]:
 
 
 def read(source: str, *overrides: str) -> ConfigDict:
-  """A config as the command line reads it: `configs/opsd.py:tiny`."""
+  """Reads a config string such as `configs/opsd.py:tiny` like the command line."""
   path = source.partition(":")[0]
   if not pathlib.Path(path).is_file():
     raise ValueError(f"config {source!r}: there is no file {path!r}")
@@ -122,14 +122,15 @@ def read(source: str, *overrides: str) -> ConfigDict:
   try:
     given(argv)
   except (flags.Error, ValueError, TypeError, AttributeError, SyntaxError) as e:
-    # ml_collections puts a whole traceback into some of its messages
+    # Some messages of ml_collections hold a whole traceback.
     reason = str(e).strip().splitlines()[-1]
     raise ValueError(f"config {source!r} cannot be read: {reason}") from e
   return given.config
 
 
 def make_cell(source, start, overrides) -> Cell:
-  """`start` with the overrides; `overrides` as the config then holds them."""
+  """The cell of a config with overrides, whose values are those that the config then
+  holds."""
   config, held = copy.deepcopy(start).lock(), {}
   try:
     for name, value in overrides.items():
@@ -140,9 +141,9 @@ def make_cell(source, start, overrides) -> Cell:
 
 
 def override(config, name: str, value):
-  """Sets one field of a config and returns what it then holds.
+  """Sets one field of a config and returns the value that it then holds.
 
-  Raises ValueError where there is no such field or its type is another one.
+  Raises ValueError where there is no such field or it has another type.
   """
   fields = leaves(config)
   if name not in fields:
@@ -164,36 +165,38 @@ def override(config, name: str, value):
 
 
 def leaves(config) -> dict[str, Any]:
-  """Every field by its whole name."""
+  """{full name: value} of every field."""
   return paths.flat(config.to_dict())
 
 
-def beside_base(config) -> dict[str, Any]:
+def changes_from_base(config) -> dict[str, Any]:
   """The fields that differ from configs/base.py. Raises ValueError where flags
-  cannot say them."""
-  there, now = leaves(read(str(ROOT / BASE))), leaves(config)
-  changed = {k: v for k, v in now.items() if k not in there or v != there[k]}
-  unsaid = [k for k, v in changed.items() if k not in there or v is None]
-  if unsaid or there.keys() - now.keys():
+  cannot set them."""
+  base, now = leaves(read(str(ROOT / BASE))), leaves(config)
+  changed = {k: v for k, v in now.items() if k not in base or v != base[k]}
+  cannot_set = [k for k, v in changed.items() if k not in base or v is None]
+  if cannot_set or base.keys() - now.keys():
     raise ValueError(
-      f"{BASE} does not take {unsaid or sorted(there.keys() - now.keys())} as"
-      " this config holds them: give grid a config string instead"
+      f"flags over {BASE} cannot express"
+      f" {cannot_set or sorted(base.keys() - now.keys())} of this config: give grid a"
+      " config string instead"
     )
   return changed
 
 
 # -------------------------------------------------------------------- names
 
-LONGEST = 120  # characters of a name before its digest
-EXACT = re.compile(r"[a-z_][a-z0-9_.-]*")  # strings that stand for themselves
+LONGEST = 120  # characters of a name, without its digest
+EXACT = re.compile(r"[a-z_][a-z0-9_.-]*")  # strings that a name holds unchanged
 SOURCE = re.compile(r"configs/([a-z0-9_]+)\.py(?::([a-z0-9_]+))?")
 
 
 def name_of(source: str | None, overrides: dict) -> str:
-  """A directory name: `opsd.tiny,seed=0,teacher.name=ema`, fields sorted.
+  """The directory name of a setting, `opsd.tiny,seed=0,teacher.name=ema`, with sorted
+  fields.
 
-  Two settings never share one, also where upper and lower case are the same to
-  a disk: a name that does not hold all of its setting ends in a digest of it.
+  Two settings never share a name, even on a disk that ignores case: where a name
+  does not hold the whole setting it ends in a digest of it.
   """
   parts, exact = [], True
   if source is not None:
@@ -201,9 +204,9 @@ def name_of(source: str | None, overrides: dict) -> str:
     exact = known is not None
     parts = [".".join(filter(None, known.groups())) if known else source]
   for field, value in sorted(overrides.items()):
-    said, is_exact = text_of(value)
+    text, is_exact = text_of(value)
     exact = exact and is_exact and EXACT.fullmatch(field) is not None
-    parts.append(f"{field}={said}")
+    parts.append(f"{field}={text}")
   name = ",".join(parts or ["no-override"])
   safe = re.sub(r"[^A-Za-z0-9_.,=+-]+", "-", name).strip("-.")[:LONGEST]
   if exact and safe == name == name.lower():
@@ -213,7 +216,7 @@ def name_of(source: str | None, overrides: dict) -> str:
 
 
 def text_of(value) -> tuple[str, bool]:
-  """A value in a name, and whether no other value has the same text."""
+  """(a value's text in a name, whether no other value has that text)."""
   if isinstance(value, str):
     return value, bool(EXACT.fullmatch(value)) and value not in (
       "true",

@@ -1,12 +1,12 @@
-"""Many runs as one table: a grid of configs, each trained in its own directory.
+"""Sweeps: a grid of configs, each trained in a directory, as one table.
 
   cells = grid("configs/opsd.py:tiny", {"teacher.name": ["fixed", "ema"],
                                         "seed": range(3)})
   table = run(cells, "runs/sweep")
   plot(table)
 
-A cell is an ordinary run: its command (`Cell.command`) does the same elsewhere,
-and what a command has finished `run` finds finished.
+A cell is an ordinary run: its command (`Cell.command`) trains it elsewhere, and
+`run` skips cells that a command has finished.
 """
 
 import contextlib
@@ -28,37 +28,37 @@ __all__ = ("Cell", "grid", "plot", "run", "table")
 
 
 def run(cells, workdir) -> pd.DataFrame:
-  """Trains every cell that is not finished, one after the other -> `table`.
+  """Trains every unfinished cell, one after the other; returns `table`.
 
-  A finished cell (its summary.json is there, of the same config) is skipped, a
-  half-finished one resumes, one that fails leaves its error in its row and is
-  tried again by the next `run`. What a cell prints goes to its log.txt.
-  Ctrl-C stops: the same call goes on.
+  A finished cell (with a summary.json of the same config) is skipped and an
+  interrupted one resumes. A cell that fails has its error in its row, and the next
+  `run` tries it again. The output of a cell goes to its log.txt. After Ctrl-C the
+  same call resumes.
 
-  Several processes may run the same sweep on one disk: each takes cells that no
-  other is at, waits for the rest, and returns the whole table. A killed one
-  lets go of its cell; a cell that its command is running fails with that
-  reason. An object store (gs://) has no locks: keep its cells apart.
+  Several processes may run one sweep on one disk: each takes cells that no other
+  process is training, waits for the rest, and returns the whole table. The lock of a
+  killed process is released; a cell that its own command is training fails with that
+  reason. An object store (gs://) has no locks: let only one process run a sweep
+  there.
 
-  Raises ValueError where two cells share a name, or in a run of several
-  processes.
+  Raises ValueError where two cells have one name, or in a run of several processes.
   """
   cells = list(cells)
   check_names(cells)
   if jax.distributed.is_initialized() or distributed.is_cluster():
     raise ValueError(
-      "run is for one process: on several, start every cell by its command"
+      "run works in one process; on several, start every cell by its command"
     )
   workdir, errors = paths.open_workdir(workdir), {}
-  waiting, programs = cells, None
+  waiting, setting = cells, None
   with tqdm(total=len(cells), desc="cells") as bar:
     for wait in (False, True):
       busy = []
       for cell in waiting:
         bar.set_postfix_str(cell.name)
-        programs = keep_programs_of(cell, programs)
-        with paths.locked(workdir / ".locks" / cell.name, wait) as is_ours:
-          if is_ours:
+        setting = keep_programs_of(cell, setting)
+        with paths.locked(workdir / ".locks" / cell.name, wait) as is_locked:
+          if is_locked:
             errors[cell.name] = attempt(cell, workdir)
             bar.update()
           else:
@@ -68,10 +68,10 @@ def run(cells, workdir) -> pd.DataFrame:
 
 
 def keep_programs_of(cell: Cell, before):
-  """Forgets the compiled programs of another setting; returns the cell's.
+  """Clears compiled programs where the cell's setting is not `before`; returns its
+  setting.
 
-  Seeds share their programs, so they come cheapest one after the other; those
-  of many settings would pile up in memory.
+  Seeds share their programs; those of many settings would accumulate in memory.
   """
   if cell.error:
     return before
@@ -82,12 +82,13 @@ def keep_programs_of(cell: Cell, before):
 
 
 def check_names(cells) -> None:
+  """Raises ValueError where two cells have one name."""
   names = [cell.name for cell in cells]
   for name in names:
     if names.count(name) > 1:
       raise ValueError(
         f"two cells are named {name!r}: drop one, or run grids of different"
-        " ConfigDicts in workdirs of their own"
+        " ConfigDicts in different workdirs"
       )
 
 
@@ -103,21 +104,23 @@ def attempt(cell: Cell, workdir) -> str | None:
       except Exception:
         traceback.print_exc(file=sys.stdout)
         raise
-  except Exception as e:  # whatever it is, the other cells go on
-    return words(e)
+  except Exception as e:  # the other cells are still trained
+    return summary_line(e)
   finally:
-    gc.collect()  # arrays in cycles would outlive their cell
+    gc.collect()  # frees arrays in reference cycles
   return None
 
 
-def words(e: Exception) -> str:
+def summary_line(e: Exception) -> str:
+  """An error in one line."""
   text = f"{type(e).__name__}: {e}"
   return textwrap.shorten(text, 600, placeholder=" ... (see log.txt)")
 
 
 @contextlib.contextmanager
 def printing_to(directory):
-  """Standard output goes to log.txt; a store cannot append: there it stays."""
+  """Redirects standard output to log.txt, except in an object store, where nothing
+  can be appended."""
   if paths.is_remote(directory):
     yield
     return
@@ -130,11 +133,11 @@ def printing_to(directory):
 
 
 def table(cells, workdir, errors=None) -> pd.DataFrame:
-  """What the workdir says of the cells, one row each; trains nothing.
+  """The state of the cells in a workdir, one row each; trains nothing.
 
-  Indexed by cell name: config string, overrides, status (finished, failed,
-  started, missing), error, the cell's own workdir, and the fields of its
-  summary. `errors` are those of cells that this process has tried, by name.
+  Columns are the config string, overrides, status (finished, failed, started,
+  missing), error, the cell's workdir, and the fields of its summary; the index is
+  the cell's name. `errors` are {name: error} of cells that this process has tried.
   """
   workdir = paths.open_workdir(workdir)
   rows = [row_of(c, workdir, (errors or {}).get(c.name)) for c in cells]
@@ -143,13 +146,14 @@ def table(cells, workdir, errors=None) -> pd.DataFrame:
 
 
 def row_of(cell: Cell, workdir, error: str | None) -> dict:
+  """A cell's row of `table`."""
   directory, summary = workdir / cell.name, None
   error = error or cell.error
   if not error:
     try:
       summary = summary_of(cell, directory)
     except ValueError as e:
-      error = words(e)
+      error = summary_line(e)
   if error or summary:
     status = "failed" if error else "finished"
   else:
@@ -165,7 +169,7 @@ def row_of(cell: Cell, workdir, error: str | None) -> dict:
 
 
 def summary_of(cell: Cell, directory) -> dict | None:
-  """The summary of a finished cell. Raises ValueError where the directory
+  """The summary of a finished cell, else None. Raises ValueError where the directory
   holds another experiment."""
   path = directory / "summary.json"
   workdir.check_same_config(cell.config, directory)
@@ -173,5 +177,5 @@ def summary_of(cell: Cell, directory) -> dict | None:
     return None
   try:
     return paths.flat(paths.read_json(path))
-  except ValueError:  # torn by a kill
+  except ValueError:  # a kill interrupted its writing
     return None

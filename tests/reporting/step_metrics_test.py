@@ -40,12 +40,12 @@ def rollout(logp=(), truncated=False, ids=(1,)):
 
 
 def test_without_a_teacher_it_has_no_metrics():
-  row = step_metrics.of_step(0.3, 2.0, stats_of(()), batch_of(), [rollout()] * 2)
+  row = step_metrics.batch_metrics(0.3, 2.0, stats_of(()), batch_of(), [rollout()] * 2)
   assert not [k for k in row if k.startswith("teacher")]
 
 
 def test_a_step_in_numbers():
-  row = step_metrics.of_step(
+  row = step_metrics.batch_metrics(
     0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(truncated=True)]
   )
   assert row == pytest.approx(
@@ -72,7 +72,7 @@ def test_a_step_in_numbers():
 
 
 def test_the_gap_needs_a_sampler():
-  row = step_metrics.of_step(
+  row = step_metrics.batch_metrics(
     0.3, 2.0, stats_of(), batch_of(), [rollout(), rollout(logp=None)]
   )
   assert "sampler/logp_gap" not in row
@@ -80,12 +80,12 @@ def test_the_gap_needs_a_sampler():
 
 @pytest.mark.parametrize("loss,norm", [(np.nan, 1.0), (1.0, np.inf), (np.inf, np.nan)])
 def test_what_is_not_finite_is_counted(loss, norm):
-  row = step_metrics.of_step(loss, norm, stats_of(), batch_of(), [rollout()] * 2)
+  row = step_metrics.batch_metrics(loss, norm, stats_of(), batch_of(), [rollout()] * 2)
   assert row["non_finite"] == 1
 
 
 def test_empty_responses_are_counted_and_divide_nothing():
-  row = step_metrics.of_step(
+  row = step_metrics.batch_metrics(
     0.3,
     2.0,
     stats_of(),
@@ -94,7 +94,7 @@ def test_empty_responses_are_counted_and_divide_nothing():
   )
   assert row["empty"] == 1 and row["response_tokens"] == 1
   assert row["distill/first_token"] == pytest.approx(0.6)
-  row = step_metrics.of_step(
+  row = step_metrics.batch_metrics(
     0.0, 0.0, stats_of(), batch_of(np.zeros((2, 3))), [rollout(ids=())] * 2
   )
   assert row["empty"] == 2 and row["distill/value"] == 0

@@ -344,7 +344,7 @@ def test_seeds_are_compared_where_all_have_been():
 
 def test_nothing_to_plot(tmp_path):
   for path in (tmp_path, tmp_path / "nowhere"):
-    with pytest.raises(ValueError, match="no cell|does not exist"):
+    with pytest.raises(ValueError, match="no run has been|does not exist"):
       plot(path)
 
 

@@ -581,7 +581,7 @@ def test_a_config_that_is_not_ours_is_refused(tmp_path):
 def test_the_card_of_an_unfinished_run_and_of_an_adapter():
   config = paths.flat(opsd.get_config().to_dict())
   text = model_card.card(config, config, step=3, summary=None, adapter=True)
-  assert "3 of 40 steps" in text and "not come to its end" in text
+  assert "3 of 40 steps" in text and "the run is not finished" in text
   assert "PeftModel" in text and "    nothing" in text
   named = config | {"model.source": "org/name"}
   of_hub = model_card.card(named, config, step=3, summary=None)
