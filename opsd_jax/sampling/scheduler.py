@@ -191,9 +191,9 @@ def bucket_for(sizes, wanted: int) -> int:
   return min(s for s in sizes if s >= wanted)
 
 
-def size_ladder(least: int, most: int) -> list[int]:
-  """least, 2 x least, 4 x least, ... below `most`, and `most`."""
-  sizes = [min(least, most)]
-  while sizes[-1] < most:
-    sizes.append(min(2 * sizes[-1], most))
+def size_ladder(smallest: int, largest: int) -> list[int]:
+  """smallest, 2 x smallest, 4 x smallest, ... below `largest`, and `largest`."""
+  sizes = [min(smallest, largest)]
+  while sizes[-1] < largest:
+    sizes.append(min(2 * sizes[-1], largest))
   return sizes
