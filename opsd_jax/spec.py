@@ -1,16 +1,17 @@
-"""One line that names a thing and its settings: `head,key=value,key=value`.
+"""Parser of `head,key=value,key=value`, the form of every name with options.
 
-So are written a config's argument (`tiny,control=other`), a task
+A config's argument (`tiny,control=other`), a task
 (`reasoning_gym:chain_sum,max_terms=3`), a source of problems
 (`hf:org/name,split=test`) and a set to evaluate on (`a.jsonl,task=maths`).
 """
 
 
 def parse(text: str, keys=None) -> tuple[str, dict[str, str]]:
-  """(head, {key: value}) of a line; `keys` are the known ones, None: any.
+  """(head, {key: value}) of a text.
 
-  Where keys are known, a part that is none of them belongs to the head, wherever
-  it stands: a path may hold commas and "=". Else the first part is the head.
+  `keys`: the known keys. A part with another key belongs to the head, wherever it
+  stands, because a path may contain commas and "=". None: all keys are known, and
+  the first part is the head.
   """
   head, options = [], {}
   for part in text.split(","):

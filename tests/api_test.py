@@ -95,8 +95,8 @@ def test_logp_is_what_score_says_of_the_same_ids(model, temperature):
 
 
 def test_score_of_a_string_includes_its_end(model):
-  stats = model.tokenizer
-  with_end = (*stats.encode("four"), stats.end_of_turn_id)
+  tokenizer = model.tokenizer
+  with_end = (*tokenizer.encode("four"), tokenizer.end_of_turn_id)
   (as_text,), (as_ids,) = (score(model, PROMPTS[:1], [c]) for c in ("four", with_end))
   assert as_text.shape == (5,)
   np.testing.assert_array_equal(as_text, as_ids)
@@ -131,7 +131,7 @@ def test_truncated_means_no_end_came(model):
     assert end not in c.ids[:-1] and whole.ids[: len(c.ids)] == c.ids
 
 
-def test_nothing_asked_nothing_answered(model):
+def test_no_prompts_give_no_completions(model):
   assert generate(model, []) == [] and score(model, [], []) == []
 
 

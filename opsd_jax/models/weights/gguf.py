@@ -1,4 +1,4 @@
-"""Weights out of a GGUF file, dequantised by the `gguf` package."""
+"""Weights of a GGUF file, dequantised by the `gguf` package."""
 
 import functools
 import re
@@ -30,13 +30,14 @@ TOP = {
 
 
 class Reader(gguf.GGUFReader):
-  """Refuses what lies beyond the end of the file, where the package would read
-  nothing: without end, where a damaged length says so."""
+  """GGUFReader that raises ValueError for ranges beyond the end of the file."""
 
+  # The package returns empty arrays there, and loops without end over a damaged
+  # length.
   def _get(self, offset, dtype, count=1, override_order=None):
     end, size = offset + np.dtype(dtype).itemsize * int(count), len(self.data)
     if end > size:
-      raise ValueError(f"it ends at byte {size}, but should reach byte {end}")
+      raise ValueError(f"the file ends at byte {size}, expected at least {end}")
     return super()._get(offset, dtype, count, override_order)
 
 
@@ -51,9 +52,9 @@ def metadata(reader: Reader) -> dict:
   return {name: field.contents() for name, field in reader.fields.items()}
 
 
-def read_config(reader: Reader, **run) -> families.ModelConfig:
+def read_config(reader: Reader, **runtime) -> families.ModelConfig:
   names = [t.name for t in reader.tensors]
-  return families.from_gguf(metadata(reader), names, **run)
+  return families.from_gguf(metadata(reader), names, **runtime)
 
 
 def hf_name(name: str) -> str:
@@ -65,23 +66,24 @@ def hf_name(name: str) -> str:
 
 
 def half_split(rows: np.ndarray, heads: int) -> np.ndarray:
-  """Undoes the interleaving of rotary pairs that llama.cpp's llama files have:
-  rows (pair, side) of each head back to (side, pair)."""
+  """Rows (pair, side) of each head -> (side, pair): undoes the interleaving of rotary
+  pairs in llama.cpp's llama files."""
   per_head = rows.reshape(heads, -1, 2, *rows.shape[1:])
   return per_head.swapaxes(1, 2).reshape(rows.shape)
 
 
-def load_params(reader: Reader, model_config, where, shardings=None) -> dict:
+def load_params(reader: Reader, model_config, path, shardings=None) -> dict:
   """The file's parameters, one tensor at a time; see `hf.to_params`."""
   tensors = {hf_name(t.name): t for t in reader.tensors}
 
-  @functools.lru_cache(maxsize=1)  # blocks of one tensor follow each other
-  def whole(name):
+  # The blocks of a tensor are read one after the other: dequantise it once.
+  @functools.lru_cache(maxsize=1)
+  def dequantized(name):
     tensor = tensors[name]
     try:
       value = gguf.dequantize(tensor.data, tensor.tensor_type)
     except NotImplementedError as e:
-      raise ValueError(f"{where}: {tensor.name}: {e}") from e
+      raise ValueError(f"{path}: {tensor.name}: {e}") from e
     if model_config.family == "llama" and ".q_proj." in name:
       value = half_split(value, model_config.num_heads)
     if model_config.family == "llama" and ".k_proj." in name:
@@ -89,8 +91,8 @@ def load_params(reader: Reader, model_config, where, shardings=None) -> dict:
     return value.reshape(len(value), -1)
 
   def read(name, rows, columns):
-    return whole(name)[rows, columns]
+    return dequantized(name)[rows, columns]
 
   # GGUF lists the fastest axis first.
   shapes = {n: tuple(int(s) for s in t.shape[::-1]) for n, t in tensors.items()}
-  return hf.to_params(model_config, shapes, read, where, shardings)
+  return hf.to_params(model_config, shapes, read, path, shardings)

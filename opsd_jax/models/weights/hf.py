@@ -1,4 +1,4 @@
-"""Weights in Hugging Face format <-> our parameter tree; one name table."""
+"""Weights in Hugging Face format <-> our parameter tree, by one table of names."""
 
 import pathlib
 
@@ -39,7 +39,7 @@ TOP = {
 def name_table(
   model_config,
 ) -> dict[str, tuple[str, int | None, bool, tuple[int, ...]]]:
-  """Every tensor of a model: HF name -> (path, layer, transposed, HF shape)."""
+  """Every tensor of a model: HF name -> (our path, layer, transposed, HF shape)."""
   D, F = model_config.width, model_config.mlp_width
   q, kv = (
     model_config.num_heads * model_config.head_dim,
@@ -77,8 +77,8 @@ def name_table(
 
 
 def leaves(model_config) -> dict[str, assemble.Leaf]:
-  """Every array of our tree by its path, with the tensors that it is made of;
-  one array holds all layers where they are scanned."""
+  """Path in our tree -> array and its tensors; where layers are scanned, one array
+  holds all of them."""
   names, found = {}, {}
   for name, (path, layer, transposed, shape) in name_table(model_config).items():
     stacked = layer is not None and model_config.scan_layers
@@ -91,15 +91,21 @@ def leaves(model_config) -> dict[str, assemble.Leaf]:
   return {p: x._replace(names=tuple(names[p])) for p, x in found.items()}
 
 
-def to_params(model_config, shapes: dict, read, where, shardings=None) -> dict:
-  """The tree of arrays in config.param_dtype, made out of named tensors.
+def to_params(model_config, shapes: dict, read, source, shardings=None) -> dict:
+  """The parameter tree in model_config.param_dtype, assembled from named tensors.
 
-  `shapes` maps the names that exist to their shapes, `read` is as assemble's.
-  `shardings` maps a tree of ShapeDtypeStructs to their layouts; None leaves
-  whole arrays on the default device. Raises ValueError naming every missing,
-  unexpected or misshapen tensor.
+  Args:
+    model_config: the model.
+    shapes: name -> shape of the tensors that exist.
+    read: as `assemble.array` takes it.
+    source: name of the file or directory, for messages.
+    shardings: tree of ShapeDtypeStructs -> layouts; None leaves arrays whole on the
+      default device.
+
+  Raises:
+    ValueError: names every missing, unexpected or misshapen tensor.
   """
-  refuse_others(name_table(model_config), shapes, model_config.tied, where)
+  check_tensors(name_table(model_config), shapes, model_config.tied, source)
   dtype, tree = np_dtype(model_config.param_dtype), {}
   for path, leaf in leaves(model_config).items():
     put(tree, path, jax.ShapeDtypeStruct(leaf.shape, dtype))
@@ -110,9 +116,10 @@ def to_params(model_config, shapes: dict, read, where, shardings=None) -> dict:
   return tree
 
 
-def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
-  """Raises ValueError unless `shapes` are those of the table."""
+def check_tensors(table: dict, shapes: dict, tied: bool, source) -> None:
+  """Raises ValueError unless the tensors are those of the table."""
 
+  # Old files hold RoPE's frequencies, and copies of a tied embedding.
   def ignored(n):
     return n.endswith("rotary_emb.inv_freq") or (n == "lm_head.weight" and tied)
 
@@ -125,7 +132,7 @@ def refuse_others(table: dict, shapes: dict, tied: bool, where) -> None:
   ]
   if problems:
     raise ValueError(
-      f"{where} does not hold the weights its config describes:\n  "
+      f"{source} does not hold the weights that its config describes:\n  "
       + "\n  ".join(sorted(problems))
     )
 
@@ -135,6 +142,7 @@ def np_dtype(name: str) -> np.dtype:
 
 
 def find(tree: dict, path: str):
+  """The leaf or subtree at "a/b/c", None without one."""
   for key in path.split("/"):
     tree = tree.get(key)
     if tree is None:
@@ -143,6 +151,7 @@ def find(tree: dict, path: str):
 
 
 def put(tree: dict, path: str, value) -> None:
+  """Sets the leaf at "a/b/c", making the dicts above it."""
   *parents, last = path.split("/")
   for key in parents:
     tree = tree.setdefault(key, {})
@@ -157,7 +166,7 @@ def read_config(directory: pathlib.Path) -> dict:
 
 
 def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
-  """The safetensors files of a model, by its index where it has one."""
+  """The safetensors files of a model, from its index if any."""
   index = directory / "model.safetensors.index.json"
   if index.exists():
     names = sorted(set(paths.read_json(index).get("weight_map", {}).values()))

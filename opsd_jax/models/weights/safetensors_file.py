@@ -1,8 +1,8 @@
 """The safetensors format: checked headers, counted reads, streamed writes.
 
-A file is the header's length in 8 bytes, the header in JSON, then the values,
-row by row. Ranges are read with plain reads and never mapped: the pages of a
-mapping count as this process's memory.
+A file holds the header's length in 8 bytes, the header in JSON, then the values,
+row by row. Ranges are read with plain reads, not by mapping the file: the pages of
+a mapping count as this process's memory.
 """
 
 import json
@@ -24,25 +24,25 @@ DTYPES = {
 NAMES = {dtype: name for name, dtype in DTYPES.items()}
 
 MAX_HEADER = 100_000_000  # bytes, the format's own limit
-# Where a part of each row is at least this share of it, whole rows are read:
-# one long read is then faster than a short one for every row.
+# Fraction of each row from which whole rows are read: one long read is then faster
+# than a short read for every row.
 WHOLE_ROWS = 0.75
 
 
 class Entry(NamedTuple):
-  """Where a tensor is."""
+  """Where a tensor's values are stored."""
 
   path: epath.Path
   dtype: np.dtype
   shape: tuple[int, ...]
-  start: int  # byte of the file
+  start: int  # byte in the file
 
 
 def read_header(path: epath.Path) -> tuple[dict[str, Entry], int]:
-  """Every tensor of a file, and how many bytes stand before the first.
+  """(tensors of a file by name, bytes of the header with its length).
 
-  Raises ValueError unless the tensors fill the file without a gap or an
-  overlap, each with the size that its shape says.
+  Raises ValueError unless the tensors fill the file without gaps and overlaps, and
+  have the sizes of their shapes.
   """
   try:
     return _parse(path)
@@ -55,16 +55,20 @@ def _parse(path):
   with path.open("rb") as f:
     count = int.from_bytes(f.read(8), "little")
     if size < 8 or count > min(MAX_HEADER, size - 8):
-      raise ValueError(f"{size} bytes do not hold a header of {count}")
+      raise ValueError(f"{size} bytes do not hold a header of {count} bytes")
     header = json.loads(f.read(count))
   begin = 8 + count
   header.pop("__metadata__", None)
+<<<<<<< HEAD
   offset, entries = begin, {}
+=======
+  expected, entries = begin, {}
+>>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
 
-  def by_place(item):
+  def offsets(item):
     return item[1]["data_offsets"]
 
-  for name, info in sorted(header.items(), key=by_place):
+  for name, info in sorted(header.items(), key=offsets):
     shape, (start, end) = tuple(info["shape"]), info["data_offsets"]
     if info["dtype"] not in DTYPES:
       raise ValueError(
@@ -73,6 +77,7 @@ def _parse(path):
     dtype = DTYPES[info["dtype"]]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
       raise ValueError(f"{name} has shape {shape} at {start} to {end}")
+<<<<<<< HEAD
     if begin + start != offset:
       raise ValueError(f"{name} starts at byte {begin + start}, expected {offset}")
     offset = begin + end
@@ -81,35 +86,44 @@ def _parse(path):
     entries[name] = Entry(path, dtype, shape, begin + start)
   if offset != size:
     raise ValueError(f"it has {size} bytes, but its tensors end at {offset}")
+=======
+    if begin + start != expected:
+      raise ValueError(f"{name} starts at byte {begin + start}, expected {expected}")
+    expected = begin + end
+    if end - start != math.prod(shape) * dtype.itemsize:
+      raise ValueError(f"{name}, {dtype}{shape}, has {end - start} bytes")
+    entries[name] = Entry(path, dtype, shape, begin + start)
+  if expected != size:
+    raise ValueError(f"it has {size} bytes, but its tensors end at {expected}")
+>>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
   return entries, begin
 
 
 class Reader:
-  """The tensors of several files; `bytes_read` counts what is asked of them."""
+  """The tensors of several files; `bytes_read` counts the bytes requested."""
 
   def __init__(self, paths):
-    """Reads the headers. Raises ValueError naming a file that is damaged, or a
-    tensor that two files hold."""
+    """Reads the headers; ValueError for a damaged file, or a tensor that two files
+    hold."""
     self.entries = {}
     self.bytes_read = 0
     self._open = (None, None)
     for path in map(epath.Path, paths):
-      there, size = read_header(path)
+      entries, size = read_header(path)
       self.bytes_read += size
-      for name in there.keys() & self.entries.keys():
+      for name in entries.keys() & self.entries.keys():
         raise ValueError(
           f"{name} is in two files: {path} and {self.entries[name].path}"
         )
-      self.entries |= there
+      self.entries |= entries
     self.shapes = {name: e.shape for name, e in self.entries.items()}
 
   def read(self, name: str, rows: slice, columns: slice) -> np.ndarray:
-    """Rows and columns of a tensor seen as a matrix: its first axis, and the
-    others together.
-
-    Part of a row is read alone from a local file; from a remote one, where
-    each read is a request, and where the part is nearly all, whole rows are.
-    """
+    """Rows and columns of a tensor, seen as a matrix of its first axis by all
+    others."""
+    # Naive: read whole rows and slice. A local file is read part by part instead,
+    # unless the part is nearly the whole row; in a remote file every read is a
+    # request, so there whole rows are read.
     e = self.entries[name]
     width = math.prod(e.shape[1:])
     wanted, count = columns.stop - columns.start, rows.stop - rows.start
@@ -129,7 +143,7 @@ class Reader:
     path, f = self._open
     if path != entry.path:
       self.close()
-      # Unbuffered where it is local: only what is asked for is read.
+      # Unbuffered where local, so that no more is read than requested.
       f = (
         entry.path.open("rb")
         if is_remote(entry.path)
@@ -154,6 +168,7 @@ class Reader:
 
 
 def write(path, shapes: dict, dtype, read) -> None:
+<<<<<<< HEAD
   """One file of named tensors, `read(name)` called for one at a time."""
   dtype, offset, header = np.dtype(dtype), 0, {"__metadata__": {"format": "pt"}}
   for name, shape in shapes.items():
@@ -164,6 +179,25 @@ def write(path, shapes: dict, dtype, read) -> None:
       "data_offsets": [offset, end],
     }
     offset = end
+=======
+  """Writes a file of named tensors.
+
+  Args:
+    path: of the file.
+    shapes: name -> shape, in the order of the file.
+    dtype: of the written values.
+    read: name -> numpy array; called for one tensor at a time.
+  """
+  dtype, start, header = np.dtype(dtype), 0, {"__metadata__": {"format": "pt"}}
+  for name, shape in shapes.items():
+    end = start + math.prod(shape) * dtype.itemsize
+    header[name] = {
+      "dtype": NAMES[dtype],
+      "shape": list(shape),
+      "data_offsets": [start, end],
+    }
+    start = end
+>>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # values start at a multiple of 8
   with open(path, "wb") as f:

