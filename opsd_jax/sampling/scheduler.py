@@ -191,17 +191,9 @@ def bucket_for(sizes, wanted: int) -> int:
   return min(s for s in sizes if s >= wanted)
 
 
-<<<<<<< HEAD
-def size_ladder(smallest: int, most: int) -> list[int]:
-  """smallest, twice it, 4 times it, ... below `most`, and `most`."""
-  sizes = [min(smallest, most)]
-  while sizes[-1] < most:
-    sizes.append(min(2 * sizes[-1], most))
-=======
 def size_ladder(smallest: int, largest: int) -> list[int]:
   """smallest, 2 x smallest, 4 x smallest, ... below `largest`, and `largest`."""
   sizes = [min(smallest, largest)]
   while sizes[-1] < largest:
     sizes.append(min(2 * sizes[-1], largest))
->>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
   return sizes

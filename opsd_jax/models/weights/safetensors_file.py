@@ -59,11 +59,7 @@ def _parse(path):
     header = json.loads(f.read(count))
   begin = 8 + count
   header.pop("__metadata__", None)
-<<<<<<< HEAD
-  offset, entries = begin, {}
-=======
   expected, entries = begin, {}
->>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
 
   def offsets(item):
     return item[1]["data_offsets"]
@@ -77,16 +73,6 @@ def _parse(path):
     dtype = DTYPES[info["dtype"]]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):
       raise ValueError(f"{name} has shape {shape} at {start} to {end}")
-<<<<<<< HEAD
-    if begin + start != offset:
-      raise ValueError(f"{name} starts at byte {begin + start}, expected {offset}")
-    offset = begin + end
-    if end - start != math.prod(shape) * dtype.itemsize:
-      raise ValueError(f"{name}, {dtype}{shape}, has {end - start} bytes")
-    entries[name] = Entry(path, dtype, shape, begin + start)
-  if offset != size:
-    raise ValueError(f"it has {size} bytes, but its tensors end at {offset}")
-=======
     if begin + start != expected:
       raise ValueError(f"{name} starts at byte {begin + start}, expected {expected}")
     expected = begin + end
@@ -95,7 +81,6 @@ def _parse(path):
     entries[name] = Entry(path, dtype, shape, begin + start)
   if expected != size:
     raise ValueError(f"it has {size} bytes, but its tensors end at {expected}")
->>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
   return entries, begin
 
 
@@ -168,18 +153,6 @@ class Reader:
 
 
 def write(path, shapes: dict, dtype, read) -> None:
-<<<<<<< HEAD
-  """One file of named tensors, `read(name)` called for one at a time."""
-  dtype, offset, header = np.dtype(dtype), 0, {"__metadata__": {"format": "pt"}}
-  for name, shape in shapes.items():
-    end = offset + math.prod(shape) * dtype.itemsize
-    header[name] = {
-      "dtype": NAMES[dtype],
-      "shape": list(shape),
-      "data_offsets": [offset, end],
-    }
-    offset = end
-=======
   """Writes a file of named tensors.
 
   Args:
@@ -197,7 +170,6 @@ def write(path, shapes: dict, dtype, read) -> None:
       "data_offsets": [start, end],
     }
     start = end
->>>>>>> b4c27ad39f59e7b4d5a65b68fe8d7aae4da96ddd
   text = json.dumps(header, separators=(",", ":")).encode()
   text += b" " * (-len(text) % 8)  # values start at a multiple of 8
   with open(path, "wb") as f:
