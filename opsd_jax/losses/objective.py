@@ -143,10 +143,13 @@ def denominators(o: Objective, batch) -> dict:
   if batch.denominators:
     return batch.denominators
   tokens = batch.tokens
-  return {
-    name: term.denominator(tokens, tokens.weights.get(name, 1.0))
-    for name, term in o.terms.items()
-  }
+
+  def count(name, term):
+    advantage_BxT = tokens.credits.get(name, tokens.advantage_BxT)
+    seen = tokens._replace(advantage_BxT=advantage_BxT)
+    return term.denominator(seen, tokens.weights.get(name, 1.0))
+
+  return {name: count(name, term) for name, term in o.terms.items()}
 
 
 # ------------------------------------- what needs all tokens' statistics
@@ -346,6 +349,8 @@ def term_of(node, config) -> Term:
       return plain(stats, tokens) * policy_gradient.importance(stats, tokens, cap)
 
   denominator = pick(DENOMINATORS, node.denominator)
+  # A weight made inside a chunk finds the target's statistics there alone.
+  reads_logits = reads_logits or (reads_target(node) and whole_weight is None)
   return Term(
     node.scale,
     node.get("target"),

@@ -165,7 +165,7 @@ def teacher_view(problems, before, answer, verify, n, *, alpha: float):
   groups = answer(prompts, names_of(problems, before), n, "guided")
 
   def rows(p, completion):
-    swapped = (p.teacher_ids, p.student_ids)
+    swapped = (p.teacher_ids, p.student_ids, *p.views[2:])
     if alpha > 0:
       yield Rollout(p, completion, swapped, "teacher")
     if alpha < 1:
