@@ -244,6 +244,7 @@ def tokenize(
     dropped,
     "training",
     reference_row_len=row_len if config.rollout.source == "dataset" else 0,
+    views_read=objectives.from_config(config).views,
   )
   held_out = build_prompts(
     config.context,

@@ -88,7 +88,7 @@ class Rollout(NamedTuple):
   completion: Completion
   # What the learner and the teachers read before it; (): no such view.
   views: tuple[tuple[int, ...], ...]
-  role: str = "student"  # who answered: student, teacher, dataset
+  role: str = "student"  # student, teacher, guided, dataset: see rollouts/sources
   verdict: Verdict | None = None
   advantage: float = float("nan")  # NaN: not compared with others
   weights: dict[str, float] = {}  # term: how much it counts there; else 1

@@ -327,3 +327,12 @@ def test_what_no_term_counts_never_reaches_the_backward_pass():
   assert collect.kept_columns(o, batch.tokens) == 32 < batch.tokens.y_BxT.shape[1]
   assert o.chunk == 32  # of config's 64: both sweeps take half
   assert objective.from_config(config_of(opsd)).chunk == 64
+
+
+def test_active_tokens_are_those_that_the_credit_makes_active():
+  """Equal rewards, but a KL in them: the sum is divided by those tokens."""
+  config = config_of(pi_distill, "tiny,alpha=1")
+  flat = [r._replace(advantage=0.0) for r in both_rows(1.0)]
+  by_tokens = gradients(batch_of(flat), config)
+  config.loss.policy_gradient.denominator = "active_tokens"
+  assert_same(gradients(batch_of(flat), config), by_tokens)

@@ -4,6 +4,7 @@ Its state is saved beside the checkpoint instead of derived from the step, becau
 dynamic sampling draws further problems until enough of them are informative.
 """
 
+import copy
 import hashlib
 import itertools
 import json
@@ -31,7 +32,9 @@ def save(stream, problems: str, host_memory=None) -> dict:
   `problems`: digest of the problems that the iterator runs over.
   """
   iterator_state = {"stream": stream.get_state(), "problems": problems}
-  return iterator_state | ({} if host_memory is None else {"memory": host_memory.state})
+  if host_memory is not None:  # a copy: it is written while later steps add to it
+    iterator_state["memory"] = copy.deepcopy(host_memory.state)
+  return iterator_state
 
 
 def restore(stream, problems: str, saved: dict) -> None:

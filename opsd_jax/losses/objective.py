@@ -91,8 +91,8 @@ class Objective(NamedTuple):
 def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   """({term: losses N}, TokenStats) of some tokens, each by itself.
 
-  `teachers` are the logits N x V of (view, weights) pairs; a target that lacks one
-  is left out. Without `denominators` there are no losses: statistics are asked for.
+  `teachers`: the logits N x V of (view, weights) pairs; a target that lacks one is
+  left out. Without `denominators` there are statistics alone.
   """
   y_N = tokens.y_BxT
 
@@ -146,8 +146,8 @@ def denominators(o: Objective, batch) -> dict:
 
   def count(name, term):
     advantage_BxT = tokens.credits.get(name, tokens.advantage_BxT)
-    seen = tokens._replace(advantage_BxT=advantage_BxT)
-    return term.denominator(seen, tokens.weights.get(name, 1.0))
+    weights = tokens.weights.get(name, 1.0)
+    return term.denominator(tokens._replace(advantage_BxT=advantage_BxT), weights)
 
   return {name: count(name, term) for name, term in o.terms.items()}
 
@@ -232,8 +232,8 @@ def budget(tokens, weights, *, max_new_tokens: int):
 
 
 def counted(tokens):
-  counted_BxT = tokens.counted_BxT
-  return tokens.mask_BxT if counted_BxT is None else tokens.mask_BxT * counted_BxT
+  once_BxT = 1.0 if tokens.counted_BxT is None else tokens.counted_BxT
+  return tokens.mask_BxT * once_BxT
 
 
 DENOMINATORS = {
@@ -293,7 +293,7 @@ def kl_penalty(node):
 
 
 def nll(node):
-  """-log p(y): supervised fine-tuning."""
+  """-log p(y)."""
   return lambda seen, tokens: (-seen.stats.logp_BxT, None), False, None
 
 
@@ -350,7 +350,8 @@ def term_of(node, config) -> Term:
 
   denominator = pick(DENOMINATORS, node.denominator)
   # A weight made inside a chunk finds the target's statistics there alone.
-  reads_logits = reads_logits or (reads_target(node) and whole_weight is None)
+  reads = node.token_weight.name in token_weights.READ_TEACHER
+  reads_logits = reads_logits or (reads and whole_weight is None)
   return Term(
     node.scale,
     node.get("target"),
@@ -364,10 +365,6 @@ def term_of(node, config) -> Term:
   )
 
 
-def target_of(node) -> targets.Target:
-  return bind(targets.ALL, node)()._replace(temperature=node.temperature)
-
-
 def from_config(config, values: dict | None = None) -> Objective:
   """The objective of a step whose scheduled fields have these `values`, which may
   be traced. Raises ValueError for unknown names and bad values."""
@@ -377,13 +374,19 @@ def from_config(config, values: dict | None = None) -> Objective:
   read = {
     term.target
     for name, term in terms.items()
-    if term.reads_logits or term.whole_credit or reads_target(nodes[name])
+    if term.reads_logits
+    or term.whole_credit
+    or nodes[name].token_weight.name in token_weights.READ_TEACHER
   }
   for name in read - set(config.targets):
     raise ValueError(
       f"no target is called {name!r}, known: {', '.join(config.targets)}"
     )
-  chosen = {n: target_of(node) for n, node in config.targets.items() if n in read}
+  chosen = {
+    name: bind(targets.ALL, node)()._replace(temperature=node.temperature)
+    for name, node in config.targets.items()
+    if name in read
+  }
   roles = {w for target in chosen.values() for _, w in target.teachers}
   from_base = config.lora.rank > 0
   memories = {
@@ -396,8 +399,3 @@ def from_config(config, values: dict | None = None) -> Objective:
     kept_share = sum(t.bound(np.array([10_000]))[0] for t in terms.values()) / 10_000
     chunk = max(1, int(chunk * min(kept_share, 1.0)))
   return Objective(terms, chosen, memories, config.loss.temperature, chunk)
-
-
-def reads_target(node) -> bool:
-  """Whether a term's token weight reads its target's statistics."""
-  return node.token_weight.name in token_weights.READ_TEACHER

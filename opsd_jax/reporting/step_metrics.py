@@ -18,7 +18,10 @@ def update_metrics(config, run, learned, groups) -> dict[str, float]:
   """
   stats, batch = distributed.to_replicated((learned.stats, learned.batch), run.mesh)
   rollouts = [r for group in groups for r in group]
-  row = batch_metrics(learned.loss, learned.grad_norm, stats, batch, rollouts)
+  is_student = config.rollout.source == "student"  # learned from what it has read
+  row = batch_metrics(
+    learned.loss, learned.grad_norm, stats, batch, rollouts, is_student
+  )
   if learned.log_ratio_BxT is not None:
     ratio = distributed.to_replicated(
       (learned.log_ratio_BxT, learned.mask_BxT), run.mesh
@@ -32,7 +35,9 @@ def update_metrics(config, run, learned, groups) -> dict[str, float]:
   }
 
 
-def batch_metrics(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
+def batch_metrics(
+  loss, grad_norm, stats, batch, rollouts, is_student: bool = True
+) -> dict[str, float]:
   """The metrics of a batch, from its statistics of all processes, as numpy.
 
   Each term has its value, `<term>/value`. `<target>/nll_gap` is the target's minus
@@ -70,7 +75,7 @@ def batch_metrics(loss, grad_norm, stats, batch, rollouts) -> dict[str, float]:
       f"{target}/nll_gap": mean(stats.logp_BxT - logp_BxT),
       f"{target}/entropy": mean(stats.teacher_entropy[target]),
     }
-  if all(r.completion.logp is not None and r.role == "student" for r in rollouts):
+  if all(r.completion.logp is not None for r in rollouts) and is_student:
     gap = np.abs(stats.raw_logp_BxT - batch.tokens.sampler_logp_BxT)
     row["sampler/logp_gap"] = float((gap * real).max())
   return row

@@ -19,6 +19,7 @@ def build_prompts(
   dropped: dict[str, int],
   use: str,
   reference_row_len: int = 0,
+  views_read: int = 1,
 ) -> tuple[Prompts, ...]:
   """The prompts of every view of every example that has them.
 
@@ -34,7 +35,8 @@ def build_prompts(
     dropped: counts of dropped examples by use and reason; added to.
     use: "training" or "evaluation".
     reference_row_len: unless 0, the response will be the reference solution, and
-      prompt and response together have at most so many tokens.
+      prompt and response together have at most so many tokens in each of the
+      first `views_read` views.
   """
   kinds, kept = contexts.names(context), []
   for example in examples:
@@ -57,7 +59,8 @@ def build_prompts(
           count(dropped, f"{use}, of the teacher alone", e)
           views.append(())
       if reference_row_len:
-        check_reference(tokenizer, example, len(student_ids), reference_row_len)
+        longest = max(map(len, views[:views_read]))
+        check_reference(tokenizer, example, longest, reference_row_len)
     except REASONS as e:
       count(dropped, use, e)
       continue

@@ -157,6 +157,19 @@ def divergence(**fields):
     ({"loss.distill.scale": 0.0}, "nothing to learn from"),
     ({"routing.name": "router"}, "wrong_to_teacher"),
     ({"loss.distill.importance_cap": -1.0}, "at least 0"),
+    ({"rollout.source": "dataset", "loss.distill.importance_cap": 2.0}, "dataset"),
+    ({"loss.nll.kind": "distill"}, "base.term"),
+    ({"loss.nll.kind": "likelihood"}, "policy_gradient"),
+    ({"loss.ranking.scale": 1.0, "loss.ranking.ranking.k": 1}, "at least 2"),
+    ({"targets.teacher.temperature": 0.0}, "temperature is 0.0"),
+    ({"targets.teacher.name": "mean", "targets.teacher.views": 0}, "views is 0"),
+    ({"routing.name": "both_views"}, "teacher_view"),
+    ({"routing.name": "rescued"}, "rescue"),
+    ({"routing.name": "pass_rate", "routing.a": -1.0}, "at least 0"),
+    (
+      {"loss.distill.scale": 0.0, "loss.nll.scale": 1.0, "routing.name": "correct"},
+      "none of them is on",
+    ),
   ],
 )
 def test_a_senseless_objective_is_refused(fields, words):

@@ -55,11 +55,14 @@ def test_one_program_has_the_loss_of_every_step():
     ((("loss.distill.scale", 0.5),), "expected .field"),
     ((("loss.distill.scale",),), "expected .field"),
     ((("routing.alpha", (0, 0.5)),), "nothing reads it"),
+    ((("loss.chunk", (0, 64), (5, 128)),), "chooses what is computed"),
+    ((("teacher.rate", (0, 0.1), (5, 2.0)),), "rate is 2.0"),
   ],
 )
 def test_what_cannot_be_scheduled_is_refused_in_one_line(schedule, words):
   config = opsd.get_config("tiny")
   config.loss.distill.divergence.name = "jsd"
+  config.teacher.name = "ema"
   config.schedule = schedule
   with pytest.raises(ValueError, match=words) as error:
     rules.check(config)

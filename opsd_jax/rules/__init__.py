@@ -4,25 +4,15 @@ Most follow from what the chosen functions read: a field that none of them takes
 is refused when it differs from configs/base.py.
 """
 
-import functools
-import inspect
-
 import jax
 import jax.numpy as jnp
 
 from configs import base
-from opsd_jax.losses import (
-  credit,
-  divergences,
-  policy_gradient,
-  schedules,
-  targets,
-  teachers,
-  token_weights,
-)
 from opsd_jax.losses import objective as objectives
-from opsd_jax.registry import pick
+from opsd_jax.losses import schedules
+from opsd_jax.registry import bind, check_share, pick
 from opsd_jax.rollouts import advantages, contexts, routing, sources
+from opsd_jax.rules.unread import check_unread, field
 from opsd_jax.structs import ResponseTokens
 
 COUNTS = (  # fields that must be at least 1
@@ -43,13 +33,10 @@ AT_LEAST_0 = (
 WEIGHTS = ("live", "external", *objectives.MEMORIES)  # that a target may read
 
 
-def field(config, path: str):
-  return functools.reduce(getattr, path.split("."), config)
-
-
 def check(config) -> None:
   """Raises ValueError, in one line, for the first rule that a config breaks."""
   check_numbers(config)
+  check_kinds(config)
   objective = objectives.from_config(config)
   if not objective.terms:
     kinds = ", ".join(f"loss.{kind}.scale" for kind in objectives.KINDS)
@@ -94,6 +81,19 @@ def check_numbers(config) -> None:
 # ------------------------------------------------------------------- the loss
 
 
+def check_kinds(config) -> None:
+  """Every node of a term is complete, as base.term makes it."""
+  for name, node in config.loss.items():
+    if not hasattr(node, "kind"):
+      continue
+    pick(objectives.KINDS, node.kind)
+    if set(node) != set(base.term(node.kind)):
+      raise ValueError(
+        f"loss.{name} has not the fields of a term of the kind {node.kind}: make it"
+        f" with base.term({node.kind!r})"
+      )
+
+
 def check_terms(config) -> None:
   """Terms that are on."""
   for name, node in objectives.active_terms(config).items():
@@ -112,6 +112,13 @@ def check_terms(config) -> None:
         f"{where}.denominator=active_tokens counts the tokens of responses with an"
         " advantage: it is for terms of the kind policy_gradient"
       )
+    if node.importance_cap and config.rollout.source == "dataset":
+      raise ValueError(
+        f"{where}.importance_cap weighs sampled tokens, rollout.source is dataset:"
+        " set it to 0"
+      )
+    if node.kind == "ranking" and node.ranking.k < 2:
+      raise ValueError(f"{where}.ranking.k is {node.ranking.k}, expected at least 2")
     if node.kind == "policy_gradient":
       for end in ("clip_low", "clip_high"):
         if node.surrogate[end] < 0:
@@ -131,6 +138,7 @@ def check_targets(config, objective) -> None:
   """Targets that a term reads, and whose weights they name."""
   views = 1 + len(contexts.names(config.context))
   for name, target in objective.targets.items():
+    check_target(f"targets.{name}", config.targets[name])
     for view, weights in target.teachers:
       if weights not in WEIGHTS:
         raise ValueError(
@@ -147,10 +155,25 @@ def check_targets(config, objective) -> None:
         )
 
 
+def check_target(where: str, node) -> None:
+  """The numbers of one target are where its formula means something."""
+  above_0 = {
+    "temperature": node.temperature,
+    "bound": node.bound,
+    "views": node.views,
+    "low": node.low,
+    "high": node.high,
+    **({"strength": node.strength} if node.name == "residual" else {}),
+  }
+  for name, value in above_0.items():
+    if isinstance(value, int | float) and not value > 0:
+      raise ValueError(f"{where}.{name} is {value}, expected above 0")
+
+
 def check_schedule(config) -> None:
   """Fields that may change with the step, and no others."""
   schedules.check(config.schedule)
-  for path, *_ in config.schedule:
+  for path, *knots in config.schedule:
     try:
       value = field(config, path)
     except AttributeError as e:
@@ -159,6 +182,12 @@ def check_schedule(config) -> None:
       raise ValueError(f"schedule of {path}: it is {value!r}, no number")
     if path.startswith("routing."):
       continue  # numbers on the host
+    if path == "loss.chunk":
+      raise ValueError(
+        f"schedule of {path}: it chooses what is computed, and cannot change"
+      )
+    for _, number in knots:  # each is a value that the field may have
+      objectives.from_config(config, {path: float(number)})
     try:
       jax.eval_shape(lambda x, path=path: probe(config, {path: x}), jnp.float32(0))
     except (jax.errors.JAXTypeError, TypeError) as e:
@@ -197,6 +226,7 @@ def distilled(config):
 def check_sources(config) -> None:
   source = config.rollout.source
   pick(sources.ALL, source), pick(routing.ALL, config.routing.name)
+  check_routing(config)
   late = contexts.late_views(config.context)
   if source == "dataset" and config.rollout.samples_per_prompt != 1:
     raise ValueError(
@@ -218,6 +248,29 @@ def check_sources(config) -> None:
     raise ValueError(
       f"rollout.source={source} needs log-probs at the loss's temperature: set"
       " loss.temperature=1, or rollout.temperature to the same without filters"
+    )
+
+
+def check_routing(config) -> None:
+  """What routing names is there, and its numbers mean something."""
+  c, source = config.routing, config.rollout.source
+  check_share("routing.alpha", c.alpha)
+  if min(c.a, c.b) < 0:
+    raise ValueError(
+      f"routing.a and routing.b are {c.a} and {c.b}, expected at least 0"
+    )
+  made_for = {"both_views": "teacher_view", "rescued": "rescue"}.get(c.name, source)
+  if source != made_for:
+    raise ValueError(
+      f"routing.name={c.name} routes what rollout.source={made_for} samples,"
+      f" rollout.source is {source}"
+    )
+  active = objectives.active_terms(config)
+  terms = [n for n in routing.keys(bind(routing.ALL, c)) if n != "credit"]
+  if terms and not set(terms) & set(active):
+    raise ValueError(
+      f"routing.name={c.name} routes the terms {', '.join(terms)}, and none of them is"
+      f" on: those are {', '.join(active)}"
     )
 
 
@@ -264,119 +317,3 @@ def check_rewards(config) -> None:
       f"rewards.overlong_margin is {c.overlong_margin}, expected at most"
       f" rollout.max_new_tokens = {r.max_new_tokens}"
     )
-
-
-# ------------------------------------------------- fields that nothing reads
-
-
-def check_unread(config, objective) -> None:
-  """Raises ValueError for a field that was set and that nothing reads."""
-  default = base.get_config()
-  scheduled = {path for path, *_ in config.schedule}
-  for path, why in unread(config, objective):
-    usual = default_of(default, config, path)
-    if field(config, path) != usual or path in scheduled:
-      raise ValueError(
-        f"{path} is {field(config, path)!r}, and nothing reads it: {why}. Leave it"
-        f" at {usual!r}"
-      )
-
-
-def default_of(default, config, path: str):
-  """A field's value in configs/base.py; a term or target of another name is as
-  complete as one there."""
-  family, name, *rest = path.split(".")
-  if family == "loss" and name not in default.loss:
-    return field(base.term(config.loss[name].kind), ".".join(rest))
-  if family == "targets" and name not in default.targets:
-    return field(base.target(), ".".join(rest))
-  return field(default, path)
-
-
-def unread(config, objective):
-  """(path, reason) of each field that no chosen function reads."""
-  active = objectives.active_terms(config)
-  for name, node in config.loss.items():
-    if not hasattr(node, "kind"):
-      continue
-    if name not in active:
-      yield from all_of(config, f"loss.{name}", "its scale is 0", but=("kind", "scale"))
-    else:
-      yield from of_term(name, node, objective.terms[name], objective)
-  for name, node in config.targets.items():
-    if name not in objective.targets:
-      yield from all_of(config, f"targets.{name}", "no term reads this target")
-    else:
-      keep = ("temperature",)
-      yield from not_taken(f"targets.{name}", node, targets.ALL, keep)
-  for role in objectives.MEMORIES:
-    if role not in objective.memories:
-      yield from all_of(config, role, f"no target reads the weights {role!r}")
-    else:
-      yield from not_taken(role, config[role], teachers.ALL)
-  pairs = objective.teachers(False)
-  if "external" not in {weights for _, weights in pairs}:
-    yield from all_of(config, "external", "no target reads the weights 'external'")
-  if not any(node.kind == "policy_gradient" for node in active.values()):
-    yield from all_of(config, "rewards", "no term of the kind policy_gradient is on")
-  if not config.lora.rank:
-    yield from all_of(config, "lora", "lora.rank is 0", but=("rank",))
-  yield from of_pipeline(config, objective)
-
-
-def of_term(name, node, term, objective):
-  """Of a term that is on."""
-  yield from not_taken(
-    f"loss.{name}.token_weight",
-    node.token_weight,
-    {**token_weights.ALL, **token_weights.WHOLE},
-  )
-  if node.kind == "distill":
-    table, d = {**divergences.ALL, **divergences.TOKEN}, node.divergence
-    keep = ["support", "clip", *["tau"] * (d.clip != "none")]
-    keep += ["k", "support_from"] * (d.support != "full")
-    yield from not_taken(f"loss.{name}.divergence", d, table, keep)
-  if node.kind == "policy_gradient":
-    table = policy_gradient.SURROGATES
-    yield from not_taken(f"loss.{name}.surrogate", node.surrogate, table)
-    table = {**credit.ALL, **credit.WHOLE}
-    yield from not_taken(f"loss.{name}.credit", node.credit, table)
-    if term.target not in objective.targets:
-      yield f"loss.{name}.target", "neither surrogate nor credit reads a target"
-  if node.kind == "ranking":
-    yield from not_taken(f"loss.{name}.ranking", node.ranking, divergences.RANKINGS)
-
-
-def of_pipeline(config, objective):
-  """Of routing and contexts."""
-  source = pick(sources.ALL, config.rollout.source)
-  keep = [f for f in config.routing if f in inspect.signature(source).parameters]
-  yield from not_taken("routing", config.routing, routing.ALL, keep)
-  chosen = [
-    contexts.AFTER[name]
-    for name in contexts.names(config.context)
-    if name in contexts.AFTER
-  ]
-  if not any("include_self" in inspect.signature(f).parameters for f in chosen):
-    yield "context.include_self", "no context takes it"
-  if len(config.context.also_privileged) > max(objective.views - 2, 0):
-    yield "context.also_privileged", f"targets read views 0 to {objective.views - 1}"
-
-
-def not_taken(path: str, node, table: dict, keep=()):
-  """Fields of a node that the function it names does not take."""
-  taken = {"name", *keep, *inspect.signature(pick(table, node.name)).parameters}
-  for name in node:
-    if name not in taken:
-      yield f"{path}.{name}", f"{path}.name={node.name} does not take it"
-
-
-def all_of(config, path: str, why: str, but=()):
-  """Every field below a node."""
-  for name, value in field(config, path).items():
-    if name in but:
-      continue
-    if hasattr(value, "items"):
-      yield from all_of(config, f"{path}.{name}", why)
-    else:
-      yield f"{path}.{name}", why
