@@ -20,7 +20,7 @@ import numpy as np
 import optax
 import pytest
 
-from configs import base, opsd, sdpo
+from configs import opsd, sdpo
 from opsd_jax import setup, train
 from opsd_jax.losses import objective
 from opsd_jax.models import families, transformer
@@ -495,7 +495,7 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
     ({"eval.drift_prompts": 100}, "64 exist"),
     ({"model.attention": "flash"}, "splash"),
     ({"lora.rank": -1}, "lora.rank"),
-    ({"lora.targets": "(q"}, "regular"),
+    ({"lora.rank": 2, "lora.targets": "(q"}, "regular"),
     ({"lora.alpha": 0.0}, "lora.alpha"),
     ({"batch.max_sequence_len": 8}, "no prompt"),
     ({"batch.max_sequence_len": -1}, "max_sequence_len"),
@@ -504,7 +504,7 @@ def test_what_cannot_be_asked_is_dropped_and_counted():
   ],
 )
 def test_bad_configs_are_refused_before_loading(overrides, words):
-  config = base.get_config("tiny")
+  config = opsd.get_config("tiny")
   config.update_from_flattened_dict(overrides)
   with pytest.raises(ValueError, match=words):
     setup.validate(config)

@@ -388,9 +388,8 @@ def from_config(config, values: dict | None = None) -> Objective:
     if name in read
   }
   roles = {w for target in chosen.values() for _, w in target.teachers}
-  from_base = config.lora.rank > 0
   memories = {
-    role: bind(teacher_memories.ALL, config[role], from_base=from_base)()
+    role: bind(teacher_memories.ALL, config[role], from_base=config.lora.rank > 0)()
     for role in MEMORIES
     if role in roles
   }
