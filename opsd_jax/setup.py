@@ -195,7 +195,11 @@ def load_split(config: ConfigDict) -> splits.Split:
   )
   if not data.test_time:
     return split
-  return split._replace(train=split.eval[: task.train_count])
+  kept = split.eval[: task.train_count]
+  dropped = dict(split.dropped)
+  if beyond := len(split.eval) - len(kept):
+    dropped["training: an evaluation problem beyond task.train_count"] = beyond
+  return split._replace(train=kept, removed_as_overlap=0, dropped=dropped)
 
 
 def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:

@@ -24,7 +24,7 @@ def values_at(schedule, step: int) -> dict[str, float]:
 def check(schedule) -> None:
   """Raises ValueError for a schedule that is none."""
   for entry in schedule:
-    field, *knots = entry if isinstance(entry, tuple) else (entry,)
+    field, *knots = entry if isinstance(entry, tuple) and entry else (entry,)
     if not (
       isinstance(field, str)
       and knots
@@ -42,6 +42,15 @@ def check(schedule) -> None:
       raise ValueError(
         f"schedule of {field}: fields that can change begin with {', '.join(PREFIXES)}"
       )
+  check_once(schedule)
+
+
+def check_once(schedule) -> None:
+  """Raises ValueError where two entries are of one field."""
+  fields = [field for field, *_ in schedule]
+  for field in fields:
+    if fields.count(field) > 1:
+      raise ValueError(f"schedule of {field}: it has {fields.count(field)} entries")
 
 
 def is_number(x) -> bool:

@@ -54,6 +54,8 @@ def test_one_program_has_the_loss_of_every_step():
     ((("loss.distill.scale", (5, 0.5), (5, 1.0)),), "do not rise"),
     ((("loss.distill.scale", 0.5),), "expected .field"),
     ((("loss.distill.scale",),), "expected .field"),
+    (((),), "expected .field"),
+    ((("loss.distill.scale", (0, 1.0)),) * 2, "2 entries"),
     ((("routing.alpha", (0, 0.5)),), "nothing reads it"),
     ((("loss.chunk", (0, 64), (5, 128)),), "chooses what is computed"),
     ((("teacher.rate", (0, 0.1), (5, 2.0)),), "rate is 2.0"),
