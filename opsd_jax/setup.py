@@ -195,11 +195,7 @@ def load_split(config: ConfigDict) -> splits.Split:
   )
   if not data.test_time:
     return split
-  kept = split.eval[: task.train_count]
-  dropped = dict(split.dropped)
-  if beyond := len(split.eval) - len(kept):
-    dropped["training: an evaluation problem beyond task.train_count"] = beyond
-  return split._replace(train=kept, removed_as_overlap=0, dropped=dropped)
+  return splits.test_time(split, task.train_count)
 
 
 def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:

@@ -111,6 +111,14 @@ def load(
   return Split(train_examples, held_out, overlap, dropped, counts)
 
 
+def test_time(split: Split, count: int) -> Split:
+  """The first `count` evaluation examples as training ones; the rest is counted."""
+  kept, dropped = split.eval[:count], dict(split.dropped)
+  if beyond := len(split.eval) - len(kept):
+    dropped["training: an evaluation problem beyond task.train_count"] = beyond
+  return split._replace(train=kept, removed_as_overlap=0, dropped=dropped)
+
+
 def task_examples(task: dict, use: str, taken: Iterable[str]):
   """(examples, number passed over) that the task generates, as `tasks.load` does."""
   stream = tasks.open_task(task["name"], task["privileged_field"]).examples(

@@ -24,7 +24,7 @@ def values_at(schedule, step: int) -> dict[str, float]:
 def check(schedule) -> None:
   """Raises ValueError for a schedule that is none."""
   for entry in schedule:
-    field, *knots = entry if isinstance(entry, tuple) and entry else (entry,)
+    field, *knots = entry if isinstance(entry, tuple) and entry else (None,)
     if not (
       isinstance(field, str)
       and knots

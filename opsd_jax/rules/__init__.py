@@ -35,6 +35,7 @@ WEIGHTS = ("live", "external", *objectives.MEMORIES)  # that a target may read
 
 def check(config) -> None:
   """Raises ValueError, in one line, for the first rule that a config breaks."""
+  schedules.check(config.schedule)
   check_numbers(config)
   check_kinds(config)
   objective = objectives.from_config(config)
@@ -172,7 +173,6 @@ def check_target(where: str, node) -> None:
 
 def check_schedule(config) -> None:
   """Fields that may change with the step, and no others."""
-  schedules.check(config.schedule)
   for path, *knots in config.schedule:
     try:
       value = field(config, path)
