@@ -161,7 +161,7 @@ def states(models: Models, pairs, weights: dict, part):
     h_BxTxD = transformer.response_states(models.live, weights["live"], part.views[0])
   teachers, vocab_size = {}, len(transformer.unembedding(weights["live"]))
   for view, who in pairs:
-    with jax.named_scope(f"teacher_{view}_{who}"):
+    with jax.named_scope("teacher"):
       h = h_BxTxD
       if (view, who) != (0, "live"):
         h = transformer.response_states(

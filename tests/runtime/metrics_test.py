@@ -3,6 +3,8 @@
 import io
 import json
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -192,12 +194,23 @@ def test_a_board_that_cannot_be_written_is_one_warning(store, capsys):
   assert "google-cloud-storage" in line
 
 
-def test_a_store_that_cannot_be_reached_says_which_package_is_missing():
+@pytest.mark.parametrize(
+  "url,words",
+  [
+    ("gs://bucket/run", "pip install gcsfs"),
+    ("ftp://host/run", "no known store; give a directory or gs://bucket/path"),
+  ],
+)
+def test_a_store_that_cannot_be_reached_says_which_package_is_missing(url, words):
+  """In a process of its own: libraries that other tests import bring stores."""
   pytest.importorskip("fsspec")
-  with pytest.raises(ValueError, match="pip install gcsfs"):
-    paths.open_workdir("gs://bucket/run")
-  with pytest.raises(ValueError, match="no known store.*gs://bucket/path"):
-    paths.open_workdir("ftp://host/run")
+  code = (
+    "import sys; from opsd_jax.runtime import paths; paths.open_workdir(sys.argv[1])"
+  )
+  done = subprocess.run(
+    [sys.executable, "-c", code, url], capture_output=True, text=True
+  )
+  assert done.returncode and "ValueError" in done.stderr and words in done.stderr
 
 
 # --------------------------------------------------------- on a terminal
