@@ -133,7 +133,7 @@ def training(rows, summary: dict, path):
     if name in summary:
       axes[0].axhline(summary[name], color=style.GREY, ls=dashes, label=label)
   axes[0].set(
-    title="Accuracy on unseen problems (95% intervals)",
+    title="Accuracy on unseen problems, 95% intervals",
     ylim=(0, 1.02),
     xlabel="step",
     ylabel="accuracy",
@@ -147,9 +147,9 @@ def training(rows, summary: dict, path):
     [r["step"] for r in evals], [r["eval/drift"] for r in evals], "o-", color=style.BLUE
   )
   axes[2].set(
-    title="Drift: KL(base || model), unrelated prompts",
+    title="Drift on unrelated prompts",
     xlabel="step",
-    ylabel="nats a token",
+    ylabel="KL(base || model), nats a token",
   )
   for axis in axes:
     axis.set_xlim(left=0)
