@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from configs import base
+from opsd_jax.losses import divergences, schedules, token_weights
 from opsd_jax.losses import objective as objectives
-from opsd_jax.losses import schedules
 from opsd_jax.registry import bind, check_share, pick
 from opsd_jax.rollouts import advantages, contexts, routing, sources
 from opsd_jax.rules.unread import check_unread, field
@@ -56,7 +56,7 @@ def check_numbers(config) -> None:
     if (value := field(config, path)) < least:
       raise ValueError(f"{path} is {value}, expected at least {least}")
   updates = config.optimizer.updates_per_batch
-  for path in ("steps", "eval.every", "checkpoint.every"):
+  for path in ("steps", "eval.every", "checkpoint.every", "log.samples_every"):
     if field(config, path) % updates:
       raise ValueError(
         f"{path} is {field(config, path)}, expected a multiple of"
@@ -88,6 +88,12 @@ def check_kinds(config) -> None:
     if not hasattr(node, "kind"):
       continue
     pick(objectives.KINDS, node.kind)
+    weight = node.token_weight.name
+    if weight in token_weights.READ_TEACHER and "target" not in node:
+      raise ValueError(
+        f"loss.{name}.token_weight.name={weight} looks at a teacher, and terms of the"
+        f" kind {node.kind} have no target"
+      )
     if set(node) != set(base.term(node.kind)):
       raise ValueError(
         f"loss.{name} has not the fields of a term of the kind {node.kind}: make it"
@@ -127,11 +133,12 @@ def check_terms(config) -> None:
             f"{where}.surrogate.{end} is {node.surrogate[end]}, expected at least 0"
           )
     if node.token_weight.name in ("soft_or", "confident_mismatch") and (
-      node.kind != "distill"
+      node.kind != "distill" or node.divergence.name in divergences.TOKEN
     ):
+      whole = ", ".join(divergences.ALL)
       raise ValueError(
-        f"{where}.token_weight.name={node.token_weight.name} looks at a divergence:"
-        " it is for terms of the kind distill"
+        f"{where}.token_weight.name={node.token_weight.name} looks at a divergence over"
+        f" the vocabulary: it is for terms of the kind distill with one of {whole}"
       )
 
 

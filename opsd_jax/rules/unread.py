@@ -100,8 +100,21 @@ def of_term(name, node, term, objective):
     yield from not_taken(f"loss.{name}.ranking", node.ranking, divergences.RANKINGS)
 
 
+SAMPLING = (
+  "temperature", "top_k", "top_p", "min_p", "slots", "host_sync_every", "stop",
+)  # fmt: skip
+
+
 def of_pipeline(config, objective):
-  """Of routing and contexts."""
+  """Of data, rollouts, routing and contexts."""
+  if config.data.test_time:
+    for name in ("train", "train_limit"):
+      yield f"data.{name}", "data.test_time learns the problems of data.eval"
+  if config.rollout.source == "dataset":
+    for name in SAMPLING:
+      yield f"rollout.{name}", "rollout.source=dataset samples nothing"
+  if objective.views < 2 and 1 in contexts.late_views(config.context):
+    yield "context.privileged", "no term reads a teacher's view"
   source = pick(sources.ALL, config.rollout.source)
   keep = [f for f in config.routing if f in inspect.signature(source).parameters]
   yield from not_taken("routing", config.routing, routing.ALL, keep)

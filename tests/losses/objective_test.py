@@ -170,6 +170,22 @@ def divergence(**fields):
       {"loss.distill.scale": 0.0, "loss.nll.scale": 1.0, "routing.name": "correct"},
       "none of them is on",
     ),
+    (
+      divergence(name="sampled_token") | {"loss.distill.token_weight.name": "soft_or"},
+      "over the vocabulary",
+    ),
+    (
+      {
+        "loss.distill.scale": 0.0,
+        "loss.nll.scale": 1.0,
+        "loss.nll.token_weight.name": "calm_teacher",
+      },
+      "have no target",
+    ),
+    (
+      {"optimizer.updates_per_batch": 2, "log.samples_every": 5},
+      "log.samples_every is 5",
+    ),
   ],
 )
 def test_a_senseless_objective_is_refused(fields, words):
@@ -201,6 +217,17 @@ def test_a_senseless_objective_is_refused(fields, words):
     ({"context.also_privileged": ("answer",)}, "context.also_privileged"),
     ({"external.source": "tiny"}, "external.source"),
     ({"lora.alpha": 3.0}, "lora.alpha"),
+    ({"rollout.source": "dataset", "rollout.top_k": 3}, "rollout.top_k"),
+    ({"rollout.source": "dataset", "rollout.stop": ("a",)}, "rollout.stop"),
+    ({"data.test_time": True, "data.train": "jsonl:x"}, "data.train"),
+    (
+      {
+        "loss.distill.scale": 0.0,
+        "loss.nll.scale": 1.0,
+        "context.privileged": "sibling",
+      },
+      "context.privileged",
+    ),
   ],
 )
 def test_a_field_that_nothing_reads_is_refused_when_it_is_set(fields, path):

@@ -548,7 +548,14 @@ PG = "loss.policy_gradient."
     ({"rewards.reward": "half"}, "correct"),
     ({"rollout.source": "rescue"}, "context.privileged"),
     ({"rollout.source": "teacher_view"}, "context.privileged"),
-    ({"context.privileged": "sibling", "context.template": "short"}, "reprompt"),
+    (
+      {
+        "loss.distill.scale": 1.0,
+        "context.privileged": "sibling",
+        "context.template": "short",
+      },
+      "reprompt",
+    ),
     ({"rollout.temperature": 0.0}, "all the same"),
     ({"rollout.temperature": 0.5}, "importance_cap"),
     ({"rollout.top_p": 0.5}, "importance_cap"),
