@@ -71,7 +71,9 @@ def validate(config: ConfigDict, problems: bool = True) -> None:
     weight_sources.check(config.external.source)
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   if problems:
-    splits.check(config.data.train, config.data.eval, config.task.name, task)
+    data = config.data
+    train = data.eval if data.test_time else data.train
+    splits.check(train, data.eval, config.task.name, task)
   contexts.check(config.context.template, *contexts.names(config.context))
   check(sampling(config.rollout))
   check(SamplingParams(temperature=config.eval.temperature))
@@ -177,7 +179,7 @@ def rows_per_step(config: ConfigDict) -> int:
 def load_split(config: ConfigDict) -> splits.Split:
   """The training and evaluation examples of a run of this config."""
   task, data = config.task, config.data
-  split = splits.load(
+  return splits.load(
     data.train,
     data.eval,
     Columns(data.problem, data.solution, data.answer, data.id),
@@ -185,6 +187,7 @@ def load_split(config: ConfigDict) -> splits.Split:
     train_limit=data.train_limit,
     eval_limit=data.eval_limit,
     rewarded=objectives.learns_from_rewards(config),
+    test_time=data.test_time,
     task={
       "name": task.name,
       "train_count": task.train_count,
@@ -193,9 +196,6 @@ def load_split(config: ConfigDict) -> splits.Split:
       "privileged_field": task.privileged_field,
     },
   )
-  if not data.test_time:
-    return split
-  return splits.test_time(split, task.train_count)
 
 
 def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:

@@ -1,6 +1,7 @@
 """Training and evaluation examples of a run, disjoint by their questions."""
 
-from collections.abc import Iterable, Sequence
+import functools
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple
 
 from opsd_jax import spec, tasks
@@ -59,6 +60,7 @@ def load(
   eval_limit: int,
   rewarded: bool,
   task: dict,
+  test_time: bool = False,
 ) -> Split:
   """Reads both sources and removes from training what evaluation has too.
 
@@ -73,8 +75,10 @@ def load(
     rewarded: training verifies responses, so examples without an answer are
       dropped from it too.
     task: keyword arguments of `tasks.load`.
+    test_time: the first task["train_count"] evaluation examples are the training
+      ones; `train` is not read.
   """
-  if train == eval == TASK:
+  if train == eval == TASK and not test_time:
     generated = tasks.load(**task)
     counts = {"evaluation repeated (removed)": generated.removed_as_repeated}
     return Split(*generated[:3], {}, counts)
@@ -82,24 +86,21 @@ def load(
   if eval == TASK:
     held_out, repeated = task_examples(task, "eval", set())
   else:
-    rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
-    rows = drop_unanswered(task["name"], rows, dropped, "evaluation")
-    by_question = group_by_question(rows)
-    counts["evaluation questions with several answers"] = contradictory(by_question)
-    held_out = tuple(first for first, *_ in by_question.values())
-    repeated = len(rows) - len(held_out)
+    read_rows = functools.partial(read, eval, columns, skip_bad, "evaluation")
+    held_out, repeated = held_out_rows(read_rows, task["name"], dropped, counts)
     held_out = take(held_out, eval_limit, "evaluation", dropped)
-  held_out_questions = group_by_question(held_out)
-  if train == TASK:
-    train_examples, overlap = task_examples(task, "train", held_out_questions)
+  if test_time:
+    train, overlap = eval, 0
+    train_examples = held_out[: task["train_count"]]
+    if beyond := len(held_out) - len(train_examples):
+      dropped["training: an evaluation problem beyond task.train_count"] = beyond
+  elif train == TASK:
+    train_examples, overlap = task_examples(task, "train", group_by_question(held_out))
   else:
     rows = read(train, columns, skip_bad, "training", dropped, counts)
     if rewarded:
       rows = drop_unanswered(task["name"], rows, dropped, "training")
-    train_examples = tuple(
-      e for e in rows if tasks.normalize_question(e.question) not in held_out_questions
-    )
-    overlap = len(rows) - len(train_examples)
+    train_examples, overlap = without_overlap(rows, held_out)
     train_examples = take(train_examples, train_limit, "training", dropped)
   by_question = group_by_question(train_examples)
   if train != TASK:
@@ -111,12 +112,20 @@ def load(
   return Split(train_examples, held_out, overlap, dropped, counts)
 
 
-def test_time(split: Split, count: int) -> Split:
-  """The first `count` evaluation examples as training ones; the rest is counted."""
-  kept, dropped = split.eval[:count], dict(split.dropped)
-  if beyond := len(split.eval) - len(kept):
-    dropped["training: an evaluation problem beyond task.train_count"] = beyond
-  return split._replace(train=kept, removed_as_overlap=0, dropped=dropped)
+def held_out_rows(read_rows: Callable, task_name: str, dropped: dict, counts: dict):
+  """(examples with an answer, each question once; how many were repeated)."""
+  rows = drop_unanswered(task_name, read_rows(dropped, counts), dropped, "evaluation")
+  by_question = group_by_question(rows)
+  counts["evaluation questions with several answers"] = contradictory(by_question)
+  held_out = tuple(first for first, *_ in by_question.values())
+  return held_out, len(rows) - len(held_out)
+
+
+def without_overlap(rows: Sequence[Example], held_out: Iterable[Example]):
+  """(the rows whose question is not held out; how many others there were)."""
+  taken = group_by_question(held_out)
+  kept = tuple(e for e in rows if tasks.normalize_question(e.question) not in taken)
+  return kept, len(rows) - len(kept)
 
 
 def task_examples(task: dict, use: str, taken: Iterable[str]):

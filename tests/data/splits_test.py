@@ -19,7 +19,9 @@ TASK = {
 }
 
 
-def load(train, eval, train_limit=0, eval_limit=0, skip_bad=0, rewarded=False):
+def load(
+  train, eval, train_limit=0, eval_limit=0, skip_bad=0, rewarded=False, test_time=False
+):
   return splits.load(
     str(train),
     str(eval),
@@ -29,7 +31,18 @@ def load(train, eval, train_limit=0, eval_limit=0, skip_bad=0, rewarded=False):
     train_limit=train_limit,
     eval_limit=eval_limit,
     rewarded=rewarded,
+    test_time=test_time,
   )
+
+
+def test_at_test_time_the_evaluation_alone_is_read(tmp_path):
+  rows = [f'{{"problem": "q{i}?", "answer": "{i}"}}'.encode() for i in range(8)]
+  path = write(tmp_path / "a.jsonl", *rows)
+  d = load("jsonl:missing", path, test_time=True)
+  assert d.train == d.eval[:6] and len(d.eval) == 8
+  assert d.dropped == {"training: an evaluation problem beyond task.train_count": 2}
+  own = load("task", "task", test_time=True)
+  assert own.eval == load("task", "task").eval == own.train  # 3 of 3
 
 
 def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
