@@ -61,8 +61,8 @@ def collate(
     share_prompts: responses to one prompt, next to each other in `rows`, read it once.
     parts: absent responses, all padding, make `rows` a multiple of it.
     all_reduce_max: list of sizes -> the sizes that batches of several processes use.
-    coarse: views whose prompts hang on what was sampled; how many rows they have
-      is rounded up coarsely, which bounds the number of compiled shapes.
+    coarse: views whose rows hang on what was sampled; how many there are is
+      rounded up coarsely, which bounds the number of compiled shapes.
 
   What is padding is decided by length, never by token id. A response's last
   token is predicted and not read: it stands in no row.

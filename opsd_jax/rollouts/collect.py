@@ -282,8 +282,16 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
     share_prompts=attention.supports_shared_prefix(run.model_config.attention),
     parts=shards * config.batch.micro_batches,
     all_reduce_max=distributed.maximum,
-    coarse=contexts.late_views(config.context),
+    coarse=views_that_vary(config, run.objective),
   )
+
+
+def views_that_vary(config, objective):
+  """Views whose rows hang on what was sampled: those made after verdicts, and
+  all where a source answers some problems again."""
+  if config.rollout.source in sources.VERIFY:
+    return range(objective.views)
+  return contexts.late_views(config.context)
 
 
 def row_maker(config, objective):
