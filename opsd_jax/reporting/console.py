@@ -106,7 +106,9 @@ def finish(config, run, writer, workdir, seconds: float) -> dict:
   plots.training(writer.rows(), summary, workdir / "summary.png")
   writer.close()
   print(before_and_after(workdir / "samples", config.steps, 5))
-  print(results(summary, workdir), flush=True)
+  print(
+    results(summary, workdir), *next_commands(config, workdir), sep="\n", flush=True
+  )
   return summary
 
 
@@ -152,6 +154,19 @@ def before_and_after(samples_dir, steps: int, count: int) -> str:
       f"  after  ({mark(after)}): {short(after['completion'])}",
     ]
   return "\n".join(lines)
+
+
+def next_commands(config, workdir) -> list[str]:
+  """What to do with a finished run."""
+  held_out = config.task.name
+  if config.data.eval != "task":
+    held_out = f"held_out={config.data.eval},task={config.task.name}"
+  return [
+    "next, weights that transformers loads, and a longer evaluation:",
+    f"  python -m experiments.export_hf --workdir={workdir} --out=exported",
+    f"  python -m experiments.evaluate --run={workdir} --workdir=evaluated"
+    f" --set={held_out} --samples=8 --max_new_tokens={config.eval.max_new_tokens}",
+  ]
 
 
 def results(summary: dict, workdir) -> str:

@@ -26,8 +26,11 @@ tags: [on-policy-self-distillation, opsd_jax]{base_model}
 
 ## Recipe
 
-Terms of the loss: {terms}. Teacher `{teacher}`, which reads `{privileged}`;
-responses `{rollout}`. Everything that differs from `configs/base.py`:
+Terms of the loss, summed over the tokens of the responses:
+
+{terms}
+
+Everything that differs from `configs/base.py`:
 
 {differences}
 
@@ -59,6 +62,13 @@ Made with {versions}.
 }}
 ```
 """
+RESPONSES = {  # of config.rollout.source
+  "student": "it learned from its own responses to the question alone",
+  "teacher_view": "it learned from its own responses to a privileged prompt",
+  "rescue": "it learned from its own responses to the question alone, and to a\n"
+  "privileged prompt where all of them were wrong",
+  "dataset": "it learned from the reference solutions",
+}
 USE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
 
 model = AutoModelForCausalLM.from_pretrained("<this directory>")
@@ -97,12 +107,7 @@ def card(
     for key, value in sorted(config.items())
     if defaults.get(key) != value
   ]
-  terms = {
-    key.split(".")[1]: config[key.replace(".kind", ".scale")]
-    for key in config
-    if key.startswith("loss.") and key.endswith(".kind")
-  }
-  terms = {name: scale for name, scale in terms.items() if scale}
+  terms = scales(config)
   return CARD.format(
     library="peft" if adapter else "transformers",
     title=f"{base}, {'an adapter' if adapter else 'trained'} with opsd_jax",
@@ -110,19 +115,11 @@ def card(
     base=base,
     step=step,
     steps=config["steps"],
-    method=(
-      "it answered from the question alone, and a teacher that read\n"
-      "privileged text scored every token of that answer"
-      if "distill" in terms
-      else "it learned from the terms below, without a teacher's distribution"
-    ),
-    terms=", ".join(
-      f"`{name}` ({function_of(config, name)}) x {scale:g}"
+    method=RESPONSES[config["rollout.source"]],
+    terms="\n".join(
+      f"* `{name}`: {function_of(config, name)}, scale {scale}{target_of(config, name)}"
       for name, scale in terms.items()
     ),
-    teacher=config["teacher.name"],
-    privileged=config["context.privileged"],
-    rollout=config["rollout.source"],
     differences="\n".join(differ) or "    nothing",
     task=config["task.name"],
     train_count=config["task.train_count"],
@@ -132,6 +129,34 @@ def card(
     versions=", ".join(
       f"{name} {importlib.metadata.version(name)}" for name in LIBRARIES
     ),
+  )
+
+
+def scales(config: dict) -> dict[str, str]:
+  """{term: its scale}, of the terms that are on; a scheduled one has its knots."""
+  scheduled = {path: knots for path, *knots in config.get("schedule") or ()}
+  on = {}
+  for key in config:
+    if key.startswith("loss.") and key.endswith(".kind"):
+      field = key.replace(".kind", ".scale")
+      knots = [f"{value:g} at step {step}" for step, value in scheduled.get(field, ())]
+      if knots or config[field]:
+        on[key.split(".")[1]] = ", ".join(knots) or f"{config[field]:g}"
+  return on
+
+
+def target_of(config: dict, term: str) -> str:
+  """Whose distribution a term reads; "" where it compares with none."""
+  compares = ("divergence.name", "estimator", "ranking.name")
+  if not any(f"loss.{term}.{field}" in config for field in compares):
+    return ""
+  target = f"targets.{config[f'loss.{term}.target']}"
+  weights, view = config[f"{target}.weights"], config[f"{target}.view"]
+  contexts = (config["context.privileged"], *config["context.also_privileged"])
+  reads = "the question" if view == 0 else f"`{contexts[view - 1]}`"
+  kept = f", `{config[f'{weights}.name']}`" if f"{weights}.name" in config else ""
+  return (
+    f"; target `{config[f'{target}.name']}` of `{weights}`{kept}, which reads {reads}"
   )
 
 

@@ -2,6 +2,7 @@
 
 import numpy as np
 
+from opsd_jax.losses import objective as objectives
 from opsd_jax.rollouts import collate
 from opsd_jax.runtime import distributed
 
@@ -92,8 +93,8 @@ def ratio_metrics(log_ratio_BxT, mask_BxT, config) -> dict:
     return float(x.mean()) if x.size else 0.0
 
   row = {"ratio/log": mean(np.abs(log_ratio))}
-  for name, node in config.loss.items():
-    if hasattr(node, "surrogate") and node.scale:
+  for name, node in objectives.active_terms(config).items():
+    if node.kind == "policy_gradient":
       low, high = node.surrogate.clip_low, node.surrogate.clip_high
       outside = (ratio < 1 - low) | (ratio > 1 + high)
       row[f"{name}/outside_clip"] = mean(outside)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
-from configs import opsd
+from configs import opsd, srpo
 from opsd_jax import api, setup, structs, train
 from opsd_jax.models import families, lora, tokenizer, transformer
 from opsd_jax.models.weights import export, hf, safetensors_file, sources
@@ -587,3 +587,15 @@ def test_the_card_of_an_unfinished_run_and_of_an_adapter():
   of_hub = model_card.card(named, config, step=3, summary=None)
   assert "base_model: org/name" in of_hub
   assert "base_model" not in text
+
+
+def test_the_card_says_every_term_that_is_on_and_whom_it_follows():
+  config = srpo.get_config("tiny")
+  config.schedule = (("loss.nll.scale", (0, 0.5), (10, 0.0)),)
+  flat = paths.flat(config.to_dict())
+  text = model_card.card(flat, flat, step=3, summary=None)
+  assert "* `nll`: nll, scale 0.5 at step 0, 0 at step 10\n" in text
+  assert "`distill`: jsd, scale 1; target `one` of `teacher`, `ema`" in text
+  assert "its own responses to the question alone" in text
+  learned = dict(flat) | {"rollout.source": "dataset"}
+  assert "reference solutions" in model_card.card(learned, flat, step=3, summary=None)
