@@ -236,7 +236,7 @@ def train_and_evaluate(config, workdir) -> dict:
         state, layout = start_or_resume(run, manager)
         order = data_order.endless(run.train, config.seed)
         if step := int(state.step):
-          iterator_state = checkpoint.restore_place(manager, step)
+          iterator_state = checkpoint.restore_iterator_state(manager, step)
           data_order.restore(order, run.digest, iterator_state)
           if run.host_memory is not None:
             run.host_memory.state = iterator_state["memory"]

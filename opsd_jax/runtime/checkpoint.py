@@ -1,6 +1,6 @@
 """Orbax checkpoints of State: atomic, asynchronous, restored into any sharding.
 
-A checkpoint has two items: `state`, and, as JSON, `place`: the iterator state of
+A checkpoint has two items: `state`, and, as JSON, `iterator`: the state of
 data/order.py.
 """
 
@@ -40,7 +40,7 @@ def save(manager, state: State, iterator_state: dict | None = None) -> None:
   """
   items = {"state": ocp.args.StandardSave(state._asdict())}
   if iterator_state is not None:
-    items["place"] = ocp.args.JsonSave(iterator_state)
+    items["iterator"] = ocp.args.JsonSave(iterator_state)
   manager.save(int(state.step), args=ocp.args.Composite(**items))
 
 
@@ -79,9 +79,9 @@ def restore(manager, step, shapes: State, layout: State) -> State | None:
   return State(**restore_item(manager, step, "state", ocp.args.StandardRestore(wanted)))
 
 
-def restore_place(manager, step: int) -> dict:
+def restore_iterator_state(manager, step: int) -> dict:
   """The iterator state that `save` wrote at this step."""
-  return restore_item(manager, step, "place", ocp.args.JsonRestore())
+  return restore_item(manager, step, "iterator", ocp.args.JsonRestore())
 
 
 def restore_params(directory, shardings):
@@ -99,7 +99,7 @@ def restore_params(directory, shardings):
     options=options,
     item_handlers={
       "state": ocp.PyTreeCheckpointHandler(),
-      "place": ocp.JsonCheckpointHandler(),
+      "iterator": ocp.JsonCheckpointHandler(),
     },
   )
   try:

@@ -188,7 +188,7 @@ def test_a_checkpoint_of_the_earlier_layout_is_refused(tmp_path):
   manager.wait_until_finished()
   assert int(checkpoint.restore(manager, 3, shapes, layout).step) == 3
   with pytest.raises(ValueError, match="no 'place'"):
-    checkpoint.restore_place(manager, 3)
+    checkpoint.restore_iterator_state(manager, 3)
   manager.close()
 
 

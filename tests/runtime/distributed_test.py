@@ -198,7 +198,7 @@ def saved(workdir):
   step, params = checkpoint.restore_params(workdir / "checkpoints", layout)
   assert step == 6
   manager = checkpoint.open_manager(workdir / "checkpoints", keep=1)
-  state = checkpoint.restore_place(manager, step)
+  state = checkpoint.restore_iterator_state(manager, step)
   manager.close()
   return jax.device_get(params), state
 
