@@ -17,6 +17,22 @@ from opsd_jax.registry import pick
 sg = jax.lax.stop_gradient
 
 
+LOWEST = -1e4  # nats; below it a probability is 0 in float32 and far beyond
+STEEPEST = 20.0  # nats; e^20 is 4.9e8
+
+
+def bounded(logp):
+  """Log-probs of at least LOWEST, so that no difference is infinite and no 0 meets
+  an inf in a gradient. NaN stays NaN: a broken teacher must be seen."""
+  return jnp.maximum(logp, LOWEST)
+
+
+def exp_bounded(x):
+  """e^x, at most e^20, where its gradient ends: one token's cannot make the whole
+  batch's infinite."""
+  return jnp.exp(jnp.minimum(x, STEEPEST))
+
+
 def weighted(logw, x):
   """exp(logw) * x, 0 where the weight is 0 whatever x is; safe to
   differentiate. A NaN weight stays NaN: a broken teacher must be seen."""
@@ -71,16 +87,18 @@ def squared_hellinger(logp, logq):
 
 
 def chi_square(logp, logq):
-  """Pearson's sum (q - p)^2 / p; f = (u - 1)^2."""
+  """Pearson's sum (q - p)^2 / p; f = (u - 1)^2. q^2 / p counts at most e^20."""
   logp, logq = possible(logp, logq)
-  return jnp.square(jnp.exp(logq - 0.5 * logp) - jnp.exp(0.5 * logp))
+  half = jnp.minimum(logq - 0.5 * logp, STEEPEST / 2)
+  return jnp.square(jnp.exp(half) - jnp.exp(0.5 * logp))
 
 
 def alpha(logp, logq, *, alpha):
   """sum p f(q / p), f(u) = (u^a - a u + a - 1) / (a (a - 1)).
 
   a -> 1 is forward KL and a -> 0 reverse KL, which is what those values give
-  (their sums; the summands differ by q - p, which sums to 0).
+  (their sums; the summands differ by q - p, which sums to 0). q^a p^(1 - a) counts
+  at most e^20.
   """
   if alpha == 1:
     return forward_kl(logp, logq)
@@ -88,7 +106,7 @@ def alpha(logp, logq, *, alpha):
     return reverse_kl(logp, logq)
   logp, logq = possible(logp, logq)
   p, q = jnp.exp(logp), jnp.exp(logq)
-  power = jnp.exp(alpha * logq + (1 - alpha) * logp)
+  power = exp_bounded(alpha * logq + (1 - alpha) * logp)
   return (power - alpha * q + (alpha - 1) * p) / (alpha * (alpha - 1))
 
 
@@ -213,7 +231,7 @@ def list_mle(logp, logq, *, k):
   the entry that the teacher ranks i-th; the choice has no gradient.
   """
   _, ids = jax.lax.top_k(sg(logp), k)
-  student, teacher = (jnp.take_along_axis(x, ids, -1) for x in (logp, logq))
+  student, teacher = (jnp.take_along_axis(bounded(x), ids, -1) for x in (logp, logq))
   best_first = jnp.argsort(-teacher, -1)
   s = jnp.take_along_axis(student, best_first, -1)
   rest = jax.lax.cumlogsumexp(s, axis=s.ndim - 1, reverse=True)
@@ -256,7 +274,7 @@ def make(
   }.get((name, kw.get("beta", kw.get("alpha"))))
 
   def divergence(logp, logq, y):
-    logp, logq = support_of(logp, logq)
+    logp, logq = support_of(bounded(logp), bounded(logq))
     return clip_of(summands(logp, logq), logp, logq, tau, kind)
 
   return divergence
@@ -264,6 +282,6 @@ def make(
 
 def _of_token(loss, logp, logq, y):
   def of_response(x):
-    return jnp.take_along_axis(x, y[..., None], -1)[..., 0]
+    return bounded(jnp.take_along_axis(x, y[..., None], -1)[..., 0])
 
   return loss(of_response(logp), of_response(logq)), jnp.zeros(y.shape, logp.dtype)

@@ -97,7 +97,7 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   y_N = tokens.y_BxT
 
   def at_y(logp):
-    return jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0]
+    return divergences.bounded(jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0])
 
   logp = jax.nn.log_softmax(z_NxV / o.temperature)
   raw = logp if o.temperature == 1 else jax.nn.log_softmax(z_NxV)

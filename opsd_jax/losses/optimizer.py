@@ -51,6 +51,16 @@ def schedule(learning_rate, decay, warmup_steps, steps):
   return rate
 
 
+def decays(params):
+  """Which leaves weight decay shrinks: matrices, by their last name; a norm's scale
+  and a bias are left where the gradient puts them."""
+
+  def is_matrix(path, leaf):
+    return path[-1].key not in ("scale", "bias")
+
+  return jax.tree_util.tree_map_with_path(is_matrix, params)
+
+
 def from_config(config) -> optax.GradientTransformation:
   """Clipping by global norm, then AdamW with the schedule.
 
@@ -75,6 +85,7 @@ def from_config(config) -> optax.GradientTransformation:
     b2=node.b2,
     eps=node.eps,
     weight_decay=node.weight_decay,
+    mask=decays,
     mu_dtype=pick(MU_DTYPES, node.mu_dtype),
   )
   clip = optax.clip_by_global_norm(node.clip_norm) if node.clip_norm else None

@@ -105,8 +105,10 @@ def k2(logp, ref, ratio):
 
 def k3(logp, ref, ratio):
   """ref / pi - 1 - log(ref / pi): the KL in expectation, at least 0 each; its
-  gradient is that of KL(ref || pi) (Schulman 2020)."""
-  return jnp.expm1(ref - logp) - (ref - logp)
+  gradient is that of KL(ref || pi) (Schulman 2020). The log-ratio counts at most 20
+  nats either way, without gradient there."""
+  gap = jnp.clip(ref - logp, -20, 20)
+  return jnp.expm1(gap) - gap
 
 
 def ratio_k3(logp, ref, ratio):

@@ -79,6 +79,11 @@ def signal(reward_PxN) -> np.ndarray:
   return reward_PxN.min(1) < reward_PxN.max(1)
 
 
+def teaches(name: str, reward_PxN) -> np.ndarray:
+  """P booleans: whether some advantage of a prompt's responses is not 0."""
+  return (reward_PxN != 0).any(1) if name in ALONE else signal(reward_PxN)
+
+
 def overlong(length: int, most: int, margin: int) -> float:
   """The penalty of a long response (DAPO, eq. 13): 0 up to most - margin
   tokens, from there falling evenly to -1 at `most`."""

@@ -13,6 +13,7 @@ from opsd_jax.losses import objective as objectives
 from opsd_jax.registry import bind, check_share, pick
 from opsd_jax.rollouts import advantages, contexts, routing, sources
 from opsd_jax.rules.unread import check_unread, field
+from opsd_jax.sampling.tokens import check_seed
 from opsd_jax.structs import ResponseTokens
 
 COUNTS = (  # fields that must be at least 1
@@ -26,7 +27,7 @@ COUNTS = (  # fields that must be at least 1
   "rewards.dynamic_sampling_rounds",
 )  # fmt: skip
 AT_LEAST_0 = (
-  "seed", "eval.samples", "lora.rank", "batch.max_sequence_len", "batch.pack_len",
+  "eval.samples", "lora.rank", "batch.max_sequence_len", "batch.pack_len",
   "profile.start", "profile.steps", "rewards.overlong_margin", "data.skip_bad",
   "data.train_limit", "data.eval_limit",
 )  # fmt: skip
@@ -55,6 +56,8 @@ def check_numbers(config) -> None:
     least = 1 if path in COUNTS else 0
     if (value := field(config, path)) < least:
       raise ValueError(f"{path} is {value}, expected at least {least}")
+  for path in ("seed", "task.seed"):
+    check_seed(path, field(config, path))
   updates = config.optimizer.updates_per_batch
   for path in ("steps", "eval.every", "checkpoint.every", "log.samples_every"):
     if field(config, path) % updates:
@@ -124,6 +127,10 @@ def check_terms(config) -> None:
         f"{where}.importance_cap weighs sampled tokens, rollout.source is dataset:"
         " set it to 0"
       )
+    if node.kind == "kl_penalty" or (
+      node.kind == "distill" and node.divergence.name in divergences.TOKEN
+    ):
+      check_drawn(config, where, node)
     if node.kind == "ranking" and node.ranking.k < 2:
       raise ValueError(f"{where}.ranking.k is {node.ranking.k}, expected at least 2")
     if node.kind == "policy_gradient":
@@ -142,11 +149,47 @@ def check_terms(config) -> None:
       )
 
 
+def check_drawn(config, where: str, node) -> None:
+  """A term whose value is of the sampled token alone is what it says in expectation
+  over the student's own draws."""
+  name = node.kind
+  if node.kind == "distill":
+    name = f"divergence.name={node.divergence.name}"
+    if config.rollout.source != "student":
+      raise ValueError(
+        f"{where}.{name} is reverse KL in expectation over the student's own responses,"
+        f" rollout.source is {config.rollout.source}: take reverse_kl"
+      )
+  if not is_drawn_as_learned(config) and not node.importance_cap:
+    raise ValueError(f"{where}: {name} {DRAWN_OTHERWISE.format(**drawn(config))}")
+
+
+DRAWN_OTHERWISE = (
+  "learns from sampled tokens, and rollout.temperature={temperature}, top_k={top_k},"
+  " top_p={top_p}, min_p={min_p} draw from another distribution than"
+  " loss.temperature={learned} learns: make them equal, without filters, or set the"
+  " term's importance_cap (2, say)"
+)
+
+
+def drawn(config) -> dict:
+  """What responses are drawn from, for an error's text."""
+  names = ("temperature", "top_k", "top_p", "min_p")
+  fields = {name: config.rollout[name] for name in names}
+  return fields | {"learned": config.loss.temperature}
+
+
 def check_targets(config, objective) -> None:
   """Targets that a term reads, and whose weights they name."""
   views = 1 + len(contexts.names(config.context))
   for name, target in objective.targets.items():
     check_target(f"targets.{name}", config.targets[name])
+    if all(is_the_student(config, *pair) for pair in target.teachers):
+      raise ValueError(
+        f"targets.{name} is the student itself, the same weights on the same prompt:"
+        " compared with it nothing can be learned. Let it read another view"
+        " (context.privileged, context.template) or other weights"
+      )
     for view, weights in target.teachers:
       if weights not in WEIGHTS:
         raise ValueError(
@@ -161,6 +204,17 @@ def check_targets(config, objective) -> None:
         raise ValueError(
           f"targets.{name}.weights is external: set external.source to a model"
         )
+
+
+def is_the_student(config, view: int, weights: str) -> bool:
+  """Whether a teacher's distribution is the learner's by construction."""
+  c, memory = config.context, config.get(weights, {})
+  is_live = weights == "live" or memory.get("name") == "live"
+  kind = contexts.names(c)[view - 1] if 0 < view <= len(contexts.names(c)) else None
+  reads_the_same = view == 0 or (
+    kind == "none" and c.template == "plain" and c.student_args == c.teacher_args
+  )
+  return is_live and reads_the_same and config.rollout.source != "teacher_view"
 
 
 def check_target(where: str, node) -> None:
@@ -312,13 +366,7 @@ def check_rewards(config) -> None:
       " to a prompt are all the same, so rewards say nothing"
     )
   if not is_drawn_as_learned(config) and not all(n.importance_cap for n in nodes):
-    raise ValueError(
-      f"rollout.temperature={r.temperature}, top_k={r.top_k},"
-      f" top_p={r.top_p}, min_p={r.min_p} draw from another"
-      f" distribution than loss.temperature={config.loss.temperature} learns:"
-      " make them equal, without filters, or set the term's importance_cap"
-      " (2, say)"
-    )
+    raise ValueError(f"policy_gradient {DRAWN_OTHERWISE.format(**drawn(config))}")
   if c.overlong_margin > r.max_new_tokens:
     raise ValueError(
       f"rewards.overlong_margin is {c.overlong_margin}, expected at most"

@@ -48,8 +48,16 @@ def check(sampling: SamplingParams) -> SamplingParams:
   return sampling
 
 
+def check_seed(name: str, seed: int) -> None:
+  """Raises ValueError for a seed that is none: those beyond 32 bits would draw as
+  others do."""
+  if not 0 <= seed < 2**32:
+    raise ValueError(f"{name} is {seed}, expected 0 to {2**32 - 1}")
+
+
 def row_keys(seed: int, step: int, role: str, example_ids, n: int) -> jax.Array:
   """One key a row: fold_in(seed, step, role, example, sample index)."""
+  check_seed("seed", seed)
   base = jax.random.fold_in(jax.random.key(seed), step)
   base = jax.random.fold_in(base, ROLES[role])
   hashes = np.array([zlib.crc32(i.encode()) for i in example_ids], np.uint32)

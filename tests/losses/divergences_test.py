@@ -302,3 +302,59 @@ def test_refusals(name, kw, words):
 def test_k_beyond_the_vocabulary_is_refused():
   with pytest.raises(ValueError, match="1 to 3"):
     value("forward_kl", S3, T3, support="top_k_tail", k=4)
+
+
+INF = np.inf
+GAPS = {  # logits of student and teacher
+  "0": ([0.0, 0.0, 0.0], [0.0, 0.0, 0.0]),
+  "20": ([20.0, 0.0, -5.0], [0.0, 20.0, 5.0]),
+  "100": ([100.0, 0.0, -50.0], [0.0, 100.0, 50.0]),
+  "180": ([0.0, -180.0, -60.0], [-180.0, 0.0, 60.0]),
+  "1000": ([1000.0, 0.0, -500.0], [0.0, 1000.0, 500.0]),
+  "teacher -inf": ([1.0, 0.0, 2.0], [0.0, -INF, 1.0]),
+  "student -inf": ([1.0, -INF, 2.0], [0.0, 3.0, 1.0]),
+  "both -inf": ([1.0, -INF, 2.0], [0.0, -INF, 1.0]),
+}
+CLIPPED = [{}] + [
+  {"clip": clip, "tau": 0.05} for clip in divergences.CLIPS if clip != "none"
+]
+SUPPORTED = [{}] + [
+  {"support": support, "k": 2, "support_from": side}
+  for support in ("top_k_tail", "top_k_renormalised")
+  for side in ("teacher", "student")
+]
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("name,kw", [*EVERY, ("sampled_token", {})])
+def test_no_gap_of_logits_makes_a_gradient_that_is_not_finite(name, kw, gap):
+  """Nor a value, with every clip and every support."""
+  z, zt = (jnp.array(x) for x in GAPS[gap])
+  more = (
+    [{}] if name in divergences.TOKEN else [c | s for c in CLIPPED for s in SUPPORTED]
+  )
+  for options in more:
+    f = divergences.make(name, **kw, **options)
+    for y in range(3):
+
+      def of(z, f=f, y=y):
+        return f(jax.nn.log_softmax(z), jax.nn.log_softmax(zt), jnp.array(y))[0]
+
+      out, gradient = jax.value_and_grad(of)(z)
+      assert np.isfinite(out), (options, y)
+      assert np.isfinite(gradient).all(), (options, y, gradient)
+      # One token's gradient, squared and summed, is still a float32.
+      assert np.abs(gradient).max() < 1e10, (options, y, gradient)
+
+
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("name", divergences.RANKINGS)
+def test_no_gap_of_logits_breaks_a_ranking(name, gap):
+  z, zt = (jnp.array(x) for x in GAPS[gap])
+
+  def of(z):
+    logp, logq = jax.nn.log_softmax(z), jax.nn.log_softmax(zt)
+    return divergences.RANKINGS[name](logp, logq, k=2)
+
+  out, gradient = jax.value_and_grad(of)(z)
+  assert np.isfinite(out) and np.isfinite(gradient).all()

@@ -182,6 +182,33 @@ def divergence(**fields):
       },
       "have no target",
     ),
+    *(
+      (divergence(name="sampled_token") | fields, words)
+      for fields, words in (
+        ({"rollout.top_k": 2}, "importance_cap"),
+        ({"rollout.temperature": 0.0}, "importance_cap"),
+        ({"rollout.temperature": 0.7}, "importance_cap"),
+        ({"rollout.source": "dataset"}, "own responses"),
+        ({"rollout.source": "teacher_view"}, "own responses"),
+      )
+    ),
+    ({"loss.kl_penalty.scale": 0.1, "rollout.top_p": 0.5}, "importance_cap"),
+    ({"targets.teacher.weights": "live", "targets.teacher.view": 0}, "student itself"),
+    (
+      {
+        "teacher.name": "live",
+        "context.privileged": "none",
+        "context.template": "plain",
+      },
+      "student itself",
+    ),
+    (
+      {"loss.kl_penalty.scale": 0.1, "reference.name": "live"},
+      "targets.reference is the student itself",
+    ),
+    ({"seed": 2**32}, "seed is 4294967296"),
+    ({"seed": 2**64}, "seed is"),
+    ({"task.seed": -1}, "task.seed is -1"),
     (
       {"optimizer.updates_per_batch": 2, "log.samples_every": 5},
       "log.samples_every is 5",

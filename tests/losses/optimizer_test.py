@@ -182,3 +182,25 @@ def test_an_adapter_needs_no_master():
   config.lora.rank = 4
   _, state = run_steps(config, jnp.ones(4), 1)
   assert not isinstance(state, optimizer.Master)
+
+
+def test_weight_decay_shrinks_matrices_alone():
+  """Stacked layers too, whose norms have two axes."""
+  config = config_of(weight_decay=0.1, learning_rate=1e-2, decay="constant")
+  tx = optimizer.from_config(config)
+  params = {
+    "layers": {
+      "norm": {"scale": jnp.ones((3, 4))},
+      "q": {"kernel": jnp.ones((4, 4)), "bias": jnp.ones(4)},
+      "lora": {"a": jnp.ones((4, 2)), "b": jnp.ones((2, 4))},
+    },
+    "embed": {"embedding": jnp.ones((8, 4))},
+  }
+  state, zeros = tx.init(params), jax.tree.map(jnp.zeros_like, params)
+  for _ in range(100):
+    updates, state = tx.update(zeros, state, params)
+    params = optax.apply_updates(params, updates)
+  shrunk = (1 - 1e-3) ** 100
+  for path, leaf in jax.tree_util.tree_leaves_with_path(params):
+    expected = 1.0 if path[-1].key in ("scale", "bias") else shrunk
+    np.testing.assert_allclose(leaf, expected, rtol=1e-5, err_msg=str(path))

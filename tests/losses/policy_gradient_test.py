@@ -160,3 +160,56 @@ def test_no_estimator_breaks_far_from_the_reference(name, gap):
   got = jax.value_and_grad(value)(jnp.float32(-60.0 + gap))
   assert np.isfinite(got).all()
   assert gap or got[0] == 0
+
+
+# ------------------------------------------------------------- gaps of any size
+
+GAPS = (0.0, 20.0, 63.0, 100.0, 1000.0, np.inf)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("gap", GAPS)
+@pytest.mark.parametrize("name", policy_gradient.KL)
+def test_no_gap_breaks_an_estimator(name, gap, sign):
+  """Of the reference and of the old policy; -inf as objective.of_logits bounds it."""
+  logp, other = jnp.float32(-1), jnp.float32(np.maximum(-1 + sign * gap, -1e4))
+  if sign > 0:
+    logp, other = jnp.float32(np.maximum(-1 - gap, -1e4)), jnp.float32(-1)
+
+  def of(x):
+    ratio = policy_gradient.exp_clipped(x - jax.lax.stop_gradient(other))
+    return policy_gradient.KL[name](x, other, ratio)
+
+  value, slope = jax.value_and_grad(of)(logp)
+  assert np.isfinite(value) and np.isfinite(np.square(slope)), (value, slope)
+
+
+@pytest.mark.parametrize("gap", [20.5, 63.0, 1000.0])
+@pytest.mark.parametrize("name", ["k3", "ratio_k3"])
+def test_one_far_token_leaves_the_others_their_share(name, gap):
+  """Beyond 20 nats it has no gradient, whose square would be infinite."""
+
+  def of(logp_2):
+    return policy_gradient.KL[name](logp_2, jnp.float32(-1), jnp.ones(2)).sum()
+
+  far, near = jax.grad(of)(jnp.array([-1 - gap, -1.5], jnp.float32))
+  assert far == 0 and near == pytest.approx(-np.expm1(0.5), rel=1e-5)
+
+
+@pytest.mark.parametrize("gap", [0.0, 20.0, 100.0, 1000.0, 1e4])
+@pytest.mark.parametrize("A", [1.5, 0.0, -1.5])
+@pytest.mark.parametrize("name", policy_gradient.SURROGATES)
+def test_no_gap_breaks_a_surrogate(name, A, gap):
+  surrogate = policy_gradient.SURROGATES[name]
+  kw = surrogate_keywords(surrogate)
+  for logp, other in ((-1.0, -1.0 - gap), (-1.0 - gap, -1.0)):
+    token = types.SimpleNamespace(
+      advantage_BxT=jnp.float32(A), old_logp_BxT=jnp.float32(other)
+    )
+
+    def of(x, token=token, other=other):
+      stats = types.SimpleNamespace(logp_BxT=x, teacher_logp_BxT=jnp.float32(other))
+      return surrogate(stats, token, **kw)
+
+    value, slope = jax.value_and_grad(of)(jnp.float32(logp))
+    assert np.isfinite(value) and np.isfinite(np.square(slope))

@@ -116,6 +116,7 @@ def test_advantages_of_a_step():
   )
   assert metrics == {
     "score": 0.25,
+    "correct": 0.25,
     "reward": 0.25,
     "rewards/no_signal": 0.5,
     "rewards/rounds": 1,
@@ -197,9 +198,39 @@ def test_a_response_near_its_budget_pays():
   }
   fields |= {ROUNDS: 1, "rewards.overlong_margin": 4, "rewards.advantage": "reward"}
   groups, metrics = collected(config_of(dapo, **fields), [[1, 0], [0, 0]])
-  assert advantages_of(groups) == [0.75, -0.25, -0.5, -0.5]
+  # Nothing for brevity where all are wrong.
+  assert advantages_of(groups) == [0.75, -0.25, 0.0, 0.0]
   # the penalty is no signal: dynamic sampling looks at the score alone
   assert metrics["rewards/no_signal"] == 0.5
+
+
+def test_dynamic_sampling_looks_for_what_the_advantage_learns_from():
+  """A reward alone teaches where all are right, and of one response too."""
+  fields = {"rewards.advantage": "reward", ROUNDS: 3, "rollout.samples_per_prompt": 2}
+  groups, metrics = collected(config_of(**fields), [[1, 1], [0, 1]])
+  assert metrics["rewards/rounds"] == 1 and metrics["rewards/no_signal"] == 0
+  assert advantages_of(groups) == [1, 1, 0, 1]
+  fields["rollout.samples_per_prompt"] = 1
+  _, metrics = collected(config_of(**fields), [[1], [1]])
+  assert metrics["rewards/rounds"] == 1
+  _, metrics = collected(config_of(**fields), [[0], [0], [0], [1], [1], [0]])
+  assert metrics["rewards/rounds"] == 3
+
+
+@pytest.mark.parametrize("reward", ["standardised", "mean_baseline"])
+def test_all_wrong_responses_do_not_learn_to_be_short(reward):
+  fields = {
+    "rollout.samples_per_prompt": 2,
+    "rollout.prompts_per_step": 2,
+    "rollout.max_new_tokens": 4,
+    "rewards.overlong_margin": 4,
+    "rewards.advantage": reward,
+    ROUNDS: 1,
+  }
+  groups, _ = collected(
+    config_of(dapo, **fields), [[0, 0], [1, 1]], length=long_and_short
+  )
+  assert active(groups) == [False, False, True, True]
 
 
 def test_advantages_are_within_the_rewards_of_all_processes(monkeypatch):
