@@ -38,7 +38,7 @@ OLD = {
   "waits": "has_queue",
   "halves": "size_ladder",
   "doubles": "size_ladder",
-  "of_prefill": "prefill_batch_size",
+  "of_prefill": "prefill_batch",
   "Knobs": "SamplingParams",
   "knobs": "sampling_params",
   "lowest_kept": "filter_threshold",
@@ -85,7 +85,7 @@ OLD_IN = {
   "sampling/scheduler.py": {
     "reach": "required_length",
     "least": "bucket_for",
-    "together": "prefill_batch_size",
+    "together": "prefill_batch",
   },
   "sampling/tokens.py": {"pick": "sample_from_blocks", "largest": "bisect_threshold"},
   "runtime/distributed.py": {"leave": "abort"},

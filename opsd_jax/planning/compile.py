@@ -24,7 +24,7 @@ from opsd_jax.losses import objective as objectives
 from opsd_jax.losses import optimizer, schedules
 from opsd_jax.models import attention, families, kv_cache, lora, transformer
 from opsd_jax.models.weights import sources
-from opsd_jax.rollouts import collate, collect, contexts
+from opsd_jax.rollouts import collate, collect, contexts, shapes
 from opsd_jax.runtime import sharding_rules
 from opsd_jax.runtime.mesh import check_rows, make_mesh, row_shards
 from opsd_jax.sampling import sampler, scheduler
@@ -284,7 +284,7 @@ def train_programs(config, run: AbstractRun):
     kept = run.objective.kept(np.full(T // length, length))
     columns = None
     if kept is not None:
-      columns = min(collate.round_up(kept.sum(), 32, digits=3), T)
+      columns = min(shapes.round_up(kept.sum(), 32, digits=3), T)
     given = run.state, run.batch, run.frozen, values
     score = programs.score.lower(*given, kept_columns=columns)
     batch, *_ = jax.eval_shape(
@@ -325,9 +325,10 @@ def sampler_shape(config, run: AbstractRun) -> SamplerShape:
     *scheduler.slots_per_shard(config.rollout.slots, shards),
     shards,
     sizes[0],
+    max_prompt_len,
   )
   filled = -(-initial.width // len(waiting[0]))  # prompts that fill a shard
-  prompts = scheduler.prefill_batch_size(filled)
+  prompts = initial.prefill_batch
   positions = scheduler.bucket_for(sizes, config.batch.max_sequence_len)
   return SamplerShape(
     initial.width * shards,

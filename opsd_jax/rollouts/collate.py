@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opsd_jax.rollouts.shapes import Shapes, pack
 from opsd_jax.structs import Batch, ResponseTokens, View
 
 
@@ -49,48 +50,45 @@ def collate(
   share_prompts: bool = False,
   parts: int = 1,
   all_reduce_max=list,
-  coarse=(),
+  shapes: Shapes | None = None,
 ) -> Batch:
   """`rows` (collate.Row) as a Batch of `parts` equal parts.
 
   Args:
     bucket, response_bucket: rows' lengths, and a part's response tokens, are
-      rounded up to a multiple, which bounds the number of compiled shapes.
+      rounded up to a multiple.
     pack_len: about how many tokens a row of several units has; 0 gives every
       response a row of its own.
     share_prompts: responses to one prompt, next to each other in `rows`, read it once.
     parts: absent responses, all padding, make `rows` a multiple of it.
     all_reduce_max: list of sizes -> the sizes that batches of several processes use.
-    coarse: views whose rows hang on what was sampled; how many there are is
-      rounded up coarsely, which bounds the number of compiled shapes.
+    shapes: those that earlier batches had, of which one is taken where it fits; a
+      new one is added. None: the batch's own.
 
   What is padding is decided by length, never by token id. A response's last
   token is predicted and not read: it stands in no row.
   """
   count_views = check_rows(rows)
   of_parts = split(rows, parts, Row(((pad_id,),) * count_views, ()))
-  # At least a token a response: groups are numbered below parts x T.
-  counts = (sum(len(r.response_ids) for r in part) for part in of_parts)
-  longest = max(len(of_parts[0]), *counts)
   units = [
     [prompt_groups(part, view, share_prompts and pack_len > 0) for part in of_parts]
     for view in range(count_views)
   ]
-
-  def count(view):
-    rows_V = max(rows_for(part, pack_len) for part in units[view])
-    return round_up(rows_V, 1, digits=2) if view in coarse else rows_V
-
-  T, *counts = all_reduce_max(
-    [round_up(longest, response_bucket, digits=3), *map(count, range(count_views))]
+  sizes = [[[u.size for u in part] for part in view] for view in units]
+  # At least a token a response: groups are numbered below parts x T.
+  counts = (sum(len(r.response_ids) for r in part) for part in of_parts)
+  shape = (shapes or Shapes()).fit(
+    max(len(of_parts[0]), *counts),
+    sizes,
+    pack_len=pack_len,
+    bucket=bucket,
+    response_bucket=response_bucket,
+    all_reduce_max=all_reduce_max,
   )
+  T, (counts, lengths) = shape.tokens, zip(*shape.views, strict=True)
   places = [
-    [pack([u.size for u in part], R) for part in parts_of]
-    for parts_of, R in zip(units, counts, strict=True)
+    [pack(part, R) for part in view] for view, R in zip(sizes, counts, strict=True)
   ]
-  lengths = all_reduce_max(
-    [round_up(max(max(loads) for _, loads in where), bucket) for where in places]
-  )
   tokens = response_tokens(of_parts, pad_id, T)
   # Where rows are packed: positions, segments and, with shared prompts, parents.
   segments = (2 + share_prompts) * (pack_len > 0)
@@ -127,14 +125,6 @@ def check_rows(rows) -> int:
   return views
 
 
-def round_up(length: int, multiple: int, digits: int = 4) -> int:
-  """`length` rounded up to a multiple, at least one, and to `digits` binary
-  digits: the longer, the coarser, so that few shapes are compiled."""
-  coarse = 2 ** max(0, int(length).bit_length() - digits)
-  step = -(-coarse // multiple) * multiple
-  return max(1, -(-length // step)) * step
-
-
 def prompt_groups(rows, view: int, share_prompts: bool) -> list[PromptGroup]:
   """A part's units in one view; where they share, one for a run of equal
   prompts."""
@@ -150,37 +140,6 @@ def prompt_groups(rows, view: int, share_prompts: bool) -> list[PromptGroup]:
     return sum(max(len(rows[i].response_ids) - 1, 0) for i in run)
 
   return [PromptGroup(p, tuple(run), len(p) + read(run)) for p, run in runs]
-
-
-def rows_for(units, pack_len: int) -> int:
-  """Into how many rows a part's units are packed: about `pack_len` long, and
-  as many units in one as in another. It follows the units' mean size, so
-  batches of one kind have one number of rows."""
-  if not pack_len:
-    return len(units)
-  mean = max(1, sum(u.size for u in units)) / len(units)
-  target = pack_len / mean  # units a row
-  fits = range(max(1, round(target / 1.5)), max(1, round(target * 1.5)) + 1)
-
-  def rows(n):
-    return -(-len(units) // n)
-
-  def empty(n):
-    return rows(n) * n - len(units)
-
-  return rows(min(fits, key=lambda n: (empty(n), abs(n - target))))
-
-
-def pack(sizes, count: int) -> tuple[list[int], list[int]]:
-  """(the row of each unit, tokens of each of `count` rows); greedy, at most
-  4/3 of the best longest row (Graham 1969)."""
-  if count == len(sizes):
-    return list(range(count)), list(sizes)
-  where, loads = [0] * len(sizes), [0] * count
-  for i in sorted(range(len(sizes)), key=lambda i: -sizes[i]):
-    where[i] = min(range(count), key=loads.__getitem__)
-    loads[where[i]] += sizes[i]
-  return where, loads
 
 
 def part_view(units, rows, where, pad_id: int, shape) -> View:

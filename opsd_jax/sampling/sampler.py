@@ -12,8 +12,8 @@ neighbours, slot, chunks or cache.
 
 Compilations are bounded because slots and positions only take the values of two
 ladders of doubling sizes: one `decode` for each pair, at most log2(slots / 4) + 2
-times log2(positions / bucket) + 2 of them. `prefill` is compiled for each pair of
-prompts a shard (a power of two up to 16) and prompt length (a multiple of bucket).
+times log2(positions / bucket) + 2 of them. `prefill` takes one number of prompts in a
+call, and lengths that halve from the longest.
 """
 
 import collections
@@ -33,7 +33,8 @@ from opsd_jax.sampling.scheduler import (
   Samples,
   Scheduler,
   bucket_for,
-  prefill_batch_size,
+  prefill_batch,
+  prompt_ladder,
   size_ladder,
   slots_per_shard,
   to_global_if_meshed,
@@ -59,6 +60,7 @@ def sample(
   bucket: int,
   steps: int,
   stopped: Callable[[list[int], int], int | None] = never_stopped,
+  longest_prompt: int = 0,
 ) -> Samples:
   """n responses to each prompt; R = prompts x n rows, a prompt's n adjacent.
 
@@ -80,6 +82,8 @@ def sample(
     steps: decode steps between host checks for finished rows.
     stopped: (ids, seen) -> how many of the ids to keep if the row ends before the
       last one, else None. The first `seen` ids were passed before.
+    longest_prompt: tokens of the longest prompt of this and further calls, which
+      then take the same programs; 0: this call's.
   """
   mesh = jax.sharding.get_mesh()
   # Without a mesh other processes, if any, sample independently of this one.
@@ -87,8 +91,9 @@ def sample(
   rows = make_rows(model_config, prompts, keys_R, sampling, n, max_new_tokens, agree)
   total = row_shards(mesh)
   shards = total if mesh.empty else total // distributed.count()
+  (longest,) = agree([max(longest_prompt, *map(len, prompts))])
   scheduler, waiting = set_up(
-    model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket
+    model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket, longest
   )
   engine = Engine(model_config, params, mesh, eos_ids, bucket, steps, stopped, agree)
   return engine.run(rows, scheduler, waiting)
@@ -169,8 +174,8 @@ class Engine:
     # Shapes come from Needs, so that processes agree and few programs are compiled:
     # B prompts of P tokens and M slots a shard, padded with empty prompts, zeros,
     # and copies to a slot beyond the last, which `insert` drops.
-    B = prefill_batch_size(needs.prompts)
-    P = -(-needs.prompt_len // self.bucket) * self.bucket
+    B = scheduler.prefill_batch
+    P = bucket_for(scheduler.prompt_sizes, needs.prompt_len)
     P = min(P, scheduler.cache_positions())
     M = min(B * group_size, scheduler.width)
     prompt_GxBxP = np.zeros((scheduler.shards, B, P), np.int32)
@@ -279,6 +284,7 @@ def set_up(
   narrowest: int,
   shards: int,
   bucket: int,
+  longest: int,
 ) -> tuple[Scheduler, collections.deque]:
   """(scheduler, queue) with no more slots than the rows need.
 
@@ -289,6 +295,7 @@ def set_up(
     widest, narrowest: slots of a shard at most, and those that it always keeps.
     shards: row shards of this process.
     bucket: positions of the smallest cache.
+    longest: tokens of a prompt at most.
 
   Returns:
     The scheduler, all slots free, and the queue: lists of the rows that share one
@@ -303,12 +310,14 @@ def set_up(
     for i in range(0, n, group_size)
   )
   widths = size_ladder(narrowest, widest)
-  wanted = -(-len(waiting) // shards) * group_size
-  width = bucket_for(widths, min(wanted, widest))
+  groups = -(-len(waiting) // shards)
+  width = bucket_for(widths, min(groups * group_size, widest))
   scheduler = Scheduler(
     np.full(shards * width, -1),
     shards,
     widths,
     size_ladder(bucket, model_config.max_positions),
+    prompt_ladder(longest, bucket),
+    prefill_batch(groups, group_size, width),
   )
   return scheduler, waiting

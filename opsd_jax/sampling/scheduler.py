@@ -91,6 +91,8 @@ class Scheduler:
   shards: int  # row shards of this process
   widths: list[int]  # slots that a shard may have
   sizes: list[int]  # positions that a slot may have
+  prompt_sizes: list[int]  # tokens that prompts may be padded to
+  prefill_batch: int  # prompts of a shard that are prefilled together
   cache: object = None  # see kv_cache.init
 
   @property
@@ -117,7 +119,7 @@ class Scheduler:
     admitted = [[] for _ in free]
 
     def capacity(g):
-      return len(free[g]) * (len(admitted[g]) < MAX_PREFILL)
+      return len(free[g]) * (len(admitted[g]) < self.prefill_batch)
 
     while waiting and capacity(g := max(range(len(free)), key=capacity)):
       rows = waiting[0]
@@ -126,12 +128,6 @@ class Scheduler:
       slots, free[g] = free[g][: len(rows)], free[g][len(rows) :]
       self.rows_GxS[g, slots] = waiting.popleft()
       admitted[g].append((rows, slots))
-    most = prompts_to_prefill(max(map(len, admitted)))
-    for g, part in enumerate(admitted):
-      for rows, slots in reversed(part[most:]):
-        self.rows_GxS[g, slots] = -1
-        waiting.appendleft(rows)
-      del part[most:]
     return admitted
 
   def required_length(self, rows: Rows, steps: int) -> int:
@@ -169,16 +165,21 @@ def slots_per_shard(slots: int, shards: int) -> tuple[int, int]:
   return -(-slots // shards), max(-(-MIN_SLOTS // shards), 1)
 
 
-def prefill_batch_size(prompts: int) -> int:
-  """Prompts of a shard in the prefill that takes `prompts`: a power of two."""
-  return min(1 << (prompts - 1).bit_length(), MAX_PREFILL)
+def prefill_batch(groups: int, group_size: int, width: int) -> int:
+  """Prompts of a shard that each prefill of a call takes, a power of two: all, where
+  their rows find a slot at once, else as many as a quarter of the slots has rows."""
+  at_once = groups * group_size <= width
+  wanted = groups if at_once else max(width // 4 // group_size, 1)
+  return min(1 << (wanted - 1).bit_length(), MAX_PREFILL)
 
 
-def prompts_to_prefill(prompts: int) -> int:
-  """How many of a shard's prompts the next prefill takes: all, if at most a quarter
-  of its batch stays empty, else as many as fill half of that batch."""
-  batch = prefill_batch_size(prompts)
-  return prompts if 4 * prompts >= 3 * batch else batch // 2
+def prompt_ladder(longest: int, bucket: int) -> list[int]:
+  """`longest`, its half, its quarter, ..., in multiples of `bucket`: what prompts are
+  padded to. Anchored at the longest, so that prompts of one kind take one size."""
+  sizes = []
+  while not sizes or sizes[-1] > bucket:
+    sizes.append(-(-longest // 2 ** len(sizes) // bucket) * bucket)
+  return sizes
 
 
 def to_global_if_meshed(mesh, tree):

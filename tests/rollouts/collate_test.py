@@ -93,45 +93,6 @@ def test_responses_to_one_prompt_read_it_once():
   assert sizes(share_prompts=True) == [2 + 4 * 2, 3 + 4 * 2]  # the last is not read
 
 
-def test_rows_of_a_part_by_hand():
-  def unit(size):
-    return collate.PromptGroup((), (), size)
-
-  def of(sizes, pack_len):
-    return collate.rows_for([unit(s) for s in sizes], pack_len)
-
-  assert of([75] * 16, 0) == 16  # a row each
-  assert of([75] * 16, 150) == 8  # two a row
-  assert of([75] * 16, 256) == 4  # 16 are 4 x 4: 3 a row would leave two empty
-  assert of([500, 10, 10, 10], 64) == 4  # one is longer than a row
-  assert collate.pack([5, 9, 3, 3], 2) == ([1, 0, 1, 1], [9, 11])
-
-
-@pytest.mark.parametrize(
-  "length,multiple,digits,expected",
-  [
-    (0, 8, 4, 8),
-    (1, 8, 4, 8),
-    (9, 8, 4, 16),
-    (120, 8, 4, 120),
-    (129, 8, 4, 144),
-    (257, 8, 4, 288),
-    (257, 8, 3, 320),
-    (7, 1, 4, 7),
-    (100, 48, 4, 144),
-    (1000, 48, 4, 1056),
-  ],
-)
-def test_lengths_are_rounded_up(length, multiple, digits, expected):
-  assert collate.round_up(length, multiple, digits) == expected
-
-
-def test_few_shapes_are_compiled():
-  shapes = {collate.round_up(n, 32) for n in range(1, 4097)}
-  assert len(shapes) == 16 + 3 * 8  # by 32 up to 512, then 8 an octave
-  assert max(collate.round_up(n, 32) / n for n in range(257, 4097)) < 1.125
-
-
 @given(rows=rows)
 def test_the_mask_is_the_length_whatever_the_tokens(rows):
   # Tokens of 0 to 10 hold PAD as an end-of-turn and inside responses.

@@ -257,34 +257,56 @@ def test_a_prompt_is_prefilled_once_for_its_samples(width, times, monkeypatch):
   assert len({tuple(row) for row in seen}) == len(POOL)
 
 
-def test_of_a_prefill_at_most_a_quarter_is_empty(monkeypatch):
-  fractions, prefill = [], sampler.prefill
+def test_of_all_that_is_prefilled_little_is_empty(monkeypatch):
+  """By one program, whatever ends when: few are compiled."""
+  fractions, shapes, prefill = [], set(), sampler.prefill
 
   def counted(config, params, prompt_BxP):
     fractions.append(np.mean([any(row) for row in prompt_BxP.tolist()]))
+    shapes.add(prompt_BxP.shape)
     return prefill(config, params, prompt_BxP)
 
   monkeypatch.setattr(sampler, "prefill", counted)
   budgets = np.random.default_rng(0).integers(1, 30, 2 * 70).tolist()
   run(tiny(), prompts(70), SamplingParams(), n=2, new=budgets, eos=(-1,), slots=64)
-  assert len(fractions) > 5 and min(fractions) >= 0.75
+  assert len(fractions) > 5 and np.mean(fractions) >= 0.9
+  assert {B for B, _ in shapes} == {8} and len(shapes) <= 2
+
+
+@pytest.mark.parametrize("longest,padded", [(5, {8}), (20, {8, 16, 24})])
+def test_calls_with_one_longest_prompt_take_the_same_programs(
+  longest, padded, monkeypatch
+):
+  shapes, prefill = set(), sampler.prefill
+
+  def counted(config, params, prompt_BxP):
+    shapes.add(prompt_BxP.shape[1])
+    return prefill(config, params, prompt_BxP)
+
+  monkeypatch.setattr(sampler, "prefill", counted)
+  for size in range(2, longest + 1, 3):
+    run(tiny(), [[1] * size], SamplingParams(), longest_prompt=longest, bucket=8)
+  assert shapes <= padded and scheduler.prompt_ladder(longest, 8)[0] in shapes
 
 
 @pytest.mark.parametrize(
-  "waiting,taken",
+  "groups,size,width,batch",
   [
-    (1, [1]),
-    (3, [3]),
-    (5, [4, 1]),
-    (6, [6]),
-    (9, [8, 1]),
-    (11, [8, 3]),
-    (12, [12]),
-    (40, [16, 16, 8]),
+    (1, 1, 4, 1),
+    (3, 1, 4, 4),
+    (16, 1, 16, 16),  # all at once
+    (40, 2, 80, 16),
+    (256, 2, 64, 8),  # a quarter of the slots, then the next
+    (9, 8, 8, 1),
   ],
 )
+def test_a_call_prefills_in_one_number_of_prompts(groups, size, width, batch):
+  assert scheduler.prefill_batch(groups, size, width) == batch
+
+
+@pytest.mark.parametrize("waiting,taken", [(1, [1]), (9, [8, 1]), (40, [8] * 5)])
 def test_prompts_come_in_by_prefills_that_are_full(waiting, taken):
-  state = scheduler.Scheduler(np.full(80, -1), 1, [80], [8])
+  state = scheduler.Scheduler(np.full(80, -1), 1, [80], [8], [8], 8)
   rows = collections.deque([2 * p, 2 * p + 1] for p in range(waiting))
   came = []
   while rows:
