@@ -131,9 +131,8 @@ def pipeline(config: ConfigDict) -> None:
   config.rollout.top_p = 1.0  # 1: off
   config.rollout.min_p = 0.0  # 0: off
   config.rollout.slots = 64  # responses decoded at once, at most
-  config.rollout.host_sync_every = (
-    32  # decode steps between host checks for finished rows
-  )
+  # decode steps between host checks for finished rows
+  config.rollout.host_sync_every = 32
   config.rollout.stop = ()  # strings; a response ends with the token that completes one
 
   config.context = ConfigDict()  # what each teacher view reads
@@ -144,10 +143,10 @@ def pipeline(config: ConfigDict) -> None:
   config.context.privileged = "solution"
   config.context.also_privileged = ()  # views 2, 3, ...: further names
   config.context.include_self = False  # sibling: a correct response may read itself
-  # chat-template arguments of the student; None: the template's default
-  config.context.student_args = ConfigDict({"enable_thinking": placeholder(bool)})
-  # and of the teachers
-  config.context.teacher_args = ConfigDict({"enable_thinking": placeholder(bool)})
+  # chat-template arguments of the student, such as "enable_thinking=false" or
+  # "date_string=26 Jul 2024,tools=false"; "": the template's defaults
+  config.context.student_args = ""
+  config.context.teacher_args = ""  # and of the teachers
 
   config.routing = ConfigDict()  # how much each response counts in each term
   # all, correct, wrong_to_teacher, pass_rate, both_views, rescued
@@ -164,6 +163,7 @@ def pipeline(config: ConfigDict) -> None:
   config.rewards.overlong_margin = 0  # last tokens of the budget that cost; 0: off
 
   config.batch = ConfigDict()
+  config.batch.mask_truncated = False  # True: truncated responses count nowhere
   config.batch.micro_batches = 1  # gradient accumulation; divides the responses
   # tokens, about, of a training row that several responses are packed into, and
   # responses to one prompt read it once; 0: every response in a row of its own
@@ -308,7 +308,8 @@ KINDS = {
 
 def learning(config: ConfigDict) -> None:
   """The optimiser."""
-  config.optimizer = ConfigDict()  # AdamW
+  # AdamW; its momentum moves the weights in a step whose gradient is 0 too
+  config.optimizer = ConfigDict()
   config.optimizer.updates_per_batch = 1  # optimiser steps on each batch of rollouts
   config.optimizer.learning_rate = 2e-4  # at the end of warm-up
   config.optimizer.decay = "linear"  # constant, linear, cosine; after warm-up
@@ -316,7 +317,7 @@ def learning(config: ConfigDict) -> None:
   config.optimizer.b1 = 0.9  # decay of the first moment
   config.optimizer.b2 = 0.95  # decay of the second moment
   config.optimizer.eps = 1e-8  # added to the root of the second moment
-  config.optimizer.weight_decay = 0.0  # decoupled, times the learning rate
+  config.optimizer.weight_decay = 0.0  # of matrices; decoupled, times the rate
   config.optimizer.clip_norm = 1.0  # global gradient norm; 0: off
   config.optimizer.mu_dtype = "float32"  # of the first moment; or bfloat16
   config.optimizer.master = True  # float32 weights beside 16-bit parameters

@@ -76,8 +76,8 @@ def at_scale(config, preset):
   config.task.train_count = 3200
   config.context.template = "upstream"
   if preset.startswith("qwen3"):
-    config.context.student_args.enable_thinking = False
-    config.context.teacher_args.enable_thinking = True
+    config.context.student_args = "enable_thinking=false"
+    config.context.teacher_args = "enable_thinking=true"
   config.rollout.prompts_per_step = config.rollout.slots = 32
   config.rollout.max_new_tokens = 1024
   config.rollout.temperature = config.loss.temperature = 1.1

@@ -19,6 +19,11 @@ SETS = flags.DEFINE_multi_string(
   "set", [], "problems, name=source[,task=maths] or a task; repeat it for more sets"
 )
 DTYPE = flags.DEFINE_string("dtype", "float32", "dtype of the weights of --model")
+TEMPLATE_ARGS = flags.DEFINE_string(
+  "template_args",
+  "",
+  "arguments of the chat template, such as enable_thinking=false; --run has its own",
+)
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "directory for settings, completions and summary"
 )
@@ -80,6 +85,7 @@ def main():
     model=MODEL.value,
     run_dir=RUN.value,
     dtype=DTYPE.value,
+    template_args=TEMPLATE_ARGS.value,
     count=COUNT.value,
     task_seed=SEED.value,
     task=config.task,

@@ -50,18 +50,20 @@ def load_model(source: str, dtype: str = "float32") -> Model:
   return Model(model_config, params, tokenizer.load(path))
 
 
-def chat_ids(model: Model, prompt: Prompt) -> tuple[int, ...]:
+def chat_ids(model: Model, prompt: Prompt, template_args=None) -> tuple[int, ...]:
   """Token ids of a prompt, up to the beginning of the model's turn."""
   if isinstance(prompt, str):
     prompt = [{"role": "user", "content": prompt}]
-  return tuple(model.tokenizer.chat_ids(prompt))
+  return tuple(model.tokenizer.chat_ids(prompt, **template_args or {}))
 
 
-def all_chat_ids(model: Model, prompts: Sequence[Prompt]) -> list[tuple[int, ...]]:
+def all_chat_ids(
+  model: Model, prompts: Sequence[Prompt], template_args: dict | None
+) -> list[tuple[int, ...]]:
   """`chat_ids` of each prompt; ValueError for a prompt that is not in a list."""
   if isinstance(prompts, str) or any(isinstance(p, dict) for p in prompts):
     raise ValueError("prompts is one prompt, expected a list of them: [prompt]")
-  return [chat_ids(model, p) for p in prompts]
+  return [chat_ids(model, p, template_args) for p in prompts]
 
 
 def generate(
@@ -70,6 +72,7 @@ def generate(
   max_new_tokens: int = 256,
   n: int = 1,
   seed: int = 0,
+  template_args: dict | None = None,
   **sampling: float,
 ) -> list[list[Completion]]:
   """Samples n completions of each prompt.
@@ -81,13 +84,14 @@ def generate(
     n: completions of each prompt.
     seed: with the prompt and the sample's index it decides the random numbers;
       other prompts of the call do not. A repeated prompt gets new ones.
+    template_args: of the chat template, such as {"enable_thinking": False}.
     **sampling: fields of SamplingParams: temperature=1.0 (0 is greedy), top_k=0
       (off), top_p=1.0 (off), min_p=0.0 (off).
 
   Returns:
     For each prompt its n Completions.
   """
-  ids = all_chat_ids(model, prompts)
+  ids = all_chat_ids(model, prompts, template_args)
   if not ids:
     return []
   repeats = collections.Counter()
@@ -117,6 +121,7 @@ def score(
   model: Model,
   prompts: Sequence[Prompt],
   completions: Sequence[str | Completion | Sequence[int]],
+  template_args: dict | None = None,
 ) -> list[np.ndarray]:
   """log p(token | prompt, tokens before it) of each completion's tokens, in nats.
 
@@ -125,6 +130,7 @@ def score(
     prompts: strings or lists of messages, one for each completion.
     completions: a string is scored with its end-of-turn token; a Completion or a
       sequence of token ids as it is.
+    template_args: of the chat template, as of `generate`.
 
   Returns:
     One float32 [T] for each completion of T tokens.
@@ -133,7 +139,7 @@ def score(
     ValueError: prompt and completion together exceed the model's positions.
   """
   rows = []
-  prompts = all_chat_ids(model, prompts)
+  prompts = all_chat_ids(model, prompts, template_args)
   for prompt_ids, completion in zip(prompts, completions, strict=True):
     if isinstance(completion, str):
       completion = rollout_sources.reference(model.tokenizer, completion)

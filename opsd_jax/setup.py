@@ -1,6 +1,7 @@
 """config -> Run: the experiment's values checked, its model and data loaded."""
 
 import dataclasses
+import datetime
 import functools
 import pathlib
 import zlib
@@ -12,10 +13,8 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from opsd_jax import rules, tasks
-from opsd_jax.data import audit, order, splits, unrelated
-from opsd_jax.data.rows import Columns
-from opsd_jax.data.sources import TASK
+from opsd_jax import problems, rules, spec, tasks
+from opsd_jax.data import splits, unrelated
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses import optimizer
 from opsd_jax.models import attention, lora, transformer
@@ -24,13 +23,13 @@ from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.rollouts import contexts, host_memory
 from opsd_jax.rollouts import sources as rollout_sources
-from opsd_jax.rollouts.prompts import build_prompts, teacher_prompt
+from opsd_jax.rollouts.prompts import teacher_prompt
+from opsd_jax.rollouts.shapes import Shapes
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.runtime.mesh import check_heads, check_rows, make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
 from opsd_jax.structs import Prompts
-from opsd_jax.tasks import pool
 
 DTYPES = ("float32", "bfloat16", "float16")
 
@@ -49,20 +48,32 @@ class Run(NamedTuple):
   removed_as_overlap: int  # training examples whose question evaluation has too
   dropped: dict[str, int]  # "use: reason" -> examples without a prompt
   counts: dict[str, int]  # statistics of the data sources, in words
-  digest: str  # of the content of `train` and `eval`
+  identity: dict  # what decides the run beside its config; see `identify`
   objective: objectives.Objective
   tx: optax.GradientTransformation
   teacher_prompt: Callable  # messages -> ids, rendered as for every teacher
   longest_row: int  # tokens of a prompt and its response at most
+  longest_prompt: int  # tokens of what the model answers in training, at most
   external: Any  # weights of the external teacher, {} without one
   external_config: ModelConfig | None
   host_memory: host_memory.HostMemory | None  # None: no context reads one
+  shapes: Shapes  # of the batches so far
+
+  @property
+  def digest(self) -> str:
+    """Of the prompts."""
+    return self.identity["prompts"]
+
+  @property
+  def kept(self) -> dict:
+    """What the host keeps from step to step, by the name it is saved under."""
+    return {"memory": self.host_memory, "shapes": self.shapes}
 
 
-def validate(config: ConfigDict, problems: bool = True) -> None:
+def validate(config: ConfigDict, with_problems: bool = True) -> None:
   """Raises ValueError for every mistake that shows before a model is loaded.
 
-  `problems`: check that the sources of problems exist, too.
+  `with_problems`: check that the sources of problems exist, too.
   """
   rules.check(config)
   optimizer.from_config(config)
@@ -70,11 +81,13 @@ def validate(config: ConfigDict, problems: bool = True) -> None:
   if config.external.source:
     weight_sources.check(config.external.source)
   task = tasks.open_task(config.task.name, config.task.privileged_field)
-  if problems:
+  if with_problems:
     data = config.data
     train = data.eval if data.test_time else data.train
     splits.check(train, data.eval, config.task.name, task)
   contexts.check(config.context.template, *contexts.names(config.context))
+  spec.arguments(config.context.student_args)
+  spec.arguments(config.context.teacher_args)
   check(sampling(config.rollout))
   check(SamplingParams(temperature=config.eval.temperature))
   rollout_sources.check_stop("rollout.stop", config.rollout.stop)
@@ -96,33 +109,36 @@ def read_config(workdir: pathlib.Path) -> ConfigDict:
   """The config of the run that lives in `workdir`, validated."""
   try:
     config = workdirs.read(workdir)
-    validate(config, problems=False)
+    validate(config, with_problems=False)
   except (AttributeError, KeyError, TypeError) as e:
     path = workdir / workdirs.CONFIG
     raise ValueError(f"{path} was written by another version: {e}") from e
   return config
 
 
-def prepare(config: ConfigDict) -> Run:
-  """Loads model, tokenizer and problems of a validated config.
+def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
+  """Loads model, tokenizer and problems of a validated config. `date` is what chat
+  templates that ask for it are told; None: today's.
 
   The mesh and the problems are checked before weights are read. Raises ValueError
   where the devices cannot split the model or its rows, or too few problems fit.
   """
   mesh = make_run_mesh(config)
-  verify, split = read_problems(config)
+  verify, split = problems.read_problems(config)
   path = weight_sources.resolve(config.model.source)
-  tokenizer = tokenizers.load(path)
+  tokenizer = tokenizers.load(path, date)
   fields = runtime_fields(config)
   model_config = read_model_config(config, path, fields, mesh)
   params = load_params(path, fields, model_config, mesh)
   jax.eval_shape(trained(config), params)  # raises where LoRA's targets match nothing
   check_vocabulary(config, model_config)
   row_len = longest_row(config, model_config)
-  train, held_out, dropped = tokenize(
+  train, held_out, dropped = problems.tokenize(
     config, tokenizer, split, row_len, model_config.max_positions
   )
   external, external_config = load_external(config, mesh, model_config, tokenizer)
+  is_privileged = config.rollout.source in rollout_sources.PRIVILEGED
+  views_answered = 2 if is_privileged else 1
   reads_memory = set(contexts.names(config.context)) & set(contexts.READ_MEMORY)
   return Run(
     mesh=mesh,
@@ -136,14 +152,18 @@ def prepare(config: ConfigDict) -> Run:
     removed_as_overlap=split.removed_as_overlap,
     dropped=dropped,
     counts=split.counts,
-    digest=agreed_digest(config, train, held_out),
+    identity=problems.identify(
+      config, tokenizer, train, held_out, params, external, mesh
+    ),
     objective=objectives.from_config(config),
     tx=optimizer.from_config(config),
     teacher_prompt=teacher_prompt(config.context, tokenizer),
     longest_row=row_len,
+    longest_prompt=max(len(ids) for p in train for ids in p.views[:views_answered]),
     external=external,
     external_config=external_config,
     host_memory=host_memory.HostMemory() if reads_memory else None,
+    shapes=Shapes(),
   )
 
 
@@ -171,108 +191,6 @@ def rows_per_step(config: ConfigDict) -> int:
     config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
   )
   return (1 + is_doubled) * responses
-
-
-# ------------------------------------------------------------------ problems
-
-
-def load_split(config: ConfigDict) -> splits.Split:
-  """The training and evaluation examples of a run of this config."""
-  task, data = config.task, config.data
-  return splits.load(
-    data.train,
-    data.eval,
-    Columns(data.problem, data.solution, data.answer, data.id),
-    skip_bad=data.skip_bad,
-    train_limit=data.train_limit,
-    eval_limit=data.eval_limit,
-    rewarded=objectives.learns_from_rewards(config),
-    test_time=data.test_time,
-    task={
-      "name": task.name,
-      "train_count": task.train_count,
-      "eval_count": task.eval_count,
-      "seed": task.seed,
-      "privileged_field": task.privileged_field,
-    },
-  )
-
-
-def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:
-  """(verify, `load_split`), with the audit of a file's answers in its counts.
-
-  Raises ValueError where the task cannot verify the answers that responses will
-  be compared with.
-  """
-  task, data = config.task, config.data
-  verify = pool.shared(task.name, task.privileged_field, **config.verify)
-  split = load_split(config)
-  counts = dict(split.counts)
-  if data.eval != TASK:
-    counts["evaluation answers not verified"] = audit.count_unverifiable(
-      verify, split.eval, task.name, data.eval
-    )
-  if data.train != TASK and objectives.learns_from_rewards(config):
-    counts["training answers not verified"] = audit.count_unverifiable(
-      verify, split.train, task.name, data.train
-    )
-  # `exact` compares the whole response: it reads no answer out of a solution.
-  if data.train != TASK and task.name != "exact":
-    name = f"of {audit.AUDITED:,} training solutions at most, with another answer"
-    counts[name] = audit.count_contradicting_solutions(verify, split.train)
-  return verify, split._replace(counts=counts)
-
-
-def tokenize(
-  config: ConfigDict,
-  tokenizer: tokenizers.Tokenizer,
-  split: splits.Split,
-  row_len: int,
-  max_positions: int,
-) -> tuple[tuple[Prompts, ...], tuple[Prompts, ...], dict[str, int]]:
-  """(training prompts, evaluation prompts, dropped examples by reason).
-
-  `row_len` bounds a training row, `max_positions` an evaluation row. Raises
-  ValueError where too few problems are left.
-  """
-  dropped = dict(split.dropped)
-  train = build_prompts(
-    config.context,
-    tokenizer,
-    split.train,
-    row_len - config.rollout.max_new_tokens,
-    dropped,
-    "training",
-    reference_row_len=row_len if config.rollout.source == "dataset" else 0,
-    views_read=objectives.from_config(config).views,
-  )
-  held_out = build_prompts(
-    config.context,
-    tokenizer,
-    split.eval,
-    max_positions - config.eval.max_new_tokens,
-    dropped,
-    "evaluation",
-  )
-  if len(train) < config.rollout.prompts_per_step or not held_out:
-    raise ValueError(
-      f"{len(train)} training problems are left, expected at least"
-      f" rollout.prompts_per_step = {config.rollout.prompts_per_step}, and"
-      f" {len(held_out)} evaluation problems, expected at least 1; removed as"
-      f" overlap: {split.removed_as_overlap}; dropped: {dropped or 'none'}"
-    )
-  return train, held_out, dropped
-
-
-def agreed_digest(config: ConfigDict, train, held_out) -> str:
-  """The digest of all problems; ValueError where processes read different ones."""
-  digest = order.digest(train, held_out)
-  if len(set(distributed.gather(digest))) > 1:
-    raise ValueError(
-      "the processes read different problems: give each the same content of"
-      f" data.train={config.data.train} and data.eval={config.data.eval}"
-    )
-  return digest
 
 
 def longest_row(config: ConfigDict, model_config: ModelConfig) -> int:

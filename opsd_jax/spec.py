@@ -2,8 +2,11 @@
 
 A config's argument (`tiny,control=other`), a task
 (`reasoning_gym:chain_sum,max_terms=3`), a source of problems
-(`hf:org/name,split=test`) and a set to evaluate on (`a.jsonl,task=maths`).
+(`hf:org/name,split=test`), a set to evaluate on (`a.jsonl,task=maths`), and arguments
+of a chat template (`enable_thinking=false,date_string=26 Jul 2024`).
 """
+
+import json
 
 
 def parse(text: str, keys=None) -> tuple[str, dict[str, str]]:
@@ -21,3 +24,19 @@ def parse(text: str, keys=None) -> tuple[str, dict[str, str]]:
     else:
       head.append(part)
   return ",".join(head), options
+
+
+def arguments(text: str) -> dict:
+  """{"key": value} of `key=value,key=value`: true, false, null and numbers as JSON
+  has them, everything else text. Raises ValueError for a part without `=`."""
+  found = {}
+  for part in filter(None, text.split(",")):
+    key, is_pair, value = part.partition("=")
+    if not (is_pair and key.strip().isidentifier()):
+      raise ValueError(f"{part!r} in {text!r}, expected key=value,key=value")
+    word = {"True": "true", "False": "false", "None": "null"}.get(value, value)
+    try:
+      found[key.strip()] = json.loads(word)
+    except json.JSONDecodeError:
+      found[key.strip()] = value
+  return found

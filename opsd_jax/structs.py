@@ -192,3 +192,20 @@ class State(NamedTuple):
   params: Any
   opt: Any
   memories: dict  # {role: what that teacher keeps}
+
+
+class Frozen(NamedTuple):
+  """Weights that do not train."""
+
+  base: dict = {}  # beside an adapter
+  external: dict = {}  # another model's
+
+
+class Models(NamedTuple):
+  """The sizes of those whose forward passes a step runs."""
+
+  live: Any
+  external: Any = None
+
+  def of(self, weights: str):
+    return self.external if weights == "external" else self.live

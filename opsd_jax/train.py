@@ -13,14 +13,14 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from opsd_jax import setup
+from opsd_jax import setup, spec
 from opsd_jax.data import order as data_order
 from opsd_jax.evaluation import in_training
 from opsd_jax.losses import chunked, schedules
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses.micro_batches import accumulate
 from opsd_jax.models import lora, transformer
-from opsd_jax.reporting import console, step_metrics
+from opsd_jax.reporting import console, self_checks, step_metrics
 from opsd_jax.rollouts import collect, sources
 from opsd_jax.runtime import (
   allocator,
@@ -32,26 +32,9 @@ from opsd_jax.runtime import (
   sharding_rules,
 )
 from opsd_jax.runtime import workdir as workdirs
-from opsd_jax.structs import Batch, State
+from opsd_jax.structs import Batch, Frozen, Models, State
 
 sg = jax.lax.stop_gradient
-
-
-class Frozen(NamedTuple):
-  """Weights that do not train."""
-
-  base: dict = {}  # beside an adapter
-  external: dict = {}  # another model's
-
-
-class Models(NamedTuple):
-  """The sizes of those whose forward passes a step runs."""
-
-  live: Any
-  external: Any = None
-
-  def of(self, weights: str):
-    return self.external if weights == "external" else self.live
 
 
 def init_state(params, objective, tx) -> State:
@@ -63,8 +46,8 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
   """(state, batch, frozen, values) -> (state, loss, gradient norm, TokenStats).
 
   `values` are those of scheduled fields, traced; objective_at(values) is the
-  objective. A step whose loss, gradient or update is not finite changes nothing
-  but the count, and says so by a gradient norm that is NaN.
+  objective. A step whose loss, gradient or update is not finite leaves the weights
+  and the optimiser as they were, and says so by a gradient norm that is NaN.
   """
 
   def loss_fn(params, objective, frozen, memories, denominators, part):
@@ -89,18 +72,17 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
       grad_norm = optax.tree.norm(grads)
       updates, opt = tx.update(grads, state.opt, state.params)
       params = optax.apply_updates(state.params, updates)
+      norms = jnp.stack([loss, grad_norm, optax.tree.norm(updates)])
+      finite = jnp.isfinite(norms).all()
+      params, opt = jax.tree.map(
+        functools.partial(jnp.where, finite), (params, opt), (state.params, state.opt)
+      )
       step = state.step + 1
-      memories = {
+      memories = {  # of the student as it now is, whether it moved or not
         role: t.update(state.memories[role], params, step)
         for role, t in objective.memories.items()
       }
-      norms = jnp.stack([loss, grad_norm, optax.tree.norm(updates)])
-      finite = jnp.isfinite(norms).all()
-      state = jax.tree.map(
-        lambda new, old: jnp.where(finite, new, old),
-        State(step, params, opt, memories),
-        state._replace(step=step),
-      )
+      state = State(step, params, opt, memories)
     return state, loss, jnp.where(finite, grad_norm, jnp.nan), stats
 
   return train_step
@@ -173,8 +155,9 @@ def states(models: Models, pairs, weights: dict, part):
   return h_BxTxD, teachers
 
 
-def start_or_resume(run, manager) -> tuple[State, State]:
-  """(state, its layout): the newest checkpoint's, or a new one."""
+def start_or_resume(run, manager, steps: int) -> tuple[State, State]:
+  """(state, its layout): the newest checkpoint's, or a new one; ValueError where it
+  is beyond `steps`."""
 
   def new(p):
     return init_state(run.trained(p), run.objective, run.tx)
@@ -191,6 +174,11 @@ def start_or_resume(run, manager) -> tuple[State, State]:
     state = jax.jit(fresh, out_shardings=layout)(run.params)
   else:
     print(f"resumed at step {int(state.step)}", flush=True)
+    if int(state.step) > steps:
+      raise ValueError(
+        f"the run has taken {int(state.step)} steps, steps is {steps}: give more to"
+        " continue it, or another --workdir"
+      )
   return state, layout
 
 
@@ -210,10 +198,12 @@ def train_and_evaluate(config, workdir) -> dict:
   workdir = paths.open_workdir(workdir)
   distributed.broadcast_from_first(lambda: workdirs.check_same_config(config, workdir))
   monitoring.keep_compiled(config.compile_cache)
-  run = setup.prepare(config)
+  run = setup.prepare(config, workdirs.date_of(workdir))
   print(console.describe(config, run), flush=True)
   with jax.set_mesh(run.mesh), workdirs.exclusive(workdir):
-    distributed.broadcast_from_first(lambda: workdirs.write_config(config, workdir))
+    distributed.broadcast_from_first(
+      lambda: workdirs.write_config(config, workdir, run.identity)
+    )
     writer = metrics.Writer(
       workdir, tensorboard=config.log.tensorboard, writes=distributed.is_first()
     )
@@ -225,6 +215,7 @@ def train_and_evaluate(config, workdir) -> dict:
       prompt_bucket=config.batch.prompt_bucket,
       bucket=config.batch.bucket,
       chunk=config.loss.chunk,
+      template_args=spec.arguments(config.context.student_args),
       **config.eval,
     )
     manager = checkpoint.open_manager(
@@ -233,13 +224,11 @@ def train_and_evaluate(config, workdir) -> dict:
     try:
       profiler = monitoring.Profiler(workdir / "profile", **config.profile)
       with distributed.ending_with_others(), profiler:
-        state, layout = start_or_resume(run, manager)
+        state, layout = start_or_resume(run, manager, config.steps)
         order = data_order.endless(run.train, config.seed)
         if step := int(state.step):
           iterator_state = checkpoint.restore_iterator_state(manager, step)
-          data_order.restore(order, run.digest, iterator_state)
-          if run.host_memory is not None:
-            run.host_memory.state = iterator_state["memory"]
+          data_order.restore(order, run.digest, iterator_state, **run.kept)
         writer.rewind(int(state.step))
         # What earlier sessions of this run took.
         began -= distributed.broadcast_from_first(lambda: writer.seconds())
@@ -250,9 +239,8 @@ def train_and_evaluate(config, workdir) -> dict:
     finally:
       manager.close()  # what is being saved is saved
       writer.flush()
-  seconds = time.time() - began
   return distributed.broadcast_from_first(
-    lambda: console.finish(config, run, writer, workdir, seconds)
+    lambda: console.finish(config, run, writer, workdir, time.time() - began)
   )
 
 
@@ -290,7 +278,7 @@ def learn(
   """
   programs = compile_steps(config, run, layout)
   updates = config.optimizer.updates_per_batch
-  start, bad_steps = int(state.step), 0
+  start, bad_steps, warn = int(state.step), 0, self_checks.Warner(config)
   bar = metrics.progress(
     config.steps, start, "train", shown=distributed.is_first(), file=sys.stdout
   )
@@ -299,7 +287,7 @@ def learn(
     return data_order.draw(order, config.rollout.prompts_per_step)
 
   for step in range(start, config.steps, updates):
-    profiler.begin_step(step)
+    profiler.begin_step(step, updates)
     clock, compiled = [time.time()], monitoring.compiles().count
     values = schedules.values_at(config.schedule, step)
     now = schedules.with_values(config, values)
@@ -310,33 +298,40 @@ def learn(
     state, learned = update(run, programs, state, batch, values, updates)
     row |= step_metrics.update_metrics(config, run, learned, groups) | {
       **{f"schedule/{name}": value for name, value in values.items()},
+      **allocator.usage(),
       "compiles": monitoring.compiles().count - compiled,
       "time/rollout": clock[1] - clock[0],
       "time/step": time.time() - clock[1],
     }
     step += updates
     writer.write(step, row)
+    warn(step, row)
     bar.set_postfix_str(f"loss {row['loss']:.3f}", refresh=False)
     bar.update(updates)
     bad_steps = bad_steps + 1 if row["non_finite"] else 0
     if bad_steps >= config.optimizer.max_bad_steps:
-      raise FloatingPointError(
-        f"{bad_steps} steps in a row were not finite, the last is {step};"
-        " no such update changed the weights. Lower the learning rate, or"
-        f" look at {writer.path}"
-      )
+      raise not_finite(bad_steps, step, writer.path)
     if step % config.log.samples_every == 0:
       console.show_samples(
         config, run, evaluator.samples_dir, step, groups, batch, learned
       )
-    if step % config.eval.every == 0 or step == config.steps:
+    is_last = step == config.steps
+    if is_evaluated := step % config.eval.every == 0 or is_last:
       evaluator.evaluate(lora.join(run.params, state.params), step)
-    if step % config.checkpoint.every == 0 or step == config.steps:
+    if is_saved := step % config.checkpoint.every == 0 or is_last:
       writer.flush()  # a checkpoint is not ahead of its rows
-      checkpoint.save(
-        manager, state, data_order.save(order, run.digest, run.host_memory)
-      )
+      checkpoint.save(manager, state, data_order.save(order, run.digest, **run.kept))
+    if row["compiles"] or is_evaluated or is_saved:
+      allocator.give_back()
   bar.close()
+  warn.close()
+
+
+def not_finite(bad_steps: int, step: int, path) -> FloatingPointError:
+  return FloatingPointError(
+    f"{bad_steps} steps in a row were not finite, the last is {step}; no such update"
+    f" changed the weights. Lower the learning rate, or look at {path}"
+  )
 
 
 class Learned(NamedTuple):

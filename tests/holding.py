@@ -7,7 +7,7 @@ import sys
 HOLD = """
 import fcntl, sys
 f = open(sys.argv[1], "w")
-fcntl.lockf(f, fcntl.LOCK_EX)
+fcntl.flock(f, fcntl.LOCK_EX)
 print("held", flush=True)
 sys.stdin.read()
 """

@@ -29,6 +29,7 @@ from opsd_jax.rollouts.prompts import build_prompts
 from opsd_jax.runtime import checkpoint, sharding_rules, workdir
 from opsd_jax.runtime.mesh import make_mesh
 from opsd_jax.structs import Verdict
+from opsd_jax.tasks import pool
 from tests.holding import held
 
 MODEL = families.tiny()
@@ -279,6 +280,27 @@ def test_a_step_that_is_not_finite_changes_nothing():
   assert int(new.step) == 1
   for a, b in zip(jax.tree.leaves(new.params), jax.tree.leaves(params()), strict=True):
     np.testing.assert_array_equal(a, b)
+
+
+def test_a_teacher_is_synced_in_a_step_that_is_not_finite_too():
+  """With the student as it then is; an ema goes on following it."""
+  for name, rate in (("synced", 1.0), ("ema", 0.25)):
+    config = opsd.get_config("tiny")
+    config.teacher.name = name
+    if name == "synced":
+      config.teacher.every = 1
+    else:
+      config.teacher.rate = rate
+    broken = optax.sgd(jnp.nan)
+    state = train.init_state(params(), objective.from_config(config), broken)
+    behind = jax.tree.map(lambda x: x - 1, params())
+    state = state._replace(memories={"teacher": behind})
+    new, _, grad_norm, _ = jax.jit(step_of(config, broken))(state, batch_of(rows()))
+    assert np.isnan(grad_norm)
+    for a, b in zip(
+      jax.tree.leaves(new.memories["teacher"]), jax.tree.leaves(params()), strict=True
+    ):
+      np.testing.assert_allclose(a, b - (1 - rate), atol=1e-6)
 
 
 def test_an_update_that_is_not_finite_changes_nothing():
@@ -560,7 +582,7 @@ def test_prompts_that_hang_on_verdicts_compile_few_shapes(
 ):
   """SDPO, and with a source that answers some problems again: at most 3 of steps 2
   to 12 compile anything."""
-  monkeypatch.setattr(setup.pool, "shared", a_third_passes)
+  monkeypatch.setattr(pool, "shared", a_third_passes)
   config = sdpo.get_config("tiny")
   config.compile_cache, config.log.tensorboard = "", False
   config.steps = config.eval.every = config.checkpoint.every = 12

@@ -26,34 +26,43 @@ def draw(stream, count: int) -> list:
   return list(itertools.islice(stream, count))
 
 
-def save(stream, problems: str, host_memory=None) -> dict:
-  """The iterator's state, as JSON can hold it, and the content of host memory.
+def save(stream, problems: str, **kept) -> dict:
+  """The iterator's state, as JSON can hold it, and what else the host keeps from
+  step to step.
 
-  `problems`: digest of the problems that the iterator runs over.
+  Args:
+    stream: of `endless`.
+    problems: digest of the problems that it runs over.
+    kept: by name what has a `state`, JSON too; or None.
   """
-  iterator_state = {"stream": stream.get_state(), "problems": problems}
-  if host_memory is not None:  # a copy: it is written while later steps add to it
-    iterator_state["memory"] = copy.deepcopy(host_memory.state)
-  return iterator_state
+  states = {name: x.state for name, x in kept.items() if x is not None}
+  # A copy: it is written while later steps add to it.
+  states = copy.deepcopy(states)
+  return {"stream": stream.get_state(), "problems": problems, **states}
 
 
-def restore(stream, problems: str, saved: dict) -> None:
-  """Moves the iterator to a saved state; ValueError where the problems changed."""
+def restore(stream, problems: str, saved: dict, **kept) -> None:
+  """Moves the iterator, and what `save` was given beside it, to a saved state;
+  ValueError where the problems changed."""
   if saved["problems"] != problems:
     raise ValueError(
-      "the problems are not those that this run began with: the content of"
-      " data.train or data.eval has changed. Restore it, or give another"
+      "the prompts are not those that this run began with: the content of data.train"
+      " or data.eval has changed, or the chat template. Restore it, or give another"
       " --workdir"
     )
   stream.set_state(saved["stream"])
+  for name, x in kept.items():
+    if x is not None:
+      x.state = saved[name]
 
 
 def digest(*lists) -> str:
-  """sha256 of the problems' ids and texts, in their order, list by list."""
+  """sha256 of the problems' ids, texts and prompts in every view, in their order,
+  list by list."""
   found = hashlib.sha256()
   for problems in lists:
     found.update(f"{len(problems)} ".encode())
-    for e in (p.example for p in problems):
-      text = json.dumps([e.id, e.question, e.solution, e.answer])
+    for e, views in problems:
+      text = json.dumps([e.id, e.question, e.solution, e.answer, views])
       found.update(text.encode())
   return found.hexdigest()

@@ -59,12 +59,23 @@ def drift_from(model_config, params, rows, *, pad_id, bucket, chunk, parts):
   )
 
 
-def from_base(run, complete, *, count: int, max_new_tokens: int, bucket: int, chunk):
+def from_base(
+  run,
+  complete,
+  *,
+  count: int,
+  max_new_tokens: int,
+  bucket: int,
+  chunk: int,
+  template_args: dict,
+):
   """`drift_from` the base of `run`, on its greedy completions of `count` unrelated
-  prompts; `complete` is rollouts.sources.complete, bound to the run."""
+  prompts; `complete` is rollouts.sources.complete, bound to the run, and
+  `template_args` are the student's arguments of the chat template."""
   prompts = unrelated.prompts(count)
   ids = [
-    tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}])) for p in prompts
+    tuple(run.tokenizer.chat_ids([{"role": "user", "content": p}], **template_args))
+    for p in prompts
   ]
   local = complete(
     params=run.params,

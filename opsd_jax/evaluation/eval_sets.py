@@ -6,6 +6,7 @@ from typing import NamedTuple
 
 from opsd_jax import setup, spec, tasks
 from opsd_jax.data import sources, splits
+from opsd_jax.problems import load_split
 from opsd_jax.runtime import paths
 from opsd_jax.structs import Example
 
@@ -122,7 +123,7 @@ def training_questions(run_dir) -> set[str] | None:
     return None
   config = setup.read_config(paths.open_workdir(run_dir))
   try:
-    problems = setup.load_split(config)
+    problems = load_split(config)
   except ValueError as e:
     print(f"unknown which questions {run_dir} was trained on: {e}", flush=True)
     return None

@@ -3,10 +3,11 @@
 import functools
 from typing import Any, NamedTuple
 
-from opsd_jax import setup
+from opsd_jax import setup, spec
 from opsd_jax.models import lora, tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
+from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.runtime.mesh import make_mesh
 
 
@@ -22,14 +23,23 @@ class EvaluatedModel(NamedTuple):
   about: dict  # source, run, step, dtype: for settings.json
 
 
-def load(model: str | None, run_dir, dtype: str) -> EvaluatedModel:
-  """`load_model` or `load_run`: exactly one of the two is given."""
+def load(
+  model: str | None, run_dir, dtype: str, template_args: str = "", date=None
+) -> EvaluatedModel:
+  """`load_model` or `load_run`: exactly one of the two is given.
+
+  Args:
+    template_args: arguments of the chat template, beside or instead of the run's.
+    date: what templates that ask for it are told; None: today's, or the run's.
+  """
   if bool(model) == bool(run_dir):
     raise ValueError(f"model is {model!r} and run {run_dir!r}, expected one of them")
-  return load_run(run_dir) if run_dir else load_model(model, dtype)
+  args = spec.arguments(template_args)
+  loaded = load_run(run_dir, date) if run_dir else load_model(model, dtype, date)
+  return loaded._replace(template_args=loaded.template_args | args)
 
 
-def load_model(source: str, dtype: str) -> EvaluatedModel:
+def load_model(source: str, dtype: str, date=None) -> EvaluatedModel:
   """A model as it is, from any source that config.model.source accepts."""
   weight_sources.check(source)
   if dtype not in setup.DTYPES:
@@ -55,10 +65,11 @@ def load_model(source: str, dtype: str) -> EvaluatedModel:
     template="upstream",
     template_args={},
     about={"source": source, "dtype": dtype},
+    date=date,
   )
 
 
-def load_run(workdir) -> EvaluatedModel:
+def load_run(workdir, date=None) -> EvaluatedModel:
   """The newest checkpoint of a training run; with LoRA, joined with its base."""
   workdir = paths.open_workdir(workdir)
   config = setup.read_config(workdir)
@@ -73,20 +84,21 @@ def load_run(workdir) -> EvaluatedModel:
       params = lora.join(base, params)
     return params
 
-  args = config.context.student_args.to_dict()
+  date = date or workdirs.date_of(workdir)
   return _evaluated_model(
     make_mesh(**config.mesh),
     path,
     setup.runtime_fields(config),
     load_params,
     template=config.context.template,
-    template_args={k: v for k, v in args.items() if v is not None},
+    template_args=spec.arguments(config.context.student_args),
     about=about,
+    date=date,
   )
 
 
 def _evaluated_model(
-  mesh, path, runtime, load_params, *, template, template_args, about
+  mesh, path, runtime, load_params, *, template, template_args, about, date
 ) -> EvaluatedModel:
   """`load_params`: (layout, runtime fields) -> params."""
   distributed.check_rows(mesh)
@@ -96,6 +108,8 @@ def _evaluated_model(
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   params = load_params(layout, runtime | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
+  loaded = tokenizer.load(path, date)
+  about["tokenizer"] = loaded.digest()
   return EvaluatedModel(
-    mesh, model_config, params, tokenizer.load(path), template, template_args, about
+    mesh, model_config, params, loaded, template, template_args, about
   )

@@ -20,11 +20,12 @@ from opsd_jax.evaluation import calibration, eval_sets, evaluated_model, summary
 from opsd_jax.evaluation.eval_sets import EvalSet
 from opsd_jax.evaluation.evaluated_model import EvaluatedModel
 from opsd_jax.models import tokenizer
+from opsd_jax.reporting import self_checks
 from opsd_jax.rollouts import contexts
 from opsd_jax.rollouts import sources as rollout_sources
 from opsd_jax.runtime import allocator, distributed, metrics, monitoring, paths
 from opsd_jax.runtime import workdir as workdirs
-from opsd_jax.sampling.tokens import SamplingParams, check
+from opsd_jax.sampling.tokens import SamplingParams, check, check_seed
 from opsd_jax.tasks import pool
 
 CONFIDENCE = ("logp", "stated")
@@ -57,8 +58,7 @@ def validate(settings: EvalSettings) -> None:
   for name in ("samples", "max_new_tokens", "batch", "slots", "bins", "resamples"):
     if (value := getattr(settings, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
-  if settings.seed < 0:
-    raise ValueError(f"seed is {settings.seed}, expected at least 0")
+  check_seed("seed", settings.seed)
   if settings.confidence not in CONFIDENCE:
     raise ValueError(
       f"confidence is {settings.confidence!r}, known: {', '.join(CONFIDENCE)}"
@@ -131,7 +131,11 @@ def record(settings: EvalSettings, example, completions, verdicts, confidences) 
 
 
 def answer(
-  model: EvaluatedModel, settings: EvalSettings, eval_set: EvalSet, prompts
+  model: EvaluatedModel,
+  settings: EvalSettings,
+  eval_set: EvalSet,
+  prompts,
+  longest_prompt: int,
 ) -> list[dict]:
   """Answers and verifies [(example, prompt ids)] -> one record each.
 
@@ -154,6 +158,7 @@ def answer(
     host_sync_every=STEPS,
     prompt_bucket=BUCKET,
     stop=settings.stop,
+    longest_prompt=longest_prompt,
   )
   texts, confidences = [], []
   for completion in (c for group in groups for c in group):
@@ -186,7 +191,7 @@ def complete_batches(path, batch: int, total: int) -> int:
 
 
 def append(path, records) -> None:
-  text = "".join(json.dumps(r) + "\n" for r in records)
+  text = "".join(paths.to_json(r) + "\n" for r in records)
   if paths.is_remote(path):  # an object cannot be appended to
     text = (path.read_text() if path.exists() else "") + text
     paths.write_whole(path, text)
@@ -208,10 +213,11 @@ def settings_file(model: EvaluatedModel, settings: EvalSettings, sets, prompts) 
 
   def digest(kept):
     return hashlib.sha256(
-      json.dumps([(e.id, e.question, e.answer) for e, _ in kept]).encode()
+      json.dumps([(e.id, e.question, e.answer, ids) for e, ids in kept]).encode()
     ).hexdigest()
 
   return {
+    "date": model.tokenizer.date.isoformat(),
     "model": model.about,
     **outer,
     "template_args": model.template_args,
@@ -246,7 +252,12 @@ def evaluate(model: EvaluatedModel, sets, workdir, settings: EvalSettings) -> di
     distributed.broadcast_from_first(lambda: workdirs.write_settings(about, workdir))
     for eval_set, (kept, _) in zip(sets, prompts, strict=True):
       answer_set(model, settings, eval_set, kept, workdir / f"{eval_set.name}.jsonl")
-  return distributed.broadcast_from_first(lambda: summary.summarise(workdir))
+  found = distributed.broadcast_from_first(lambda: summary.summarise(workdir))
+  for name, of_set in found["sets"].items():
+    warning = self_checks.truncated(of_set["truncated"]["value"], "max_new_tokens")
+    if warning and distributed.is_first():
+      print(f"warning, {name}: {warning}", file=sys.stderr, flush=True)
+  return found
 
 
 def answer_set(model, settings: EvalSettings, eval_set: EvalSet, prompts, path) -> None:
@@ -255,13 +266,14 @@ def answer_set(model, settings: EvalSettings, eval_set: EvalSet, prompts, path) 
   done = distributed.broadcast_from_first(
     lambda: complete_batches(path, settings.batch, total)
   )
+  longest_prompt = max(len(ids) for _, ids in prompts)
   shown = distributed.is_first()
   with metrics.progress(
     total, done, eval_set.name, shown=shown, file=sys.stderr
   ) as bar:
     for start in range(done, total, settings.batch):
       batch = prompts[start : start + settings.batch]
-      records = answer(model, settings, eval_set, batch)
+      records = answer(model, settings, eval_set, batch, longest_prompt)
       if distributed.is_first():
         append(path, records)
       bar.update(len(records))
@@ -278,6 +290,7 @@ def run_from_flags(
   model: str | None,
   run_dir,
   dtype: str,
+  template_args: str,
   count: int | None,
   task_seed: int | None,
   task,
@@ -290,7 +303,7 @@ def run_from_flags(
 
   Args:
     sets_as_text: --set flags, see `eval_sets.parse`.
-    model, run_dir, dtype: see `evaluated_model.load`.
+    model, run_dir, dtype, template_args: see `evaluated_model.load`.
     count, task_seed: of a task's problems; None: see `eval_sets.held_out`.
     task: config.task, the defaults of count and task_seed.
     compile_cache: directory of compiled programs, "" for none.
@@ -324,4 +337,7 @@ def run_from_flags(
       questions = [tasks.normalize_question(e.question) for e in opened.examples]
       opened.about["in_training"] = sum(text in trained for text in questions)
     sets.append(opened)
-  return evaluate(evaluated_model.load(model, run_dir, dtype), sets, workdir, settings)
+  settings_path = paths.open_workdir(workdir) / workdirs.SETTINGS
+  date = workdirs.date_of(settings_path.parent) if settings_path.exists() else None
+  loaded = evaluated_model.load(model, run_dir, dtype, template_args, date)
+  return evaluate(loaded, sets, workdir, settings)

@@ -4,7 +4,6 @@ Evaluation shares only the sampler and the task's verifier with training.
 """
 
 import functools
-import json
 import time
 from typing import NamedTuple
 
@@ -12,8 +11,9 @@ import numpy as np
 
 from opsd_jax.evaluation import drift
 from opsd_jax.evaluation.statistics import wilson
+from opsd_jax.reporting import self_checks
 from opsd_jax.rollouts import sources
-from opsd_jax.runtime import distributed
+from opsd_jax.runtime import distributed, paths
 from opsd_jax.sampling.tokens import SamplingParams
 
 
@@ -104,9 +104,10 @@ class Evaluator:
     stop,
     drift_prompts,
     drift_tokens,
+    template_args,
   ):
-    """`run` is a setup.Run; the keywords are config.eval's, the seed, buckets and
-    the chunk of the loss."""
+    """`run` is a setup.Run; the keywords are config.eval's, the seed, buckets, the
+    chunk of the loss and the student's arguments of the chat template."""
     self.writer, self.samples_dir = writer, samples_dir
     self.run = run._replace(params=None)  # each call is given the weights
     self.samples, self.temperature = samples, temperature
@@ -129,6 +130,7 @@ class Evaluator:
       max_new_tokens=drift_tokens,
       bucket=bucket,
       chunk=chunk,
+      template_args=template_args,
     )
 
   def accuracy(self, params, side: str, samples: int):
@@ -189,9 +191,12 @@ class Evaluator:
     print(
       f"step {step}: accuracy {metrics['accuracy']:.3f}"
       f" [{metrics['accuracy_ci_low']:.3f}, {metrics['accuracy_ci_high']:.3f}]"
-      f" greedy, drift {row['eval/drift']:.3f} nats a token",
+      f" greedy, drift {row['eval/drift']:.3f} nats a token,"
+      f" truncated {metrics['truncated']:.0%}",
       flush=True,
     )
+    if warning := self_checks.truncated(metrics["truncated"], "eval.max_new_tokens"):
+      print(f"warning: {warning}", flush=True)
 
   def write_samples(self, step: int, completions) -> None:
     """Writes every greedy completion and its score to this evaluation's file."""
@@ -204,7 +209,7 @@ class Evaluator:
         "completion": completion.text,
         "score": completion.score,
       }
-      lines.append(json.dumps(record) + "\n")
+      lines.append(paths.to_json(record) + "\n")
     self.samples_dir.mkdir(parents=True, exist_ok=True)
     path = self.samples_dir / f"eval_{step:06d}.jsonl"
     path.write_text("".join(lines))

@@ -4,8 +4,6 @@ Both read only what harness.py writes to a workdir: settings.json and, for every
 set, <set>.jsonl with one problem a line. No model is needed.
 """
 
-import json
-
 import numpy as np
 
 from opsd_jax.evaluation import calibration, statistics
@@ -94,7 +92,7 @@ def summarise(workdir) -> dict:
           bins=about["summary"]["bins"],
           title=f"{name}, {kind}",
         )
-  text = json.dumps(summary, indent=2, ensure_ascii=False)
+  text = paths.to_json(summary, indent=2, ensure_ascii=False)
   paths.write_whole(workdir / "summary.json", text + "\n")
   return summary
 

@@ -1,5 +1,7 @@
 """Text <-> token ids, and chat templates; on `tokenizers`, without torch."""
 
+import datetime
+import hashlib
 import json
 import os
 import pathlib
@@ -54,6 +56,7 @@ class Tokenizer:
   def __init__(self, inner: PreTrainedTokenizerFast, end_ids=()):
     """`end_ids`: ids that end a response, beside the tokenizer's eos token."""
     self.inner = inner
+    self.date = datetime.date.today()  # that chat templates are told
     self.end_of_turn_id = inner.eos_token_id
     self.eos_ids = tuple(dict.fromkeys((inner.eos_token_id, *end_ids)))
     self.pad_id = (
@@ -85,9 +88,20 @@ class Tokenizer:
       )
     for message in messages:
       self.refuse_control(message["content"])
+    midnight = datetime.datetime.combine(self.date, datetime.time())
     return self.inner.apply_chat_template(
-      messages, tokenize=False, add_generation_prompt=True, **template_args
+      messages,
+      tokenize=False,
+      add_generation_prompt=True,
+      strftime_now=midnight.strftime,
+      **template_args,
     )
+
+  def digest(self) -> str:
+    """A hash of what it makes of a text and of a chat."""
+    inner = self.inner
+    what = inner.backend_tokenizer.to_str(), inner.chat_template, self.eos_ids
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
   def refuse_control(self, text: str) -> None:
     """Raises ControlToken where a text contains a special token."""
@@ -118,9 +132,16 @@ class Tokenizer:
       jinja.write_text(inner.chat_template, newline="")
 
 
-def load(path) -> Tokenizer:
+def load(path, date: datetime.date | None = None) -> Tokenizer:
   """The tokenizer of a resolved model source: a directory in Hugging Face
-  format, a .gguf file, or `tiny` and `tiny_wide`."""
+  format, a .gguf file, or `tiny` and `tiny_wide`. `date` is what chat templates
+  that ask for it are told; None: today's."""
+  tokenizer = read(path)
+  tokenizer.date = date or tokenizer.date
+  return tokenizer
+
+
+def read(path) -> Tokenizer:
   if str(path) in ("tiny", "tiny_wide"):
     return byte_tokenizer()
   path = epath.Path(path)

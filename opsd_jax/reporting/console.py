@@ -10,7 +10,7 @@ import numpy as np
 from opsd_jax.models import transformer
 from opsd_jax.reporting import plots
 from opsd_jax.rollouts import collate
-from opsd_jax.runtime import distributed
+from opsd_jax.runtime import distributed, paths
 
 
 def describe(config, run) -> str:
@@ -67,7 +67,7 @@ def show_samples(config, run, directory, step: int, groups, batch, learned) -> N
       heading, *(coloured(r["tokens"], r["kl"]) for r in rows), sep="\n", flush=True
     )
   directory.mkdir(parents=True, exist_ok=True)
-  table = "".join(json.dumps(row) + "\n" for row in rows)
+  table = "".join(paths.to_json(row) + "\n" for row in rows)
   (directory / f"rollouts_{step:06d}.jsonl").write_text(table)
 
 
@@ -97,12 +97,13 @@ def finish(config, run, writer, workdir, seconds: float) -> dict:
   summary = summarise(writer.rows()) | {
     "steps": config.steps,
     "seconds": seconds,
+    "peak_memory_gb": max(r.get("memory/peak", 0.0) for r in writer.rows()),
     "eval_problems": len(run.eval),
     "examples_removed_as_overlap": run.removed_as_overlap,
     "dropped": run.dropped,
     "test_time": config.data.test_time,  # True: trained on the evaluation's problems
   }
-  (workdir / "summary.json").write_text(json.dumps(summary, indent=2) + "\n")
+  (workdir / "summary.json").write_text(paths.to_json(summary, indent=2) + "\n")
   plots.training(writer.rows(), summary, workdir / "summary.png")
   writer.close()
   print(before_and_after(workdir / "samples", config.steps, 5))
@@ -123,6 +124,8 @@ def summarise(rows) -> dict:
     ("sampled_accuracy_base", rows[0], "eval/sampled_accuracy"),
     ("sampled_accuracy_teacher", rows[0], "eval/teacher_sampled_accuracy"),
     ("sampled_accuracy_final", rows[-1], "eval/sampled_accuracy"),
+    ("truncated_base", rows[0], "eval/truncated"),
+    ("truncated_final", rows[-1], "eval/truncated"),
   ):
     for end in ("", "_ci_low", "_ci_high"):
       if key + end in row:
@@ -192,8 +195,10 @@ def results(summary: dict, workdir) -> str:
   lines += [f"  {n:20}{interval(k)}" for n, k in labels if k in summary]
   lines += [
     f"drift {summary['drift']:.3f} nats a token from the base on unrelated prompts",
-    f"{summary['steps']} steps, {summary['seconds']:.0f} s; see"
-    f" {workdir / 'summary.png'}",
+    f"truncated: {summary['truncated_base']:.0%} of the base's completions,"
+    f" {summary['truncated_final']:.0%} of the final ones",
+    f"{summary['steps']} steps, {summary['seconds']:.0f} s, at most"
+    f" {summary['peak_memory_gb']:.1f} GB; see {workdir / 'summary.png'}",
   ]
   return "\n".join(lines)
 

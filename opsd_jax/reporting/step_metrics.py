@@ -3,7 +3,7 @@
 import numpy as np
 
 from opsd_jax.losses import objective as objectives
-from opsd_jax.rollouts import collate
+from opsd_jax.rollouts import collate, collect
 from opsd_jax.runtime import distributed
 
 
@@ -32,6 +32,9 @@ def update_metrics(config, run, learned, groups) -> dict[str, float]:
     row["overflow"] = float(learned.overflow)
   return row | {
     "truncated": distributed.mean(row["truncated"]),
+    "masked": sum(
+      distributed.gather(sum(collect.is_masked(config, r) for r in rollouts))
+    ),
     "padding": collate.padding_share(batch),
   }
 

@@ -14,9 +14,10 @@ from opsd_jax.losses import token_weights
 from opsd_jax.models import attention
 from opsd_jax.models.tokenizer import ControlToken
 from opsd_jax.registry import accepted, bind, pick
-from opsd_jax.rollouts import advantages, collate, contexts, routing, sources
+from opsd_jax.rollouts import advantages, collate, contexts, routing, shapes, sources
 from opsd_jax.runtime import distributed
 from opsd_jax.runtime.mesh import row_shards
+from opsd_jax.structs import Completion
 
 
 def collect(config, run, answer, draw):
@@ -55,10 +56,9 @@ def sample_groups(config, run, answer, draw):
   """(groups, verified where a stage reads verdicts; metrics).
 
   With rewards.dynamic_sampling_rounds above 1 problems are drawn and answered
-  again until every process has its number of prompts whose responses differ in
-  reward, or the rounds are over (DAPO, arXiv:2503.14476, eq. 11); what is missing
-  then is filled up with prompts without signal, whose advantages, where they
-  compare, are 0: no penalty of theirs counts.
+  again until every process has its number of prompts with an advantage that is not
+  0, or the rounds are over (DAPO, arXiv:2503.14476, eq. 11); what is missing then is
+  filled up with the others, of which nothing is learned.
   """
   c, asked = config.rewards, collections.Counter()
   source, n = (
@@ -85,6 +85,7 @@ def sample_groups(config, run, answer, draw):
   first = sorted(np.argsort(~signal_P, kind="stable")[: len(new)])
   return [groups[i] for i in first], {
     "score": distributed.mean(np.mean([r.verdict.score for r in everything])),
+    "correct": distributed.mean(np.mean([r.verdict.is_correct for r in everything])),
     "unverified": distributed.mean(
       np.mean([not r.verdict.is_verified for r in everything])
     ),
@@ -210,13 +211,14 @@ def rewards_of(c, groups) -> np.ndarray:
 
 
 def signal(c, groups) -> np.ndarray:
-  """P booleans: whether a prompt's compared responses differ in reward."""
-  return advantages.signal(rewards_of(c, groups))
+  """P booleans: whether a prompt's compared responses teach anything."""
+  return advantages.teaches(c.advantage, rewards_of(c, groups))
 
 
 def with_advantages(config, groups):
   """(the groups with an advantage for each response that is compared, metrics). A
-  second row of a completion has its completion's."""
+  second row of a completion has its completion's. Where all responses to a prompt
+  are wrong none pays for its length: brevity would be all that is learned."""
   c = config.rewards
   reward_PxN = rewards_of(c, groups)
   penalty_PxN = np.array(
@@ -231,9 +233,10 @@ def with_advantages(config, groups):
       for g in groups
     ]
   )
+  pays_P = (reward_PxN != 0).any(1)
   if c.dynamic_sampling_rounds > 1:
-    penalty_PxN *= signal(c, groups)[:, None]
-  reward_PxN = reward_PxN + penalty_PxN
+    pays_P &= signal(c, groups)
+  reward_PxN = reward_PxN + penalty_PxN * pays_P[:, None]
   made = []
   for group, local in zip(
     groups, local_advantages(c.advantage, reward_PxN), strict=True
@@ -282,16 +285,8 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
     share_prompts=attention.supports_shared_prefix(run.model_config.attention),
     parts=shards * config.batch.micro_batches,
     all_reduce_max=distributed.maximum,
-    coarse=views_that_vary(config, run.objective),
+    shapes=run.shapes,
   )
-
-
-def views_that_vary(config, objective):
-  """Views whose rows hang on what was sampled: those made after verdicts, and
-  all where a source answers some problems again."""
-  if config.rollout.source in sources.VERIFY:
-    return range(objective.views)
-  return contexts.late_views(config.context)
 
 
 def row_maker(config, objective):
@@ -308,6 +303,8 @@ def row_maker(config, objective):
   views, seed = objective.views, config.seed
 
   def row(r, group: int, draw: tuple[int, int]) -> collate.Row:
+    if is_masked(config, r):
+      r = r._replace(completion=Completion("", (), (), True, ()), old_logp=())
     # A view that it lacks reads the learner's prompt, with weight 0.
     prompts = tuple(ids or r.views[0] for ids in r.views[:views])
     old_logp = () if r.old_logp is None else r.old_logp
@@ -325,6 +322,11 @@ def row_maker(config, objective):
     )
 
   return row
+
+
+def is_masked(config, rollout) -> bool:
+  """Whether a response is left out of the loss and of its denominators."""
+  return config.batch.mask_truncated and rollout.completion.truncated
 
 
 def gumbel(seed: int, r, draw: tuple[int, int]) -> tuple[float, ...]:
@@ -346,4 +348,4 @@ def kept_columns(objective, tokens) -> int | None:
   if counts[0] is None:
     return None
   (most,) = distributed.maximum([max(c.sum() for c in counts)])
-  return min(collate.round_up(most, 32, digits=3), first_BxT.shape[1])
+  return min(shapes.round_up(most, 32, digits=3), first_BxT.shape[1])

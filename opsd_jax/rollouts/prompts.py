@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from opsd_jax import spec
 from opsd_jax.models.tokenizer import ControlToken, Tokenizer
 from opsd_jax.rollouts import contexts
 from opsd_jax.rollouts.sources import reference
@@ -72,7 +73,7 @@ def chat_ids(
   tokenizer: Tokenizer, messages, template_args, max_prompt_len: int
 ) -> tuple[int, ...]:
   """Token ids of a chat; raises contexts.Missing where there are too many."""
-  ids = tuple(tokenizer.chat_ids(messages, **given(template_args)))
+  ids = tuple(tokenizer.chat_ids(messages, **spec.arguments(template_args)))
   if len(ids) > max_prompt_len:
     raise contexts.Missing(f"a prompt is longer than {max_prompt_len} tokens")
   return ids
@@ -80,13 +81,8 @@ def chat_ids(
 
 def teacher_prompt(context, tokenizer: Tokenizer) -> Callable:
   """messages -> ids, with the chat-template arguments of teachers."""
-  args = given(context.teacher_args)
+  args = spec.arguments(context.teacher_args)
   return lambda messages: tuple(tokenizer.chat_ids(messages, **args))
-
-
-def given(template_args) -> dict:
-  """The chat-template arguments that are set; None leaves one to the template."""
-  return {k: v for k, v in template_args.items() if v is not None}
 
 
 def teacher_ids(

@@ -28,12 +28,13 @@ def complete(
   host_sync_every: int,
   prompt_bucket: int,
   stop=(),
+  longest_prompt: int = 0,
 ) -> list[list[Completion]]:
   """n completions of each prompt (token ids); `ids` name the prompts' draws.
 
   max_new_tokens: one number, or one a completion. A completion ends with the
   first token whose text completes one of the `stop` strings: it was sampled, so
-  it is kept, and with it the string.
+  it is kept, and with it the string. longest_prompt: see `sampler.sample`.
   """
   samples = sample(
     model_config,
@@ -48,6 +49,7 @@ def complete(
     bucket=prompt_bucket,
     steps=host_sync_every,
     stopped=stopper(tokenizer, stop),
+    longest_prompt=longest_prompt,
   )
   rows = []
   for r, size in enumerate(samples.len_R):
@@ -225,6 +227,7 @@ class Answer:
       host_sync_every=r.host_sync_every,
       prompt_bucket=config.batch.prompt_bucket,
       stop=r.stop,
+      longest_prompt=run.longest_prompt,
     )
 
   def __call__(self, prompts, names, n: int, role: str):

@@ -1,6 +1,8 @@
-"""Settings of the host's memory allocator."""
+"""The host's memory: what the allocator keeps of it, how much is in use."""
 
 import ctypes
+import pathlib
+import resource
 import sys
 
 # Parameters of glibc's mallopt (malloc.h).
@@ -19,3 +21,28 @@ def keep_freed() -> bool:
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
   settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1))
   return bool(mallopt) and all(mallopt(*setting) for setting in settings)
+
+
+def give_back() -> None:
+  """Returns freed pieces to the system. What a compilation, an evaluation or a save
+  leaves is in other pieces than a step needs: kept, they would add up."""
+  if sys.platform.startswith("linux"):
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim:
+      trim(0)
+
+
+def usage() -> dict[str, float]:
+  """{"memory/resident", "memory/peak": GB of this process, "memory/left": the share
+  of the machine's memory that is available}; what the system does not tell is left
+  out."""
+  peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
+  found = {"memory/peak": peak / 1e9 * (1 if sys.platform == "darwin" else 1024)}
+  statm, meminfo = pathlib.Path("/proc/self/statm"), pathlib.Path("/proc/meminfo")
+  if statm.exists() and meminfo.exists():
+    pages = int(statm.read_text().split()[1])
+    found["memory/resident"] = pages * resource.getpagesize() / 1e9
+    lines = (line.split() for line in meminfo.read_text().splitlines())
+    kib = {name: int(size) for name, size, *_ in lines}
+    found["memory/left"] = kib["MemAvailable:"] / kib["MemTotal:"]
+  return found

@@ -127,13 +127,18 @@ def restore_params(directory, shardings):
 
 def fingerprint(params, mesh) -> str:
   """A hash of the weights that does not depend on their layout."""
-  # Hashing the bytes would gather every array. The sum of an array's bits, as
-  # integers, is the same in any order and so in any layout.
-  unsigned = {2: jnp.uint16, 4: jnp.uint32}
+  # Hashing the bytes would gather every array. A sum of an array's bits, as integers,
+  # is the same in any order and so in any layout; each counts by an odd number of
+  # its place, so that exchanged entries are seen.
+  unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
   def total(x):
     bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-    return bits.astype(jnp.uint32).sum(dtype=jnp.uint32)
+    place = jnp.ones((), jnp.uint32)
+    for axis in range(x.ndim):
+      i = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      place = place * (2 * i * jnp.uint32(0x9E3779B1 + 2 * axis) + 1)
+    return (bits.astype(jnp.uint32) * place).sum(dtype=jnp.uint32)
 
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   sums = jax.jit(

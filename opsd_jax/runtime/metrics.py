@@ -1,6 +1,6 @@
 """Records of a run: metrics.jsonl, TensorBoard, lines of progress."""
 
-import json
+import math
 import time
 
 from tqdm import tqdm
@@ -15,6 +15,8 @@ LINE = (
 
 class Writer:
   """metrics.jsonl (one object a line, with its step) and TensorBoard.
+
+  A number that is not finite is null in the file, and `nulls` counts them.
 
   On a disk a row is appended at once. An object in a store cannot be appended
   to: rows are kept in memory and the object is written anew, at most every `every`
@@ -34,12 +36,15 @@ class Writer:
       self.path.touch()
     elif self.path.exists():
       self.kept = self.path.read_text().splitlines()
-    self.board = open_board(workdir / "tb") if tensorboard else None
+    self.board_dir = workdir / "tb"
+    self.board = open_board(self.board_dir) if tensorboard else None
 
   def write(self, step: int, row: dict) -> None:
     if not self.writes:
       return
-    line = json.dumps({"step": step, **row})
+    if nulls := sum(not math.isfinite(value) for value in row.values()):
+      row = row | {"nulls": nulls}
+    line = paths.to_json({"step": step, **row})
     if self.kept is None:
       with self.path.open("a") as f:
         f.write(line + "\n")
@@ -73,7 +78,10 @@ class Writer:
     """Removes the rows after `step`, which a resumed run writes again."""
     if not self.writes:
       return
-    lines = [json.dumps(r) for r in self.rows() if r["step"] <= step]
+    if self.board:  # a resumed run's events replace those after `step`
+      self.board.close()
+      self.board = open_board(self.board_dir, purge_step=step + 1)
+    lines = [paths.to_json(r) for r in self.rows() if r["step"] <= step]
     if self.kept is not None:
       self.kept = lines
     self._replace(lines)
@@ -84,14 +92,15 @@ class Writer:
       self.board.close()
 
 
-def open_board(directory):
-  """A TensorBoard writer; where it cannot be made, one warning and None."""
+def open_board(directory, purge_step: int | None = None):
+  """A TensorBoard writer, which hides earlier events from `purge_step` on; where it
+  cannot be made, one warning and None."""
   try:
     if paths.is_remote(directory):
       paths.need("google.cloud.storage", "google-cloud-storage")
     from tensorboardX import SummaryWriter  # deferred: slow, and may be missing
 
-    return SummaryWriter(str(directory))
+    return SummaryWriter(str(directory), purge_step=purge_step)
   except (OSError, ImportError) as e:
     print(f"warning: no TensorBoard in {directory}: {e}", flush=True)
   return None

@@ -84,12 +84,14 @@ class Profiler:
     self.window = range(start, start + steps * distributed.is_first())
     self.step = contextlib.ExitStack()
 
-  def begin_step(self, step: int) -> None:
-    """Marks the beginning of a step and the end of the one before."""
+  def begin_step(self, step: int, updates: int = 1) -> None:
+    """Marks the beginning of `updates` steps on one batch and the end of those
+    before."""
     self.step.close()
-    if not self.running and step in self.window:
+    inside = bool({*range(step, step + updates)} & {*self.window})
+    if not self.running and inside:
       self.begin()
-    elif self.running and step not in self.window:
+    elif self.running and not inside:
       self.end()
     if self.running:
       self.step.enter_context(jax.profiler.StepTraceAnnotation("train", step_num=step))

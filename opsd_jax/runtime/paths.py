@@ -5,6 +5,7 @@ import errno
 import fcntl
 import importlib
 import json
+import math
 
 from etils import epath
 
@@ -40,6 +41,20 @@ def open_workdir(path) -> epath.Path:
   return path
 
 
+def to_json(value, **options) -> str:
+  """JSON text; a number that is not finite, which JSON does not know, is null."""
+  return json.dumps(finite(value), allow_nan=False, **options)
+
+
+def finite(value):
+  """The value with None for each number in it that is not finite."""
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  if isinstance(value, dict):
+    return {name: finite(x) for name, x in value.items()}
+  return [finite(x) for x in value] if isinstance(value, list | tuple) else value
+
+
 def read_json(path):
   """The value in a JSON file; ValueError where it is not readable."""
   try:
@@ -62,11 +77,13 @@ def read_rows(path) -> list:
 
 
 def whole_rows(lines) -> list:
-  """The values of JSON lines; a line that a kill cut short is left out."""
+  """The objects of JSON lines, null as NaN; a line that a kill cut short is left
+  out."""
   rows = []
   for line in lines:
     with contextlib.suppress(json.JSONDecodeError):
-      rows.append(json.loads(line))
+      row = json.loads(line)
+      rows.append({k: math.nan if v is None else v for k, v in row.items()})
   return rows
 
 
@@ -82,9 +99,9 @@ def write_whole(path, text: str) -> None:
 
 @contextlib.contextmanager
 def locked(path, wait: bool = False):
-  """Yields whether this process holds the file's lock; `wait` waits for it.
+  """Yields whether the caller holds the file's lock; `wait` waits for it.
 
-  The kernel releases the lock when the process ends, for whatever reason. Object
+  A second holder is refused also within one process. The kernel releases the lock when the process ends, for whatever reason. Object
   stores and some of their mounts have no locks: there every process gets True.
   """
   if is_remote(path):
@@ -93,7 +110,7 @@ def locked(path, wait: bool = False):
   path.parent.mkdir(parents=True, exist_ok=True)
   with open(path, "w") as f:
     try:
-      fcntl.lockf(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+      fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
       is_ours = True
     except OSError as e:
       if e.errno not in (errno.EACCES, errno.EAGAIN, *NO_LOCKS):

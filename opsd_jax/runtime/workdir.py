@@ -1,6 +1,7 @@
 """A workdir belongs to one experiment, and to one run of it at a time."""
 
 import contextlib
+import datetime
 import json
 import re
 
@@ -10,15 +11,18 @@ from opsd_jax.runtime import distributed, paths
 
 CONFIG = "config.json"  # of a training run
 SETTINGS = "settings.json"  # of an evaluation
+IDENTITY = "identity.json"  # of a training run: what its config does not say
 
 # Fields that may change between a run and its resumption: they change neither what
-# is trained on nor what an evaluation measures.
+# is trained on nor what an evaluation measures. More steps continue a run, at the
+# learning rates of the longer schedule.
 RESUMABLE_CHANGES = re.compile(
-  r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
+  r"steps$|eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
+NOTHING = re.compile("(?!)")
 # Summary-only settings, and names already covered by a digest.
 SUMMARY = re.compile(
-  r"summary\.|model\.run$|sets\..*\.(source|in_training|unverifiable)$"
+  r"summary\.|date$|model\.run$|sets\..*\.(source|in_training|unverifiable)$"
 )
 
 
@@ -32,12 +36,43 @@ def check_same_config(config, workdir) -> None:
   check_same(path, plain(config), RESUMABLE_CHANGES, "a run of another config")
 
 
-def write_config(config, workdir) -> None:
-  """Writes workdir/config.json; ValueError as `check_same_config`."""
+def write_config(config, workdir, identity: dict | None = None) -> None:
+  """Writes config.json and identity.json, and says where there are other steps than
+  before; ValueError where the workdir holds another run."""
   check_same_config(config, workdir)
+  if identity and (workdir / IDENTITY).exists():
+    check_same(workdir / IDENTITY, identity, NOTHING, "a run that began otherwise")
+  if (workdir / CONFIG).exists():
+    before, now = (
+      x["steps"] for x in (paths.read_json(workdir / CONFIG), plain(config))
+    )
+    if before != now:
+      print(
+        f"steps is {now}, it was {before}: from here on the learning rate is that of"
+        f" {now} steps",
+        flush=True,
+      )
   workdir.mkdir(parents=True, exist_ok=True)
-  text = json.dumps(plain(config), indent=2)
-  paths.write_whole(workdir / CONFIG, text + "\n")
+  for name, content in ((IDENTITY, identity), (CONFIG, plain(config))):
+    if content is not None:
+      paths.write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
+
+
+def today() -> str:
+  return datetime.date.today().isoformat()
+
+
+def date_of(workdir) -> datetime.date:
+  """The day on which the run or evaluation in `workdir` began; today without one.
+  It is that of the first process on all."""
+
+  def found() -> str:
+    for path in (workdir / IDENTITY, workdir / SETTINGS):
+      if path.exists():
+        return paths.read_json(path).get("date") or today()
+    return today()
+
+  return datetime.date.fromisoformat(distributed.broadcast_from_first(found))
 
 
 def write_settings(settings: dict, workdir) -> None:
@@ -66,7 +101,8 @@ def check_same(path, settings: dict, free: re.Pattern, content: str) -> None:
   ]
   if different:
     raise ValueError(
-      f"{path.parent} holds {content}; give another --workdir:\n" + "\n".join(different)
+      f"{path.parent} holds {content}; restore what changed, or give another"
+      " --workdir:\n" + "\n".join(different)
     )
 
 

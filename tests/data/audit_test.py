@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from opsd_jax import setup
 from opsd_jax.data import audit
+from opsd_jax.problems import read_problems
 from opsd_jax.structs import Example
 from opsd_jax.tasks import pool
 from tests.data.files import GOOD, row, tiny, write
@@ -15,7 +15,7 @@ def test_an_answer_that_cannot_be_verified_is_refused_before_a_model_loads(tmp_p
   config = tiny(tmp_path)
   config.data.eval = write(tmp_path / "e.jsonl", row(answer="one half"), GOOD)
   with pytest.raises(ValueError, match="largest_number cannot verify problem b"):
-    setup.read_problems(config)
+    read_problems(config)
   config.data.eval = write(
     tmp_path / "e.jsonl",
     row(answer="7"),
@@ -23,7 +23,7 @@ def test_an_answer_that_cannot_be_verified_is_refused_before_a_model_loads(tmp_p
     json.dumps({"problem": "x", "solution": "y"}).encode(),
   )
   config.data.skip_bad = 1
-  _, problems = setup.read_problems(config)
+  _, problems = read_problems(config)
   assert problems.counts["evaluation answers not verified"] == 0
   assert problems.dropped["evaluation: column 'answer': missing"] == 1
 
@@ -45,7 +45,7 @@ def test_solutions_that_end_in_another_answer_are_counted(tmp_path):
     tmp_path / "t.jsonl", GOOD, row(answer="5"), row(id="c", solution="None.")
   )
   config.data.eval = write(tmp_path / "e.jsonl", row(problem="3 + 3?"))
-  _, problems = setup.read_problems(config)
+  _, problems = read_problems(config)
   assert [n for k, n in problems.counts.items() if "another answer" in k] == [1]
   assert problems.counts["training questions with several answers"] == 1
 
@@ -57,4 +57,4 @@ def test_a_task_that_no_answer_suits_is_refused(tmp_path):
   with pytest.raises(
     ValueError, match="multiple_choice scores none of the 1 reference answers"
   ):
-    setup.read_problems(config)
+    read_problems(config)

@@ -132,7 +132,7 @@ def test_a_bad_data_section_is_refused(overrides, words):
   with pytest.raises(ValueError, match=words):
     setup.validate(config)
   if "data.eval" in overrides:  # a finished run's weights need no problems
-    setup.validate(config, problems=False)
+    setup.validate(config, with_problems=False)
 
 
 def test_a_task_that_needs_its_own_records_is_refused():

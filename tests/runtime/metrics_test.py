@@ -48,8 +48,40 @@ def test_a_line_torn_by_a_kill_is_forgotten(cut, tmp_path):
 
 def test_a_number_that_is_not_finite_can_be_read_back(tmp_path):
   writer = metrics.Writer(tmp_path, tensorboard=False)
-  writer.write(1, {"loss": float("nan")})
+  writer.write(1, {"loss": float("nan"), "grad_norm": float("inf"), "x": 1.0})
+  (line,) = writer.path.read_text().splitlines()
+  assert json.loads(line, parse_constant=pytest.fail) == {
+    "step": 1,
+    "loss": None,
+    "grad_norm": None,
+    "x": 1.0,
+    "nulls": 2,
+  }
   assert np.isnan(writer.rows()[0]["loss"])
+
+
+def test_tensorboard_shows_no_step_twice(tmp_path):
+  """After a resume the events beyond the checkpoint are replaced."""
+  from tensorboardX.proto.event_pb2 import Event, SessionLog
+
+  writer = metrics.Writer(tmp_path, tensorboard=True)
+  for step in (1, 2, 3):
+    writer.write(step, {"loss": float(step)})
+  writer.close()
+  resumed = metrics.Writer(tmp_path, tensorboard=True)
+  resumed.rewind(1)
+  for step in (2, 3):
+    resumed.write(step, {"loss": 10.0 * step})
+  resumed.close()
+  events = []
+  for path in sorted((tmp_path / "tb").iterdir(), key=lambda p: p.stat().st_mtime_ns):
+    data = path.read_bytes()
+    while data:  # a record: size, its checksum, the event, its checksum
+      size = int.from_bytes(data[:8], "little")
+      events.append(Event.FromString(data[12 : 12 + size]))
+      data = data[16 + size :]
+  purged = [e.step for e in events if e.session_log.status == SessionLog.START]
+  assert purged == [2]  # a reader forgets these and later steps that came before
 
 
 def test_tensorboard_receives_the_rows(tmp_path):

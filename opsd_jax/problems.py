@@ -1,0 +1,130 @@
+"""config -> the problems of a run: read, disjoint, worded for every view.
+
+What they say, as the chat template renders it, is part of a run's identity.
+"""
+
+from collections.abc import Callable
+
+from ml_collections import ConfigDict
+
+from opsd_jax.data import audit, order, splits
+from opsd_jax.data.rows import Columns
+from opsd_jax.data.sources import TASK
+from opsd_jax.losses import objective as objectives
+from opsd_jax.models import tokenizer as tokenizers
+from opsd_jax.rollouts.prompts import build_prompts
+from opsd_jax.runtime import checkpoint, distributed
+from opsd_jax.structs import Prompts
+from opsd_jax.tasks import pool
+
+
+def load_split(config: ConfigDict) -> splits.Split:
+  """The training and evaluation examples of a run of this config."""
+  task, data = config.task, config.data
+  return splits.load(
+    data.train,
+    data.eval,
+    Columns(data.problem, data.solution, data.answer, data.id),
+    skip_bad=data.skip_bad,
+    train_limit=data.train_limit,
+    eval_limit=data.eval_limit,
+    rewarded=objectives.learns_from_rewards(config),
+    test_time=data.test_time,
+    task={
+      "name": task.name,
+      "train_count": task.train_count,
+      "eval_count": task.eval_count,
+      "seed": task.seed,
+      "privileged_field": task.privileged_field,
+    },
+  )
+
+
+def read_problems(config: ConfigDict) -> tuple[Callable, splits.Split]:
+  """(verify, `load_split`), with the audit of a file's answers in its counts.
+
+  Raises ValueError where the task cannot verify the answers that responses will
+  be compared with.
+  """
+  task, data = config.task, config.data
+  verify = pool.shared(task.name, task.privileged_field, **config.verify)
+  split = load_split(config)
+  counts = dict(split.counts)
+  if data.eval != TASK:
+    counts["evaluation answers not verified"] = audit.count_unverifiable(
+      verify, split.eval, task.name, data.eval
+    )
+  if data.train != TASK and objectives.learns_from_rewards(config):
+    counts["training answers not verified"] = audit.count_unverifiable(
+      verify, split.train, task.name, data.train
+    )
+  # `exact` compares the whole response: it reads no answer out of a solution.
+  if data.train != TASK and task.name != "exact":
+    name = f"of {audit.AUDITED:,} training solutions at most, with another answer"
+    counts[name] = audit.count_contradicting_solutions(verify, split.train)
+  return verify, split._replace(counts=counts)
+
+
+def tokenize(
+  config: ConfigDict,
+  tokenizer: tokenizers.Tokenizer,
+  split: splits.Split,
+  row_len: int,
+  max_positions: int,
+) -> tuple[tuple[Prompts, ...], tuple[Prompts, ...], dict[str, int]]:
+  """(training prompts, evaluation prompts, dropped examples by reason).
+
+  `row_len` bounds a training row, `max_positions` an evaluation row. Raises
+  ValueError where too few problems are left.
+  """
+  dropped = dict(split.dropped)
+  train = build_prompts(
+    config.context,
+    tokenizer,
+    split.train,
+    row_len - config.rollout.max_new_tokens,
+    dropped,
+    "training",
+    reference_row_len=row_len if config.rollout.source == "dataset" else 0,
+    views_read=objectives.from_config(config).views,
+  )
+  held_out = build_prompts(
+    config.context,
+    tokenizer,
+    split.eval,
+    max_positions - config.eval.max_new_tokens,
+    dropped,
+    "evaluation",
+  )
+  if len(train) < config.rollout.prompts_per_step or not held_out:
+    raise ValueError(
+      f"{len(train)} training problems are left, expected at least"
+      f" rollout.prompts_per_step = {config.rollout.prompts_per_step}, and"
+      f" {len(held_out)} evaluation problems, expected at least 1; removed as"
+      f" overlap: {split.removed_as_overlap}; dropped: {dropped or 'none'}"
+    )
+  return train, held_out, dropped
+
+
+def identify(config: ConfigDict, tokenizer, train, held_out, *models) -> dict:
+  """{name: digest} of what decides a run beside its config: the prompts as they are
+  rendered, the tokenizer, the weights it starts from.
+
+  `models`: params, external and their mesh. Raises ValueError where processes read
+  different problems.
+  """
+  *trees, mesh = models
+  digest = order.digest(train, held_out)
+  if len(set(distributed.gather(digest))) > 1:
+    raise ValueError(
+      "the processes read different problems: give each the same content of"
+      f" data.train={config.data.train} and data.eval={config.data.eval}"
+    )
+  base, external = (checkpoint.fingerprint(tree, mesh) for tree in trees)
+  return {
+    "date": tokenizer.date.isoformat(),
+    "prompts": digest,
+    "tokenizer": tokenizer.digest(),
+    "base": base,
+    "external": external,
+  }
