@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from opsd_jax import rules, tasks
 from opsd_jax.data import audit, order, splits, unrelated
-from opsd_jax.data.rows import Columns
+from opsd_jax.data.columns import Columns
 from opsd_jax.data.sources import TASK
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses import optimizer
