@@ -11,6 +11,7 @@ Keywords are fields of config.context; `memory` is what earlier steps have left
 (host_memory.py).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -119,21 +120,64 @@ def none(example: Example, pool) -> None:
   return None
 
 
+class Pool(tuple):
+  """Examples that `other` draws from; what it takes for each is found once for all."""
+
+  @functools.cached_property
+  def others(self) -> dict[str, str | None]:
+    """{id: the solution that `other` shows}; None where there is none. Of examples of
+    one id the first counts."""
+    traits = [traits_of(e, i) for i, e in enumerate(self)]
+    after, solutions = (), [None] * len(self)
+    # Backwards and twice round, so that the last examples are followed by the first.
+    for i in (*reversed(range(len(self))), *reversed(range(len(self)))):
+      fitting = (j for j in after if not alike(traits[i], traits[j]))
+      found = next(fitting, None)
+      solutions[i] = None if found is None else self[found].solution
+      if traits[i][1]:  # has a solution
+        after = shorten((i, *after), traits)
+    ids = reversed([e.id for e in self])
+    return dict(zip(ids, reversed(solutions), strict=True))
+
+
+def traits_of(example: Example, i: int) -> tuple:
+  """What two examples that are `alike` share one of; no answer is like none."""
+  answer = (i,) if example.answer is None else example.answer
+  solution = (example.solution or "").strip()
+  return answer, solution, normalize_question(example.question)
+
+
+def alike(one, two) -> bool:
+  return any(a == b for a, b in zip(one, two, strict=True))
+
+
+def shorten(followers, traits) -> tuple:
+  """Those of the examples in this order that may be the first unlike some example:
+  at most eight (Alon 1985, the bound on set pairs, of three traits)."""
+  kept = []
+  for j in followers:
+    if has_witness([traits[k] for k in kept], traits[j], {}):
+      kept.append(j)
+  return tuple(kept)
+
+
+def has_witness(kept, last, fixed: dict) -> bool:
+  """Whether some traits, of which `fixed` are given, are alike to all of `kept` and
+  not to `last`."""
+  for traits in kept:
+    if all(traits[n] != value for n, value in fixed.items()):
+      free = (n for n in range(3) if n not in fixed and traits[n] != last[n])
+      return any(has_witness(kept, last, fixed | {n: traits[n]}) for n in free)
+  return True
+
+
 def other(example: Example, pool) -> str:
   """Another problem's solution: the next in the pool whose question, solution
   and answer all read differently. The control of the reference's form."""
-  ids = [e.id for e in pool]
-  place = ids.index(example.id)
-  for e in (*pool[place + 1 :], *pool[:place]):
-    alike = (
-      e.answer is not None
-      and e.answer == example.answer
-      or (e.solution or "").strip() in ("", (example.solution or "").strip())
-      or normalize_question(e.question) == normalize_question(example.question)
-    )
-    if not alike:
-      return e.solution
-  raise Missing("other problem with another solution")
+  pool = pool if isinstance(pool, Pool) else Pool(pool)
+  if (found := pool.others[example.id]) is None:
+    raise Missing("other problem with another solution")
+  return found
 
 
 BEFORE = {"solution": solution, "answer": answer, "none": none, "other": other}
