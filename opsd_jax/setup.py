@@ -24,7 +24,7 @@ from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.rollouts import contexts, host_memory
 from opsd_jax.rollouts import sources as rollout_sources
-from opsd_jax.rollouts.prompts import build_prompts, teacher_prompt
+from opsd_jax.rollouts.prompts import build_prompts, longest_prompt, teacher_prompt
 from opsd_jax.runtime import distributed, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.runtime.mesh import check_heads, check_rows, make_mesh
@@ -178,7 +178,7 @@ def rows_per_step(config: ConfigDict) -> int:
 
 def load_split(config: ConfigDict) -> splits.Split:
   """The training and evaluation examples of a run of this config."""
-  task, data = config.task, config.data
+  data = config.data
   return splits.load(
     data.train,
     data.eval,
@@ -188,13 +188,7 @@ def load_split(config: ConfigDict) -> splits.Split:
     eval_limit=data.eval_limit,
     rewarded=objectives.learns_from_rewards(config),
     test_time=data.test_time,
-    task={
-      "name": task.name,
-      "train_count": task.train_count,
-      "eval_count": task.eval_count,
-      "seed": task.seed,
-      "privileged_field": task.privileged_field,
-    },
+    task=dict(config.task),
   )
 
 
@@ -233,26 +227,31 @@ def tokenize(
   """(training prompts, evaluation prompts, dropped examples by reason).
 
   `row_len` bounds a training row, `max_positions` an evaluation row. Raises
-  ValueError where too few problems are left.
+  ValueError where one has no place for a prompt, or too few problems are left.
   """
+  of_model = "the model's positions"
+  of_row = f"batch.max_sequence_len or {of_model}"
+  train_len, eval_len, _ = (
+    longest_prompt(name, rules.field(config, name), limit, of)
+    for name, limit, of in (
+      ("rollout.max_new_tokens", row_len, of_row),
+      ("eval.max_new_tokens", max_positions, of_model),
+      ("eval.drift_tokens", max_positions, of_model),
+    )
+  )
   dropped = dict(split.dropped)
   train = build_prompts(
     config.context,
     tokenizer,
     split.train,
-    row_len - config.rollout.max_new_tokens,
+    train_len,
     dropped,
     "training",
     reference_row_len=row_len if config.rollout.source == "dataset" else 0,
     views_read=objectives.from_config(config).views,
   )
   held_out = build_prompts(
-    config.context,
-    tokenizer,
-    split.eval,
-    max_positions - config.eval.max_new_tokens,
-    dropped,
-    "evaluation",
+    config.context, tokenizer, split.eval, eval_len, dropped, "evaluation"
   )
   if len(train) < config.rollout.prompts_per_step or not held_out:
     raise ValueError(
