@@ -21,7 +21,7 @@ from typing import NamedTuple
 from opsd_jax import spec, tasks
 from opsd_jax.data import formats
 from opsd_jax.data import rows as data_rows
-from opsd_jax.data.columns import AUTO, Columns, clip, list_names
+from opsd_jax.data.columns import AUTO, Columns, list_names
 from opsd_jax.data.rows import Loaded
 from opsd_jax.runtime import paths
 
@@ -62,7 +62,7 @@ def parse(source: str) -> tuple[str, str, dict[str, str]]:
     kind, colon, rest = "jsonl", ":", source
   if kind not in KINDS or not colon or not rest:
     raise ValueError(
-      f"data source {clip(repr(source))}: expected a path that ends in"
+      f"data source {source!r}: expected a path that ends in"
       f" {', '.join(formats.SUFFIXES)} or one of them and .gz, {PREFIXES}, or for a"
       " run's data: task"
     )
@@ -93,7 +93,7 @@ def existing_file(path: str):
     path = paths.open_workdir(path).expanduser()
     is_file, is_dir = path.is_file(), path.is_dir()
   except (OSError, RuntimeError) as e:
-    raise ValueError(f"data file {clip(str(path))}: {clip(str(e))}") from e
+    raise ValueError(f"data file {path}: {e}") from e
   if is_dir:
     raise ValueError(
       f"data file {path} does not exist: it is a directory, give a file in it"

@@ -187,7 +187,7 @@ def test_a_checkpoint_of_the_earlier_layout_is_refused(tmp_path):
   checkpoint.save(manager, state)
   manager.wait_until_finished()
   assert int(checkpoint.restore(manager, 3, shapes, layout).step) == 3
-  with pytest.raises(ValueError, match="no 'place'"):
+  with pytest.raises(ValueError, match="no 'iterator'"):
     checkpoint.restore_iterator_state(manager, 3)
   manager.close()
 

@@ -28,7 +28,7 @@ from tests.runtime import distributed_test
     ("missing.parquet", "missing.parquet does not exist"),
     ("missing.json.gz", "missing.json.gz does not exist"),
     ("x.csv", "ends in .jsonl, .json, .parquet or one of them and .gz"),
-    (f"{'x' * 5000}.jsonl", r"\.\.\. \(4,\d+ more characters\)"),
+    (f"{'x' * 5000}.jsonl", "data file xxx"),
     ("~nobody_of_this_name/x.jsonl", "nobody_of_this_name"),
     ("tfds:no_such_set", "no_such_set not found"),
     ("tfds:ai2_arc,splt=train", "'splt=train' is no option.*split="),
