@@ -148,27 +148,25 @@ def traits_of(example: Example, i: int) -> tuple:
 
 
 def alike(one, two) -> bool:
-  return any(a == b for a, b in zip(one, two, strict=True))
+  return one[0] == two[0] or one[1] == two[1] or one[2] == two[2]
 
 
 def shorten(followers, traits) -> tuple:
   """Those of the examples in this order that may be the first unlike some example:
   at most eight (Alon 1985, the bound on set pairs, of three traits)."""
   kept = []
+  witnesses = [(None,) * 3]  # traits alike to all of `kept`, as few as suffice
   for j in followers:
-    if has_witness([traits[k] for k in kept], traits[j], {}):
+    others = [w for w in witnesses if not alike(w, traits[j])]
+    if others:
       kept.append(j)
+      witnesses = [w for w in witnesses if alike(w, traits[j])] + [
+        (*w[:n], traits[j][n], *w[n + 1 :])
+        for w in others
+        for n in range(3)
+        if w[n] is None
+      ]
   return tuple(kept)
-
-
-def has_witness(kept, last, fixed: dict) -> bool:
-  """Whether some traits, of which `fixed` are given, are alike to all of `kept` and
-  not to `last`."""
-  for traits in kept:
-    if all(traits[n] != value for n, value in fixed.items()):
-      free = (n for n in range(3) if n not in fixed and traits[n] != last[n])
-      return any(has_witness(kept, last, fixed | {n: traits[n]}) for n in free)
-  return True
 
 
 def other(example: Example, pool) -> str:
