@@ -149,6 +149,8 @@ def parquet(path, f, columns):
       f = io.BytesIO(f.read())
     table = pyarrow.parquet.ParquetFile(f)
     names = table.schema_arrow.names
+    if twice := [n for n in set(names) if names.count(n) > 1]:
+      raise ValueError(f"{path} has a column twice: {data_columns.list_names(twice)}")
     data_columns.check_named(str(path), names, columns)
     read = [n for n in names if data_columns.may_hold(n, columns)]
     for batch in table.iter_batches(columns=read or None):

@@ -159,6 +159,16 @@ def test_parquet_reads_the_columns_it_needs_and_names_all_in_an_error(tmp_path):
     load(path)
 
 
+def test_a_column_twice_is_refused(tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  table = pyarrow.table([["a?"], ["b?"], ["1"]], names=["problem", "problem", "answer"])
+  pyarrow.parquet.write_table(table, tmp_path / "p.parquet")
+  with pytest.raises(ValueError, match="p.parquet has a column twice: problem"):
+    load(tmp_path / "p.parquet")
+
+
 def test_a_folder_and_a_pipe_are_no_files(tmp_path):
   for path in (tmp_path, f"jsonl:{tmp_path}", tmp_path / "none.parquet"):
     with pytest.raises(ValueError, match="does not exist"):
