@@ -93,12 +93,14 @@ def data(config: ConfigDict) -> None:
   config.task.privileged_field = "answer"
 
   config.data = ConfigDict()
-  # "task" (the problems that config.task.name makes), "jsonl:path", "hf:org/name",
-  # "tfds:name" (both ",split=train" unless told), "reasoning_gym:<task>"
-  # (",size=500,seed=0" unless told); config.task.name is the verifier
+  # "task" (the problems that config.task.name makes), "jsonl:path" (jsonl, a JSON
+  # array or parquet, gzipped or not), "hf:org/name", "tfds:name" (both ",split=train"
+  # unless told), "reasoning_gym:<task>" (",size=500,seed=0" unless told);
+  # config.task.name is the verifier
   config.data.train = "task"
   config.data.eval = "task"  # what training asks too is removed from training
-  # columns: a name, "auto" for what the public files call it, "" for none
+  # columns: a name, a path such as reward_model.ground_truth or answers.0, "auto"
+  # for what the public files call it, "" for none
   config.data.problem = "auto"
   config.data.solution = "auto"  # column of the worked solution; "": none
   config.data.answer = "auto"  # without one: the solution's last \boxed{}

@@ -7,12 +7,13 @@ from collections.abc import Callable
 
 from ml_collections import ConfigDict
 
+from opsd_jax import rules
 from opsd_jax.data import audit, order, splits
-from opsd_jax.data.rows import Columns
+from opsd_jax.data.columns import Columns
 from opsd_jax.data.sources import TASK
 from opsd_jax.losses import objective as objectives
 from opsd_jax.models import tokenizer as tokenizers
-from opsd_jax.rollouts.prompts import build_prompts
+from opsd_jax.rollouts.prompts import build_prompts, longest_prompt
 from opsd_jax.runtime import checkpoint, distributed
 from opsd_jax.structs import Prompts
 from opsd_jax.tasks import pool
@@ -20,7 +21,7 @@ from opsd_jax.tasks import pool
 
 def load_split(config: ConfigDict) -> splits.Split:
   """The training and evaluation examples of a run of this config."""
-  task, data = config.task, config.data
+  data = config.data
   return splits.load(
     data.train,
     data.eval,
@@ -30,13 +31,7 @@ def load_split(config: ConfigDict) -> splits.Split:
     eval_limit=data.eval_limit,
     rewarded=objectives.learns_from_rewards(config),
     test_time=data.test_time,
-    task={
-      "name": task.name,
-      "train_count": task.train_count,
-      "eval_count": task.eval_count,
-      "seed": task.seed,
-      "privileged_field": task.privileged_field,
-    },
+    task=dict(config.task),
   )
 
 
@@ -75,26 +70,31 @@ def tokenize(
   """(training prompts, evaluation prompts, dropped examples by reason).
 
   `row_len` bounds a training row, `max_positions` an evaluation row. Raises
-  ValueError where too few problems are left.
+  ValueError where one has no place for a prompt, or too few problems are left.
   """
+  of_model = "the model's positions"
+  of_row = f"batch.max_sequence_len or {of_model}"
+  train_len, eval_len, _ = (
+    longest_prompt(name, rules.field(config, name), limit, of)
+    for name, limit, of in (
+      ("rollout.max_new_tokens", row_len, of_row),
+      ("eval.max_new_tokens", max_positions, of_model),
+      ("eval.drift_tokens", max_positions, of_model),
+    )
+  )
   dropped = dict(split.dropped)
   train = build_prompts(
     config.context,
     tokenizer,
     split.train,
-    row_len - config.rollout.max_new_tokens,
+    train_len,
     dropped,
     "training",
     reference_row_len=row_len if config.rollout.source == "dataset" else 0,
     views_read=objectives.from_config(config).views,
   )
   held_out = build_prompts(
-    config.context,
-    tokenizer,
-    split.eval,
-    max_positions - config.eval.max_new_tokens,
-    dropped,
-    "evaluation",
+    config.context, tokenizer, split.eval, eval_len, dropped, "evaluation"
   )
   if len(train) < config.rollout.prompts_per_step or not held_out:
     raise ValueError(

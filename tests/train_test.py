@@ -428,6 +428,24 @@ def test_what_these_devices_or_this_model_cannot_do(overrides, words, tmp_path):
   assert not (tmp_path / "metrics.jsonl").exists()
 
 
+@pytest.mark.parametrize(
+  "field,limit,words",
+  [
+    ("eval.max_new_tokens", 2048, "the model's positions"),
+    ("eval.drift_tokens", 2048, "the model's positions"),
+    ("rollout.max_new_tokens", 2048, "batch.max_sequence_len or the model's positions"),
+  ],
+)
+def test_new_tokens_that_leave_no_prompt_are_refused_by_name(field, limit, words):
+  for beyond in (0, 1952):
+    with pytest.raises(ValueError) as e:
+      setup.prepare(tiny(**{field: limit + beyond}))
+    assert str(e.value) == (
+      f"{field} is {limit + beyond}, expected less than {limit}, {words}, so that a"
+      " prompt fits too"
+    )
+
+
 def test_rows_longer_than_max_sequence_len_are_dropped_and_counted():
   shorter = setup.prepare(tiny(**{"batch.max_sequence_len": 223 + 8}))
   whole = setup.prepare(tiny())

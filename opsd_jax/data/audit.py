@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+from opsd_jax.data.columns import clip
 from opsd_jax.structs import UNVERIFIED, Example
 
 # Responses to which `count_unverifiable` turns a reference answer. The last one
@@ -32,8 +33,8 @@ def count_unverifiable(
   for e, v in zip(repeated, verdicts, strict=True):
     if v.feedback.startswith(f"{UNVERIFIED}: "):
       raise ValueError(
-        f"task {task} cannot verify problem {e.id} of {source}, whose answer is"
-        f" {e.answer!r} ({v.feedback}): choose another task.name"
+        f"task {task} cannot verify problem {clip(e.id)} of {source}, whose answer is"
+        f" {clip(repr(e.answer))} ({clip(v.feedback)}): choose another task.name"
       )
   scores = [v.score for v in verdicts]
   bare, boxed = scores[: len(answered)], scores[len(answered) : 2 * len(answered)]
@@ -41,7 +42,7 @@ def count_unverifiable(
   if answered and wrong == len(answered):
     raise ValueError(
       f"task {task} scores none of the {wrong} reference answers of {source} as"
-      f" correct, {answered[0].answer!r} the first: choose another task.name"
+      f" correct, {clip(repr(answered[0].answer))} the first: choose another task.name"
     )
   return wrong
 

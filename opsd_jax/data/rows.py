@@ -13,6 +13,8 @@ import math
 import re
 from typing import NamedTuple
 
+from opsd_jax.data import columns as data_columns
+from opsd_jax.data.columns import CONTEXT, MISSING, Columns, chat, clip, lookup
 from opsd_jax.structs import Example
 from opsd_jax.tasks import normalize_question
 from opsd_jax.tasks.grading.extract import last_boxed
@@ -20,37 +22,13 @@ from opsd_jax.tasks.grading.extract import last_boxed
 MAX_LINE = 4_000_000  # bytes; a longer line means a damaged file
 SHOWN = 5  # bad rows named in an error
 
-# Column names of the public files, in any case. The first name of a field that at
-# least half of the rows have, null not counted, is its column.
-AUTO = {
-  "problem": ("problem", "question", "prompt", "problem_statement"),
-  "solution": (
-    "solution",
-    "answer_cot",
-    "worked_solution",
-    "ground_truth_solution",
-    "reference_solution",
-    "generated_solution",
-    "deepseek_solution",
-    "rationale",
-  ),
-  "answer": ("answer", "expected_answer", "final_answer", "ground_truth", "target"),
-  "id": ("id", "unique_id", "problem_id", "question_id", "problem_idx", "uuid"),
-}
-
 CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")  # all but tab, LF
 SURROGATE = re.compile(r"[\ud800-\udfff]")
 FINAL = re.compile(r"^####[ \t]*(\S.*?)[ \t]*$", re.MULTILINE)
 CALCULATOR = re.compile(r"<<[^<>\n]*>>")
-
-
-class Columns(NamedTuple):
-  """The column of each field: a name, "auto" for a usual one, "" for none."""
-
-  problem: str = "auto"
-  solution: str = "auto"
-  answer: str = "auto"
-  id: str = "auto"
+# What NuminaMath has in place of an answer, without spaces.
+NO_ANSWERS = ("proof", "notfound")
+CHATS_READ = (["user"], ["assistant"], ["user", "assistant"])
 
 
 class Literal(float):
@@ -66,10 +44,11 @@ class Literal(float):
 
 
 class Loaded(NamedTuple):
-  """A source's examples, and its bad rows."""
+  """A source's examples, its bad rows, and what its good rows hold besides."""
 
   examples: tuple[Example, ...]
   dropped: dict[str, int]  # reason -> rows
+  not_read: dict[str, int] = {}  # parts of a column that no field takes -> count
 
 
 class Bad(ValueError):
@@ -83,16 +62,16 @@ class Bad(ValueError):
 # ------------------------------------------------------------------- lines
 
 
-def read_jsonl(path):
-  """Yields ("path:line", object or Bad) of every line that is not blank."""
-  with path.open("rb") as f:
-    for number, line in enumerate(lines(f), 1):
-      try:
-        row = parse(line)
-      except Bad as e:
-        row = e
-      if row is not None:
-        yield f"{path}:{number}", row
+def read_jsonl(path, f):
+  """Yields ("path:line", object or Bad) of every line that is not blank; `f` is the
+  open file of this path."""
+  for number, line in enumerate(lines(f), 1):
+    try:
+      row = parse(line)
+    except Bad as e:
+      row = e
+    if row is not None:
+      yield f"{path}:{number}", row
 
 
 def lines(f):
@@ -116,16 +95,15 @@ def parse(line: bytes) -> dict | None:
   if not text:
     return None
   try:
-    row = json.loads(
-      text,
-      object_pairs_hook=unique_keys,
-      parse_constant=no_constant,
-      parse_float=Literal,
-    )
+    row = DECODER.decode(text)
   except Bad:
     raise
   except (ValueError, RecursionError) as e:
     raise Bad("invalid JSON", str(e)) from e
+  return check_object(row)
+
+
+def check_object(row) -> dict:
   if not isinstance(row, dict):
     raise Bad("no object", f"a {type(row).__name__}, expected {{...}}")
   return row
@@ -135,7 +113,7 @@ def unique_keys(pairs) -> dict:
   row = dict(pairs)
   if len(row) < len(pairs):
     names = collections.Counter(name for name, _ in pairs)
-    raise Bad("a key twice", repr(names.most_common(1)[0][0]))
+    raise Bad("a key twice", clip(repr(names.most_common(1)[0][0])))
   return row
 
 
@@ -143,73 +121,29 @@ def no_constant(name: str):
   raise Bad("invalid JSON", f"{name} is no JSON")
 
 
-# ----------------------------------------------------------------- columns
+DECODER = json.JSONDecoder(
+  object_pairs_hook=unique_keys, parse_constant=no_constant, parse_float=Literal
+)
 
 
-def choose(source: str, rows, columns: Columns) -> Columns:
-  """The column of each field in these rows; None for a field without one.
-
-  Raises ValueError where a named column, or the problem's, is missing; where a
-  usual name stands in fewer than half of the rows, or in two cases; and where the
-  problem shares its column with another field.
-  """
-  names = {name: None for row in rows for name in row}
-  counts = collections.Counter(
-    name for row in rows for name, value in row.items() if value is not None
-  )
-  message = f"{source} has the columns {', '.join(names) or 'none'}"
-
-  def find(field, name):
-    if name != "auto":
-      if name and name not in names:
-        raise ValueError(f"{message}, not {name!r}: set data.{field}")
-      return name or None
-    usual = [n for n in counts if n.casefold() in AUTO[field]]
-    many = [n for n in usual if 2 * counts[n] >= len(rows)]
-    # A file may lack ids: an id is then made from the question's text.
-    if usual and not many and field != "id":
-      raise ValueError(
-        f"{source}: column {usual[0]!r} is in {counts[usual[0]]} of"
-        f" {len(rows)} rows: set data.{field} to it, or to '' for none"
-      )
-
-    def preference(n):
-      return AUTO[field].index(n.casefold())
-
-    if len(many) > len({preference(n) for n in many}):
-      raise ValueError(f"{message}, one in two cases: set data.{field}")
-    return min(many, key=preference, default=None)
-
-  found = Columns(*(find(f, n) for f, n in columns._asdict().items()))
-  if found.problem is None:
-    raise ValueError(f"{message}, none for the problem: set data.problem")
-  if found.problem in found[1:]:
-    raise ValueError(
-      f"{source}: column {found.problem!r} is the problem and another field"
-      " too: set data.problem, .solution, .answer or .id"
-    )
-  if found.solution is None and found.answer is None:
-    raise ValueError(
-      f"{message}, none for a solution or an answer: set data.solution or data.answer"
-    )
-  return found
-
-
-def may_hold(name: str, columns: Columns) -> bool:
-  """Whether `choose` may take a column of this name."""
-  return name in columns or any(name.casefold() in n for n in AUTO.values())
+# ------------------------------------------------------------------ fields
 
 
 def read_text(row: dict, column: str, number: bool = False) -> str:
   """The text in a column, unchanged; raises Bad. `number`: numbers are text too."""
-  if column not in row:
+  return check_text(column, lookup(row, column), number)
+
+
+def check_text(column: str, value, number: bool = False) -> str:
+  """The value of a column if it is text; raises Bad."""
+  if value is MISSING:
     raise Bad(f"column {column!r}: missing")
-  value = row[column]
   is_number = type(value) is int or (isinstance(value, float) and math.isfinite(value))
   if number and is_number:
     value = str(value)
   if not isinstance(value, str):
     kind = "null" if value is None else f"a {type(value).__name__}"
+    kind = "an empty list" if value == [] else kind
     raise Bad(f"column {column!r}: not text", f"{kind}, expected text")
   for fault, pattern in (("control character", CONTROL), ("lone surrogate", SURROGATE)):
     if found := pattern.search(value.replace("\r\n", "\n")):
@@ -219,6 +153,60 @@ def read_text(row: dict, column: str, number: bool = False) -> str:
   if not value.strip():
     raise Bad(f"column {column!r}: empty")
   return value
+
+
+def read_turns(column: str, turns) -> dict:
+  """{role: text} of a chat of one question and at most one reply; raises Bad."""
+  asked = [(role, text) for role, text in turns if role != "system"]
+  if [role for role, _ in asked] not in CHATS_READ:
+    roles = data_columns.list_names(role for role, _ in asked)
+    raise Bad(
+      f"column {column!r}: several turns",
+      f"{roles}; expected user, or user and assistant",
+    )
+  return dict(asked)
+
+
+def read_problem(row: dict, columns: Columns, not_read) -> str:
+  """The question: a text, or the user's turn of a chat, of which the other turns are
+  counted. OlympiadBench keeps the beginning of some apart."""
+  column, value = columns.problem, lookup(row, columns.problem)
+  if (turns := chat(value)) is not None:
+    texts = read_turns(column, turns)
+    not_read["system turns"] += any(role == "system" for role, _ in turns)
+    not_read["replies"] += "assistant" in texts and columns.solution != column
+    value = texts.get("user", MISSING)
+  text = check_text(column, value)
+  begin = row.get(CONTEXT) if "final_answer" in row and column == "question" else None
+  has_begin = isinstance(begin, str) and begin.strip()
+  return f"{read_text(row, CONTEXT)}\n\n{text}" if has_begin else text
+
+
+def read_solution(row: dict, columns: Columns, not_read) -> str:
+  """A text, the assistant's turn of a chat, or the first text of a list, whose
+  others are counted."""
+  column, value = columns.solution, lookup(row, columns.solution)
+  if (turns := chat(value)) is not None:
+    return check_text(column, read_turns(column, turns).get("assistant", MISSING))
+  if isinstance(value, list) and value:
+    not_read["further solutions"] += len(value) - 1
+    value = value[0]
+  return check_text(column, value)
+
+
+def read_answer(row: dict, column: str) -> str | None:
+  """A text, a number or a list of one; None for what NuminaMath has instead. Several
+  answers may be parts or alternatives: raises Bad, as for what is no text."""
+  value = lookup(row, column)
+  if isinstance(value, list) and value:
+    if any(v != value[0] for v in value):
+      raise Bad(
+        f"column {column!r}: several answers",
+        f"{len(value)}, expected one; data.answer={column}.0 takes the first",
+      )
+    value = value[0]
+  text = check_text(column, value, number=True).strip()
+  return None if "".join(text.split()).casefold() in NO_ANSWERS else text
 
 
 # ---------------------------------------------------------------- examples
@@ -236,24 +224,26 @@ def read_examples(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
   """
   rows, faults, examples = list(rows), [], []
   whole = [row for _, row in rows if not isinstance(row, Bad)]
-  columns = choose(source, whole, columns) if whole else columns
+  columns = data_columns.choose(source, whole, columns) if whole else columns
   worked = is_worked(whole, columns)
-  dropped, seen, repeats = collections.Counter(), {}, collections.Counter()
+  dropped, not_read = collections.Counter(), collections.Counter()
+  seen, repeats = {}, collections.Counter()
   for where, row in rows:
     try:
       if isinstance(row, Bad):
         raise row
-      example = to_example(row, columns, worked)
+      example = to_example(row, columns, worked, besides := collections.Counter())
       if columns.id is None:
         example = with_id(example, repeats)
       if (before := seen.setdefault(example.id, where)) != where:
-        details = f"{example.id!r} is at {before}"
+        details = f"{clip(repr(example.id))} is at {before}"
         raise Bad(f"column {columns.id!r}: an id twice", details)
     except Bad as e:
       faults.append(f"{where}: {e}")
       dropped[e.reason] += 1
       continue
     examples.append(example)
+    not_read.update(besides)
   if len(faults) > skip_bad:
     hidden = len(faults) - SHOWN
     shown = faults[:SHOWN] + ([f"and {hidden} more"] if hidden > 0 else [])
@@ -263,20 +253,20 @@ def read_examples(source: str, rows, columns: Columns, skip_bad: int) -> Loaded:
     )
   if not examples:
     raise ValueError(f"{source} holds no problem and {len(faults)} bad rows")
-  return Loaded(tuple(examples), dict(dropped))
+  return Loaded(tuple(examples), dict(dropped), dict(+not_read))
 
 
 def is_worked(rows, columns: Columns) -> bool:
   """Whether the answers are worked solutions that end in `#### answer`."""
   if columns.answer is None or columns.solution not in (None, columns.answer):
     return False
-  answers = (row.get(columns.answer) for row in rows)
+  answers = (lookup(row, columns.answer) for row in rows)
   return any(isinstance(a, str) and FINAL.search(a) for a in answers)
 
 
-def to_example(row: dict, columns: Columns, worked: bool) -> Example:
+def to_example(row: dict, columns: Columns, worked: bool, not_read) -> Example:
   """A row as an Example, its id "" without a column for it; raises Bad."""
-  question = read_text(row, columns.problem)
+  question = read_problem(row, columns, not_read)
   solution = answer = None
   if worked:
     text = read_text(row, columns.answer)
@@ -288,9 +278,9 @@ def to_example(row: dict, columns: Columns, worked: bool) -> Example:
     solution, answer = CALCULATOR.sub("", text), last[1].strip()
   else:
     if columns.solution is not None:
-      solution = read_text(row, columns.solution)
+      solution = read_solution(row, columns, not_read)
     if columns.answer is not None:
-      answer = read_text(row, columns.answer, number=True).strip()
+      answer = read_answer(row, columns.answer)
     else:
       answer = final_answer(solution)
   id = "" if columns.id is None else read_text(row, columns.id, number=True)

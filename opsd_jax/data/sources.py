@@ -1,8 +1,10 @@
 """Sources of problems: one string -> checked Examples.
 
-  jsonl:path                        or a path that ends in .jsonl; gs:// too
+  jsonl:path                        jsonl, a JSON array or parquet, gzipped or not; or
+                                    a path that ends in .jsonl, .json, .parquet, or
+                                    one of them and .gz; gs:// too
   tfds:name,split=train,data_dir=d  a tensorflow-datasets dataset
-  tfds:opsd_jsonl,path=p            a jsonl file as such a dataset, converted once
+  tfds:opsd_jsonl,path=p            such a file as such a dataset, converted once
   hf:org/name,split=train,config=c  jsonl or parquet files of a Hugging Face dataset
   reasoning_gym:task,size=500,seed=0,key=value
   task                              the generator of config.task, see splits.py
@@ -17,8 +19,10 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 from opsd_jax import spec, tasks
+from opsd_jax.data import formats
 from opsd_jax.data import rows as data_rows
-from opsd_jax.data.rows import Columns, Loaded
+from opsd_jax.data.columns import AUTO, Columns, list_names
+from opsd_jax.data.rows import Loaded
 from opsd_jax.runtime import paths
 
 __all__ = ["Columns", "Loaded", "check", "load"]
@@ -54,12 +58,13 @@ def check(source: str) -> None:
 def parse(source: str) -> tuple[str, str, dict[str, str]]:
   """`"kind:name,key=value"` -> (kind, name, {key: value}); raises ValueError."""
   kind, colon, rest = source.partition(":")
-  if source.endswith(".jsonl") and kind not in KINDS:
+  if kind not in KINDS and (formats.is_data_file(source) or is_directory(source)):
     kind, colon, rest = "jsonl", ":", source
   if kind not in KINDS or not colon or not rest:
     raise ValueError(
-      f"data source {source!r}: expected a path that ends in .jsonl, one of"
-      f" {', '.join(f'{k}:...' for k in KINDS)}, or for a run's data: task"
+      f"data source {source!r}: expected a path that ends in"
+      f" {', '.join(formats.SUFFIXES)} or one of them and .gz, {PREFIXES}, or for a"
+      " run's data: task"
     )
   known = KINDS[kind].options
   name, options = spec.parse(rest, known)
@@ -75,10 +80,28 @@ def parse(source: str) -> tuple[str, str, dict[str, str]]:
 # ------------------------------------------------------------------- kinds
 
 
+def is_directory(path: str) -> bool:
+  try:
+    return "://" not in path and pathlib.Path(path).expanduser().is_dir()
+  except (OSError, RuntimeError):  # a name that is too long, an unknown ~user
+    return False
+
+
 def existing_file(path: str):
-  path = paths.open_workdir(path).expanduser()
-  if not path.exists() or path.is_dir():
-    raise ValueError(f"data file {path} does not exist")
+  """The path; ValueError where no file is there."""
+  try:
+    path = paths.open_workdir(path).expanduser()
+    is_file, is_dir = path.is_file(), path.is_dir()
+  except (OSError, RuntimeError) as e:
+    raise ValueError(f"data file {path}: {e}") from e
+  if is_dir:
+    raise ValueError(
+      f"data file {path} does not exist: it is a directory, give a file in it"
+    )
+  if not is_file:
+    raise ValueError(
+      f"data file {path} does not exist: give the path of a file, {PREFIXES}"
+    )
   return path
 
 
@@ -89,7 +112,7 @@ def check_jsonl(name, options) -> None:
 def read_jsonl(source, name, options, columns, skip_bad) -> Loaded:
   path = existing_file(name)
   return data_rows.read_examples(
-    str(path), data_rows.read_jsonl(path), columns, skip_bad
+    str(path), formats.read_rows(path, columns), columns, skip_bad
   )
 
 
@@ -140,11 +163,7 @@ def read_hf(source, name, options, columns, skip_bad) -> Loaded:
       " its file and give jsonl:path"
     ) from e
   found = choose_files(source, pathlib.Path(directory), split, options)
-
-  def read(p):
-    return data_rows.read_jsonl(p) if p.suffix == ".jsonl" else parquet(p, columns)
-
-  rows = itertools.chain.from_iterable(map(read, found))
+  rows = itertools.chain.from_iterable(formats.read_rows(p, columns) for p in found)
   return data_rows.read_examples(source, rows, columns, skip_bad)
 
 
@@ -176,7 +195,7 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
     raise ValueError(
       f"{source}: {len(found)} jsonl or parquet files of split={split},"
       f" config={config} in {len(groups)} groups, expected one group; the files"
-      f" are {', '.join(names) or 'none'}: give split= and config=, a folder"
+      f" are {list_names(names)}: give split= and config=, a folder"
     )
   parts = [re.search(number + "$", pathlib.PurePath(n).stem) for n in found]
   if any(parts):
@@ -184,31 +203,9 @@ def choose_files(source, directory, split: str, options) -> list[pathlib.Path]:
     count = max(int(m[2]) for m in parts if m)
     if present != {(i, count) for i in range(count)} or len(found) > count:
       raise ValueError(
-        f"{source}: {', '.join(found)} are not the {count} parts of one file"
+        f"{source}: {list_names(found)} are not the {count} parts of one file"
       )
   return [directory / n for n in found]
-
-
-def parquet(path, columns):
-  """Yields ("path:row", object), with the columns that `columns` may choose.
-
-  Raises ValueError where the file is damaged or its text is not UTF-8.
-  """
-  import pyarrow.parquet  # deferred: only parquet files need it
-
-  number = 0
-  try:
-    table = pyarrow.parquet.ParquetFile(path)
-    names = [n for n in table.schema_arrow.names if data_rows.may_hold(n, columns)]
-    for batch in table.iter_batches(columns=names or None):
-      for row in batch.to_pylist():
-        number += 1
-        yield f"{path}:{number}", row
-  except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:
-    reason = str(e).partition("\n")[0]
-    raise ValueError(
-      f"{path}: not readable as parquet after row {number}: {reason}"
-    ) from e
 
 
 def check_gym(name, options) -> None:
@@ -239,7 +236,7 @@ def read_gym(source, name, options, columns, skip_bad) -> Loaded:
   field = columns.solution
   if field == "auto":
     metadata = next(stream("answer")).metadata["metadata"]
-    usual = [n for n in data_rows.AUTO["solution"] if n in metadata]
+    usual = [n for n in AUTO["solution"] if n in metadata]
     field = usual[0] if usual else "answer"
   size = int(options.get("size", "500"))
   return Loaded(tuple(itertools.islice(stream(field), size)), {})
@@ -251,3 +248,4 @@ KINDS = {
   "hf": Kind(check_hf, read_hf, ("split", "config", "revision")),
   "reasoning_gym": Kind(check_gym, read_gym, None),
 }
+PREFIXES = f"one of {', '.join(f'{kind}:...' for kind in KINDS)}"

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from opsd_jax import spec, tasks
 from opsd_jax.data import sources
-from opsd_jax.data.rows import Columns
+from opsd_jax.data.columns import Columns
 from opsd_jax.data.sources import TASK
 from opsd_jax.structs import Example
 
@@ -141,9 +141,11 @@ def task_examples(task: dict, use: str, taken: Iterable[str]):
 def read(
   source: str, columns: Columns, skip_bad: int, use: str, dropped: dict, counts: dict
 ) -> tuple[Example, ...]:
-  """A source's examples; adds its bad rows to `dropped`, all rows to `counts`."""
+  """A source's examples; adds its bad rows to `dropped`, and to `counts` all rows and
+  what no field takes of the others."""
   loaded = sources.load(source, columns, skip_bad=skip_bad)
   counts[f"{use} rows"] = len(loaded.examples) + sum(loaded.dropped.values())
+  counts.update({f"{use} {k} (not read)": n for k, n in loaded.not_read.items()})
   dropped.update({f"{use}: {k}": n for k, n in loaded.dropped.items()})
   return loaded.examples
 

@@ -1,7 +1,7 @@
 """tensorflow-datasets as random-access sources, without TensorFlow.
 
-Beside the package's own datasets there is `opsd_jsonl`: the examples of a jsonl
-file, converted to array_record once.
+Beside the package's own datasets there is `opsd_jsonl`: the examples of a data file,
+converted to array_record once.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ FIELDS = ("id", "question", "solution", "answer")
 class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
   """Examples in the order of their file; `loaded` holds those to convert."""
 
-  VERSION = tfds.core.Version("1.1.0")  # increases when rows.py reads differently
+  VERSION = tfds.core.Version("1.2.0")  # increases when rows.py reads differently
 
   def __init__(self, *, loaded: Loaded = Loaded((), {}), **kw):  # noqa: B008
     self.loaded = loaded
@@ -32,7 +32,9 @@ class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
       features=tfds.features.FeaturesDict(
         {name: tfds.features.Text() for name in FIELDS}
       ),
-      metadata=tfds.core.MetadataDict(dropped=self.loaded.dropped),
+      metadata=tfds.core.MetadataDict(
+        dropped=self.loaded.dropped, not_read=self.loaded.not_read
+      ),
     )
 
   def _split_generators(self, dl_manager):
@@ -44,7 +46,7 @@ class OpsdJsonl(tfds.core.GeneratorBasedBuilder):
 
 
 def open_jsonl(path, read, settings, options: dict) -> Loaded:
-  """The examples of a jsonl file, out of its dataset.
+  """The examples of a data file, out of its dataset.
 
   Args:
     path: the file.
@@ -69,9 +71,8 @@ def open_jsonl(path, read, settings, options: dict) -> Loaded:
     builder = make()
   source = data_source(f"tfds:{NAME},path={path}", builder, options)
   fields = ([row[n] or None for n in FIELDS] for row in map(plain, source))
-  return Loaded(
-    tuple(Example(*values) for values in fields), dict(builder.info.metadata["dropped"])
-  )
+  counts = (dict(builder.info.metadata[name]) for name in ("dropped", "not_read"))
+  return Loaded(tuple(Example(*values) for values in fields), *counts)
 
 
 def find(name: str, options: dict):

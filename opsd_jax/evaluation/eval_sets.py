@@ -68,14 +68,15 @@ def open_set(
   verify = open_verifier(task)
   if wanted.task:
     dropped = {}
-    examples = sources.load(wanted.source, sources.Columns()).examples
-    examples = splits.drop_unanswered(task, examples, dropped, "evaluation")
+    loaded = sources.load(wanted.source, sources.Columns())
+    examples = splits.drop_unanswered(task, loaded.examples, dropped, "evaluation")
     examples = examples[:count]
     about = {
       "source": wanted.source,
       "task": task,
       "without_answer": sum(dropped.values()),
       "repeated": len(examples) - len(splits.group_by_question(examples)),
+      **{f"{k} (not read)": n for k, n in loaded.not_read.items()},
     }
   else:
     stream = tasks.open_task(task, "answer").examples(f"eval/{seed}")

@@ -11,6 +11,7 @@ Keywords are fields of config.context; `memory` is what earlier steps have left
 (host_memory.py).
 """
 
+import functools
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -119,21 +120,62 @@ def none(example: Example, pool) -> None:
   return None
 
 
+class Pool(tuple):
+  """Examples that `other` draws from; what it takes for each is found once for all."""
+
+  @functools.cached_property
+  def others(self) -> dict[str, str | None]:
+    """{id: the solution that `other` shows}; None where there is none. Of examples of
+    one id the first counts."""
+    traits = [traits_of(e, i) for i, e in enumerate(self)]
+    after, solutions = (), [None] * len(self)
+    # Backwards and twice round, so that the last examples are followed by the first.
+    for i in (*reversed(range(len(self))), *reversed(range(len(self)))):
+      fitting = (j for j in after if not alike(traits[i], traits[j]))
+      found = next(fitting, None)
+      solutions[i] = None if found is None else self[found].solution
+      if traits[i][1]:  # has a solution
+        after = shorten((i, *after), traits)
+    ids = reversed([e.id for e in self])
+    return dict(zip(ids, reversed(solutions), strict=True))
+
+
+def traits_of(example: Example, i: int) -> tuple:
+  """What two examples that are `alike` share one of; no answer is like none."""
+  answer = (i,) if example.answer is None else example.answer
+  solution = (example.solution or "").strip()
+  return answer, solution, normalize_question(example.question)
+
+
+def alike(one, two) -> bool:
+  return one[0] == two[0] or one[1] == two[1] or one[2] == two[2]
+
+
+def shorten(followers, traits) -> tuple:
+  """Those of the examples in this order that may be the first unlike some example:
+  at most eight (Alon 1985, the bound on set pairs, of three traits)."""
+  kept = []
+  witnesses = [(None,) * 3]  # traits alike to all of `kept`, as few as suffice
+  for j in followers:
+    others = [w for w in witnesses if not alike(w, traits[j])]
+    if others:
+      kept.append(j)
+      witnesses = [w for w in witnesses if alike(w, traits[j])] + [
+        (*w[:n], traits[j][n], *w[n + 1 :])
+        for w in others
+        for n in range(3)
+        if w[n] is None
+      ]
+  return tuple(kept)
+
+
 def other(example: Example, pool) -> str:
   """Another problem's solution: the next in the pool whose question, solution
   and answer all read differently. The control of the reference's form."""
-  ids = [e.id for e in pool]
-  place = ids.index(example.id)
-  for e in (*pool[place + 1 :], *pool[:place]):
-    alike = (
-      e.answer is not None
-      and e.answer == example.answer
-      or (e.solution or "").strip() in ("", (example.solution or "").strip())
-      or normalize_question(e.question) == normalize_question(example.question)
-    )
-    if not alike:
-      return e.solution
-  raise Missing("other problem with another solution")
+  pool = pool if isinstance(pool, Pool) else Pool(pool)
+  if (found := pool.others[example.id]) is None:
+    raise Missing("other problem with another solution")
+  return found
 
 
 BEFORE = {"solution": solution, "answer": answer, "none": none, "other": other}

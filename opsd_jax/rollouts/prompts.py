@@ -12,6 +12,17 @@ from opsd_jax.structs import Example, Prompts
 REASONS = (contexts.Missing, ControlToken)
 
 
+def longest_prompt(field: str, new_tokens: int, limit: int, limited_by: str) -> int:
+  """Tokens of a prompt at most; ValueError where `new_tokens`, the value of `field`,
+  leave it none of the `limit`."""
+  if new_tokens >= limit:
+    raise ValueError(
+      f"{field} is {new_tokens}, expected less than {limit}, {limited_by}, so that a"
+      " prompt fits too"
+    )
+  return limit - new_tokens
+
+
 def build_prompts(
   context,
   tokenizer: Tokenizer,
@@ -40,6 +51,7 @@ def build_prompts(
       first `views_read` views.
   """
   kinds, kept = contexts.names(context), []
+  pool = contexts.Pool(examples)
   for example in examples:
     try:
       student_ids = chat_ids(
@@ -52,7 +64,7 @@ def build_prompts(
       for kind in kinds:
         try:
           views.append(
-            teacher_ids(context, tokenizer, example, examples, kind, max_prompt_len)
+            teacher_ids(context, tokenizer, example, pool, kind, max_prompt_len)
           )
         except REASONS as e:
           if use == "training":
@@ -86,13 +98,13 @@ def teacher_prompt(context, tokenizer: Tokenizer) -> Callable:
 
 
 def teacher_ids(
-  context, tokenizer: Tokenizer, example, examples, kind: str, max_prompt_len: int
+  context, tokenizer: Tokenizer, example, pool, kind: str, max_prompt_len: int
 ) -> tuple[int, ...]:
   """Token ids of one teacher view's prompt; () for a context that needs verified
   responses, whose prompt is made in every step."""
   if kind in contexts.AFTER:
     return ()
-  messages = contexts.teacher_messages(context.template, kind, example, examples)
+  messages = contexts.teacher_messages(context.template, kind, example, pool)
   return chat_ids(tokenizer, messages, context.teacher_args, max_prompt_len)
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from configs import opsd
 from opsd_jax import setup
-from opsd_jax.data import sources
+from opsd_jax.data import formats, sources
 from tests.data.files import GOOD, WORKED, load, write
 from tests.runtime import distributed_test
 
@@ -23,7 +23,13 @@ from tests.runtime import distributed_test
     ("task", "or for a run's data"),
     ("missing.jsonl", "missing.jsonl does not exist"),
     ("jsonl:missing", "missing does not exist"),
-    ("jsonl:.", "does not exist"),
+    ("jsonl:.", "does not exist: it is a directory"),
+    (".", "it is a directory"),
+    ("missing.parquet", "missing.parquet does not exist"),
+    ("missing.json.gz", "missing.json.gz does not exist"),
+    ("x.csv", "ends in .jsonl, .json, .parquet or one of them and .gz"),
+    (f"{'x' * 5000}.jsonl", "data file xxx"),
+    ("~nobody_of_this_name/x.jsonl", "nobody_of_this_name"),
     ("tfds:no_such_set", "no_such_set not found"),
     ("tfds:ai2_arc,splt=train", "'splt=train' is no option.*split="),
     ("tfds:opsd_jsonl,path=missing.jsonl", "missing.jsonl does not exist"),
@@ -111,7 +117,7 @@ def test_damaged_parquet_is_reported(tmp_path):
   parquet(path, [{"problem": f"{i}", "answer": "1"} for i in range(1000)])
   whole, read = (
     path.read_bytes(),
-    lambda: list(sources.parquet(path, sources.Columns())),
+    lambda: list(formats.read_rows(path, sources.Columns())),
   )
   assert len(read()) == 1000
   middle = len(whole) // 4

@@ -85,6 +85,17 @@ def test_a_problem_without_an_answer_is_left_out(tmp_path):
   assert (found.about["without_answer"], found.about["repeated"]) == (1, 1)
 
 
+def test_what_no_field_takes_of_a_set_is_counted(tmp_path):
+  path = tmp_path / "a.json"
+  turns = [{"role": r, "content": r} for r in ("system", "user")]
+  path.write_text(json.dumps([{"prompt": turns, "reward_model": {"ground_truth": 2}}]))
+  found = eval_sets.open_set(
+    eval_sets.parse(f"a={path}"), count=None, seed=None, open_verifier=open_verifier
+  )
+  assert [(e.question, e.answer) for e in found.examples] == [("user", "2")]
+  assert found.about["system turns (not read)"] == 1
+
+
 def test_a_task_gives_at_least_one_problem():
   with pytest.raises(ValueError, match="0 problems of largest_number"):
     eval_sets.open_set(

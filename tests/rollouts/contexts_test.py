@@ -1,9 +1,13 @@
 """What each view reads, word for word; the student never sees the rest."""
 
+import collections
+import contextlib
 import functools
 import itertools
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from opsd_jax.registry import accepted
 from opsd_jax.rollouts import contexts, host_memory
@@ -115,6 +119,80 @@ def test_other_passes_over_equal_and_absent_solutions():
   assert CANARY in told("short", "other", pool[4], pool)
   with pytest.raises(contexts.Missing, match="other problem"):
     told("short", "other", pool[0], same)
+
+
+def next_unlike(place, pool):
+  """`other` as it is defined, one example after another."""
+  e = pool[place]
+  for f in (*pool[place + 1 :], *pool[:place]):
+    alike = (
+      e.answer is not None
+      and e.answer == f.answer
+      or (f.solution or "").strip() in ("", (e.solution or "").strip())
+      or e.question.strip() == f.question.strip()
+    )
+    if not alike:
+      return f.solution
+  return None
+
+
+@given(
+  st.lists(
+    st.tuples(
+      st.integers(0, 3), st.sampled_from(["", " ", *"abcd"]), st.integers(0, 3)
+    ),
+    max_size=14,
+  )
+)
+def test_other_is_the_next_unlike_one_whatever_is_alike(rows):
+  pool = tuple(
+    Example(str(i), f"Question {q}?", solution or None, f"{a}" if a else None)
+    for i, (q, solution, a) in enumerate(rows)
+  )
+  others = contexts.Pool(pool).others
+  assert others == {e.id: next_unlike(i, pool) for i, e in enumerate(pool)}
+
+
+def alternating(i):
+  """Every second example shares the answer of all last ones, the others their
+  solution."""
+  return ("A", f"s{i}") if i % 2 else (f"a{i}", "S")
+
+
+@pytest.mark.parametrize(
+  "answer_and_solution",
+  [
+    lambda i: (f"a{i}", f"s{i}"),
+    lambda i: ("A", f"s{i}"),
+    lambda i: (f"a{i}", "S"),
+    lambda i: ("A" if i < 400 else "B", f"s{i}"),
+    lambda i: alternating(i) if i < 400 else ("A", "S"),
+  ],
+)
+def test_other_takes_linear_time_whatever_is_alike(answer_and_solution, monkeypatch):
+  calls = collections.Counter()
+
+  def counted(name):
+    function = getattr(contexts, name)
+
+    def call(*args):
+      calls[name] += 1
+      return function(*args)
+
+    monkeypatch.setattr(contexts, name, call)
+
+  for name in ("normalize_question", "alike"):
+    counted(name)
+  pool = contexts.Pool(
+    Example(str(i), f"Question {i}?", solution, answer)
+    for i in range(800)
+    for answer, solution in [answer_and_solution(i)]
+  )
+  for e in pool:
+    with contextlib.suppress(contexts.Missing):
+      contexts.other(e, pool)
+  assert calls["normalize_question"] == 800
+  assert calls["alike"] <= 800 * 2 * (8 + 9 * 12)
 
 
 @pytest.mark.parametrize("absent", [None, "", " \n\t"])
