@@ -56,7 +56,8 @@ def decays(params):
   and a bias are left where the gradient puts them."""
 
   def is_matrix(path, leaf):
-    return path[-1].key not in ("scale", "bias")
+    names = [getattr(entry, "key", None) for entry in path]
+    return not names or names[-1] not in ("scale", "bias")
 
   return jax.tree_util.tree_map_with_path(is_matrix, params)
 
