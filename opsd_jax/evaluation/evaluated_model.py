@@ -93,9 +93,12 @@ def _evaluated_model(
   model_config = setup.resolve_attention(
     weight_sources.read_config(path, **runtime), mesh, False
   )
+  model_tokenizer = tokenizer.load(path, model_config.vocab_size)
+  if template_args:
+    model_tokenizer.check_arguments(template_args)
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   params = load_params(layout, runtime | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
   return EvaluatedModel(
-    mesh, model_config, params, tokenizer.load(path), template, template_args, about
+    mesh, model_config, params, model_tokenizer, template, template_args, about
   )

@@ -33,8 +33,9 @@ def complete(
 
   max_new_tokens: one number, or one a completion. A completion ends with the
   first token whose text completes one of the `stop` strings: it was sampled, so
-  it is kept, and with it the string.
+  it is kept, and with it the string. A string may be a special token.
   """
+  ends, texts = split_stop("stop", stop, tokenizer)
   samples = sample(
     model_config,
     params,
@@ -43,11 +44,11 @@ def complete(
     sampling,
     n=n,
     max_new_tokens=max_new_tokens,
-    eos_ids=tokenizer.eos_ids,
+    eos_ids=(*tokenizer.eos_ids, *ends),
     slots=slots,
     bucket=prompt_bucket,
     steps=host_sync_every,
-    stopped=stopper(tokenizer, stop),
+    stopped=stopper(tokenizer, texts),
   )
   rows = []
   for r, size in enumerate(samples.len_R):
@@ -75,6 +76,42 @@ def check_stop(name: str, strings) -> None:
       f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
       ' such as ("</answer>",)'
     )
+
+
+def split_stop(name: str, strings, tokenizer) -> tuple[list[int], tuple[str, ...]]:
+  """(ids of the special tokens among the strings, the other strings).
+
+  Raises ValueError as `check_stop`, and where a string holds a special token and
+  more: special tokens have no text in a completion.
+  """
+  check_stop(name, strings)
+  special = {s for s in strings if s in tokenizer.control}
+  texts = tuple(s for s in strings if s not in special)
+  for text in texts:
+    if held := [token for token in tokenizer.control if token in text]:
+      raise ValueError(
+        f"{name} has {text!r}, which holds the special token {held[0]!r} and more: give"
+        " the token alone"
+      )
+  return tokenizer.inner.convert_tokens_to_ids(
+    sorted(special)
+  ) if special else [], texts
+
+
+def check_chats(config, tokenizer) -> None:
+  """Raises ValueError where the tokenizer knows no such stop, or its chat template
+  reads no such argument."""
+  for name, strings in (
+    ("rollout.stop", config.rollout.stop),
+    ("eval.stop", config.eval.stop),
+  ):
+    split_stop(name, strings, tokenizer)
+  for name in ("student_args", "teacher_args"):
+    args = config.context[name]
+    try:
+      tokenizer.check_arguments([k for k, v in args.items() if v is not None])
+    except ValueError as e:
+      raise ValueError(f"context.{name}: {e}") from e
 
 
 def stopper(tokenizer, strings):
