@@ -64,6 +64,7 @@ def main():
     tokenizer.load(path),
     card=text,
     dtype=DTYPE.value,
+    generation_config=sources.read_generation_config(path),
     **lora,
   )
 

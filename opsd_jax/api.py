@@ -47,7 +47,7 @@ def load_model(source: str, dtype: str = "float32") -> Model:
     attention="xla",
     lora_alpha=1.0,
   )
-  return Model(model_config, params, tokenizer.load(path))
+  return Model(model_config, params, tokenizer.load(path, model_config.vocab_size))
 
 
 def chat_ids(model: Model, prompt: Prompt, template_args=None) -> tuple[int, ...]:

@@ -126,12 +126,13 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
   mesh = make_run_mesh(config)
   verify, split = problems.read_problems(config)
   path = weight_sources.resolve(config.model.source)
-  tokenizer = tokenizers.load(path, date)
   fields = runtime_fields(config)
   model_config = read_model_config(config, path, fields, mesh)
+  tokenizer = tokenizers.load(path, model_config.vocab_size, date)
+  rollout_sources.check_chats(config, tokenizer)
+  check_vocabulary(config, model_config)
   params = load_params(path, fields, model_config, mesh)
   jax.eval_shape(trained(config), params)  # raises where LoRA's targets match nothing
-  check_vocabulary(config, model_config)
   row_len = longest_row(config, model_config)
   train, held_out, dropped = problems.tokenize(
     config, tokenizer, split, row_len, model_config.max_positions

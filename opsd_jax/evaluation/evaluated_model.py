@@ -36,6 +36,7 @@ def load(
     raise ValueError(f"model is {model!r} and run {run_dir!r}, expected one of them")
   args = spec.arguments(template_args)
   loaded = load_run(run_dir, date) if run_dir else load_model(model, dtype, date)
+  loaded.tokenizer.check_arguments(args)
   return loaded._replace(template_args=loaded.template_args | args)
 
 
@@ -105,11 +106,13 @@ def _evaluated_model(
   model_config = setup.resolve_attention(
     weight_sources.read_config(path, **runtime), mesh, False
   )
+  model_tokenizer = tokenizer.load(path, model_config.vocab_size, date)
+  if template_args:
+    model_tokenizer.check_arguments(template_args)
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   params = load_params(layout, runtime | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
-  loaded = tokenizer.load(path, date)
-  about["tokenizer"] = loaded.digest()
+  about["tokenizer"] = model_tokenizer.digest()
   return EvaluatedModel(
-    mesh, model_config, params, loaded, template, template_args, about
+    mesh, model_config, params, model_tokenizer, template, template_args, about
   )

@@ -69,8 +69,14 @@ def from_hf(hf_config: dict, **runtime) -> ModelConfig:
   ):
     if hf_config.get(key, wanted) != wanted:
       refuse(key, hf_config[key], wanted)
-  # transformers 5 moved rope_theta and rope_scaling into rope_parameters.
-  rope = hf_config.get("rope_parameters") or hf_config.get("rope_scaling") or {}
+  for key in ("quantization_config", "compression_config"):
+    if value := hf_config.get(key):
+      method = value.get("quant_method", key) if isinstance(value, dict) else value
+      raise ValueError(
+        f"unsupported model: its weights are quantised ({method}): give the model that"
+        " is not quantised"
+      )
+  rope = rope_settings(hf_config)
 
   def size(name):
     return need(hf_config, name)
@@ -86,14 +92,41 @@ def from_hf(hf_config: dict, **runtime) -> ModelConfig:
     head_dim=hf_config.get("head_dim") or width // heads,
     mlp_width=size("intermediate_size"),
     max_positions=size("max_position_embeddings"),
-    rope_theta=float(rope.get("rope_theta") or hf_config.get("rope_theta") or 1e4),
+    rope_theta=rope_theta(rope, hf_config),
     rope_scaling=rope_scaling(rope),
     norm_eps=size("rms_norm_eps"),
     qkv_bias=bias,
     qk_norm=qk_norm,
-    tied=hf_config.get("tie_word_embeddings", False),
+    tied=bool(hf_config.get("tie_word_embeddings", False)),
     **runtime,
   )
+
+
+def rope_settings(hf_config: dict) -> dict:
+  """The RoPE settings of a config.json that may name them twice.
+
+  transformers 5 moved rope_theta and rope_scaling into rope_parameters, and reads a
+  rope_scaling that is left instead of rope_parameters. So do we, and raise ValueError
+  where rope_parameters says something else than none.
+  """
+  new, old = (hf_config.get(k) or {} for k in ("rope_parameters", "rope_scaling"))
+  for name, rope in (("rope_parameters", new), ("rope_scaling", old)):
+    if any(isinstance(value, dict) for value in rope.values()):
+      refuse(f"{name} by kind of layer", rope, "one for all layers")
+    if rope.get("partial_rotary_factor", 1) != 1:
+      refuse("partial_rotary_factor", rope["partial_rotary_factor"], 1)
+  if not (new and old):
+    return new or old
+  if rope_scaling(new) not in (None, rope_scaling(old)):
+    refuse("rope_scaling beside another rope_parameters", old, "one of them")
+  theta = rope_theta(old, hf_config)
+  if (new.get("rope_theta") or theta) != theta:
+    refuse("rope_theta of rope_parameters", new["rope_theta"], f"{theta} as elsewhere")
+  return old
+
+
+def rope_theta(rope: dict, hf_config: dict) -> float:
+  return float(rope.get("rope_theta") or hf_config.get("rope_theta") or 1e4)
 
 
 def rope_scaling(rope: dict) -> tuple | None:

@@ -21,6 +21,7 @@ def describe(config, run) -> str:
     f"{len(devices)} x {devices[0].device_kind} ({devices[0].platform}),"
     f" mesh {dict(run.mesh.shape)}",
     f"{run.model_config.family}, {transformer.count(run.params):,} parameters",
+    *run.tokenizer.notes,
     f"{len(run.train)} training and {len(run.eval)} evaluation problems;"
     f" removed as overlap: {run.removed_as_overlap};"
     f" dropped: {run.dropped or 'none'};"

@@ -5,6 +5,7 @@
 
 import functools
 
+from opsd_jax import spec
 from opsd_jax.runtime import distributed
 from opsd_jax.sampling.sampler import sample
 from opsd_jax.sampling.tokens import SamplingParams, row_keys
@@ -34,8 +35,10 @@ def complete(
 
   max_new_tokens: one number, or one a completion. A completion ends with the
   first token whose text completes one of the `stop` strings: it was sampled, so
-  it is kept, and with it the string. longest_prompt: see `sampler.sample`.
+  it is kept, and with it the string. A string may be a special token.
+  longest_prompt: see `sampler.sample`.
   """
+  ends, texts = split_stop("stop", stop, tokenizer)
   samples = sample(
     model_config,
     params,
@@ -44,11 +47,11 @@ def complete(
     sampling,
     n=n,
     max_new_tokens=max_new_tokens,
-    eos_ids=tokenizer.eos_ids,
+    eos_ids=(*tokenizer.eos_ids, *ends),
     slots=slots,
     bucket=prompt_bucket,
     steps=host_sync_every,
-    stopped=stopper(tokenizer, stop),
+    stopped=stopper(tokenizer, texts),
     longest_prompt=longest_prompt,
   )
   rows = []
@@ -77,6 +80,41 @@ def check_stop(name: str, strings) -> None:
       f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
       ' such as ("</answer>",)'
     )
+
+
+def split_stop(name: str, strings, tokenizer) -> tuple[list[int], tuple[str, ...]]:
+  """(ids of the special tokens among the strings, the other strings).
+
+  Raises ValueError as `check_stop`, and where a string holds a special token and
+  more: special tokens have no text in a completion.
+  """
+  check_stop(name, strings)
+  special = {s for s in strings if s in tokenizer.control}
+  texts = tuple(s for s in strings if s not in special)
+  for text in texts:
+    if held := [token for token in tokenizer.control if token in text]:
+      raise ValueError(
+        f"{name} has {text!r}, which holds the special token {held[0]!r} and more: give"
+        " the token alone"
+      )
+  return tokenizer.inner.convert_tokens_to_ids(
+    sorted(special)
+  ) if special else [], texts
+
+
+def check_chats(config, tokenizer) -> None:
+  """Raises ValueError where the tokenizer knows no such stop, or its chat template
+  reads no such argument."""
+  for name, strings in (
+    ("rollout.stop", config.rollout.stop),
+    ("eval.stop", config.eval.stop),
+  ):
+    split_stop(name, strings, tokenizer)
+  for name in ("student_args", "teacher_args"):
+    try:
+      tokenizer.check_arguments(spec.arguments(config.context[name]))
+    except ValueError as e:
+      raise ValueError(f"context.{name}: {e}") from e
 
 
 def stopper(tokenizer, strings):

@@ -63,6 +63,14 @@ def read_json(path):
     raise ValueError(f"{path} is not readable JSON: {e}") from e
 
 
+def read_object(path) -> dict:
+  """The object in a JSON file; ValueError where it holds another value."""
+  value = read_json(path)
+  if not isinstance(value, dict):
+    raise ValueError(f"{path} holds no JSON object, it begins {str(value)[:20]!r}")
+  return value
+
+
 def read_rows(path) -> list:
   """The values of a jsonl file; ValueError names a line that is not readable."""
   rows = []

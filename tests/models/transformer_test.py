@@ -183,6 +183,51 @@ def test_configs_of_older_transformers_mean_the_same(rope):
   assert families.from_hf(old, **RUN) == families.from_hf(new, **RUN)
 
 
+LEGACY = {"type": "linear", "factor": 4.0}
+DEFAULT = {"rope_type": "default", "rope_theta": 1e4}
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+  "rope",
+  [
+    {"rope_parameters": DEFAULT, "rope_scaling": LEGACY},
+    {"rope_parameters": DEFAULT, "rope_scaling": LLAMA3, "rope_theta": 3e4},
+    {"rope_parameters": LINEAR, "rope_scaling": LEGACY},
+    {"rope_parameters": {}, "rope_scaling": LEGACY, "rope_theta": 5e4},
+    {"rope_parameters": {"rope_theta": 5e4}, "rope_theta": 1e4},
+  ],
+)
+def test_rope_named_twice_means_what_transformers_reads(rope, torch, tmp_path):
+  from transformers import AutoModelForCausalLM
+
+  path = make(tmp_path, **rope)
+  model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+  expected = torch_logits(torch, model.float().eval(), some_ids())
+  assert np.abs(logits(*load(path), some_ids()) - expected).max() <= 1e-4
+
+
+@pytest.mark.parametrize(
+  "rope,words",
+  [
+    ({"rope_parameters": LLAMA3, "rope_scaling": LEGACY}, "beside another rope_par"),
+    ({"rope_parameters": LINEAR, "rope_scaling": DEFAULT}, "beside another rope_par"),
+    (
+      {"rope_parameters": DEFAULT | {"rope_theta": 5e5}, "rope_scaling": LEGACY},
+      "rope_theta of rope_parameters is 500000.0, expected 10000.0",
+    ),
+    (
+      {"rope_parameters": {"full_attention": LINEAR, "sliding_attention": DEFAULT}},
+      "by kind of layer",
+    ),
+    ({"rope_parameters": DEFAULT | {"partial_rotary_factor": 0.5}}, "partial_rotary"),
+  ],
+)
+def test_rope_that_is_ambiguous_or_unknown_is_refused(rope, words):
+  with pytest.raises(ValueError, match=words):
+    families.from_hf(hf_config(**rope), **RUN)
+
+
 # One model, run in different ways
 
 
@@ -383,6 +428,100 @@ def test_a_directory_without_a_model(tmp_path):
     load(tmp_path)
 
 
+# What others write, and what to do about it
+
+
+def save_quantised(path, dtype="F8_E4M3"):
+  """A file of one tensor in a dtype of quantised weights."""
+  header = {"w": {"dtype": dtype, "shape": [4], "data_offsets": [0, 4]}}
+  text = json.dumps(header).encode()
+  path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(4))
+
+
+@pytest.mark.parametrize("method", ["fp8", "gptq", "awq", "bitsandbytes"])
+def test_quantised_weights_are_refused_by_name(method, tmp_path):
+  for key, value, words in (
+    ("quantization_config", {"quant_method": method, "bits": 4}, method),
+    ("compression_config", {"format": "int-quantized"}, "compression_config"),
+  ):
+    (tmp_path / "config.json").write_text(json.dumps(hf_config() | {key: value}))
+    with pytest.raises(ValueError, match=rf"quantised \({words}\): give the model"):
+      load(tmp_path)
+  for dtype in ("F8_E4M3", "I8", "U8"):  # a config that does not say it
+    save_quantised(make(tmp_path) / "model.safetensors", dtype)
+    with pytest.raises(ValueError, match=f"w has dtype {dtype}.*not quantised"):
+      load(tmp_path)
+
+
+@pytest.mark.parametrize("also_whole", [False, True])
+def test_a_peft_adapter_is_refused_with_the_way_to_merge_it(also_whole, tmp_path):
+  if also_whole:  # transformers takes it for an adapter too
+    make(tmp_path)
+  about = {"peft_type": "LORA", "base_model_name_or_path": "org/base"}
+  (tmp_path / "adapter_config.json").write_text(json.dumps(about))
+  (tmp_path / "adapter_model.safetensors").touch()
+  with pytest.raises(ValueError, match="PEFT adapter of org/base.*merge_and_unload"):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize(
+  "files,words",
+  [
+    (["pytorch_model.bin"], "holds pytorch_model.bin instead: convert it with"),
+    (
+      [f"pytorch_model-0000{i}-of-00009.bin" for i in range(1, 10)],
+      "holds pytorch_model-00001-of-00009.bin, .*, ... instead: convert",
+    ),
+    (["model-00001-of-00002.safetensors"], "holds model-00001-of-00002.safetensors"),
+    (["tf_model.h5"], "holds tf_model.h5"),
+    (["q4.gguf"], "holds q4.gguf: give that file"),
+    ([], "pytorch_model.bin, if that is all there is"),  # of a hub: never fetched
+  ],
+)
+def test_weights_in_another_format_are_named(files, words, tmp_path):
+  (make(tmp_path) / "model.safetensors").unlink()
+  for file in files:
+    (tmp_path / file).touch()
+  with pytest.raises(ValueError, match=f"model.safetensors is missing; .*{words}"):
+    load(tmp_path)
+
+
+def test_a_directory_of_gguf_files_is_told_to_give_one(tmp_path):
+  (tmp_path / "q4.gguf").touch()
+  with pytest.raises(ValueError, match="no config.json: .*give one of .*q4.gguf"):
+    load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_file_of_a_directory_is_told_to_give_the_directory(name, tmp_path):
+  make(tmp_path)
+  (tmp_path / name).touch()
+  with pytest.raises(ValueError, match=f"{name} is one file of a model: give the dir"):
+    load(tmp_path / name)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "null"])
+def test_a_config_that_is_no_object_is_one_line(content, tmp_path):
+  (tmp_path / "config.json").write_text(content)
+  with pytest.raises(ValueError, match="config.json holds no JSON object"):
+    load(tmp_path)
+  (tmp_path / "config.json").write_bytes(json.dumps(hf_config()).encode("utf-16"))
+  with pytest.raises(ValueError, match="config.json is not readable JSON"):
+    load(tmp_path)
+
+
+def test_long_lists_of_tensors_are_cut(tmp_path):
+  path = make(tmp_path, num_hidden_layers=2)
+  tensors = load_file(path / "model.safetensors")
+  save_file({f"model.{n}": v for n, v in tensors.items()}, path / "model.safetensors")
+  with pytest.raises(ValueError) as error:
+    load(path)
+  lines = str(error.value).splitlines()
+  assert len(lines) == 1 + 2 * 7
+  assert sum("missing " in line for line in lines) == 6
+  assert lines.count(f"  and {len(tensors) - 6} more") == 2
+
+
 # GGUF
 
 
@@ -545,6 +684,19 @@ def test_a_gguf_that_promises_more_than_it_holds_is_an_error(whole_gguf):
   at = damaged.index(key) + len(key) + 8
   path.write_bytes(damaged[:at] + struct.pack("<Q", 2**20) + damaged[at + 8 :])
   with pytest.raises(ValueError, match="ends at byte"):
+    load(path)
+
+
+def test_a_part_of_a_split_gguf_is_refused(tmp_path):
+  path = tmp_path / "model-00002-of-00003.gguf"
+  w = gguf_package.GGUFWriter(path, "llama")
+  w.add_uint16("split.no", 1)
+  w.add_uint16("split.count", 3)
+  w.write_header_to_file()
+  w.write_kv_data_to_file()
+  w.write_tensors_to_file()
+  w.close()
+  with pytest.raises(ValueError, match="one of 3 parts .*llama-gguf-split --merge"):
     load(path)
 
 

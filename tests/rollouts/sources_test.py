@@ -68,7 +68,7 @@ def test_long_rows_are_not_read_again():
   assert sum(read) < 5 * len(ids)
 
 
-def completions(stop, steps):
+def completions(stop, steps, max_new_tokens=24):
   model = api.load_model("tiny")
   prompts = [api.chat_ids(model, p) for p in ("a", "bc", "d")]
   return rollout_sources.complete(
@@ -82,7 +82,7 @@ def completions(stop, steps):
     role="generate",
     sampling=SamplingParams(),
     n=2,
-    max_new_tokens=24,
+    max_new_tokens=max_new_tokens,
     slots=4,
     host_sync_every=steps,
     prompt_bucket=64,
@@ -149,3 +149,34 @@ def test_the_old_log_prob_is_at_the_temperature_of_the_loss():
   assert answer.old_logp(completion) == (-1.0,)
   answer.temperature = 0.7
   assert answer.old_logp(completion) == (-2.0,)
+
+
+# Special tokens as stops
+
+
+def test_a_special_token_stops_where_it_is_sampled():
+  """It has no text, so it is an end like the tokenizer's own."""
+  assert rollout_sources.split_stop("s", ("x", "<|im_start|>"), TOK) == ([256], ("x",))
+  assert rollout_sources.split_stop("s", (), None) == ([], ())
+  (token,) = TOK.encode("<|im_start|>")
+  for steps in (7, 64):
+    whole = [c for g in completions((), steps, 200) for c in g]
+    cut = [c for g in completions(("<|im_start|>",), steps, 200) for c in g]
+    ended = 0
+    for c, w in zip(cut, whole, strict=True):
+      size = w.ids.index(token) + 1 if token in w.ids else len(w.ids)
+      assert c.ids == w.ids[:size] and "im_start" not in c.text
+      ended += size < len(w.ids) and not c.truncated
+    assert ended
+
+
+@pytest.mark.parametrize("stop", ["<|im_end|>\n", "a<|im_start|>", "<|im_end|>" * 2])
+def test_a_stop_of_a_special_token_and_more_is_refused(stop):
+  with pytest.raises(ValueError, match="holds the special token .*give the token alo"):
+    completions(("a", stop), 3)
+  config = base.get_config("tiny")
+  for node, name in ((config.rollout, "rollout.stop"), (config.eval, "eval.stop")):
+    node.stop = (stop,)
+    with pytest.raises(ValueError, match=name):
+      rollout_sources.check_chats(config, TOK)
+    node.stop = ()

@@ -13,6 +13,10 @@ import numpy as np
 BLOCK = 2**24  # bytes read at once
 
 
+class NotFinite(ValueError):
+  """A tensor holds NaN or Inf, or a number that the array's dtype cannot hold."""
+
+
 class Leaf(NamedTuple):
   """An array and the tensors that it is assembled from."""
 
@@ -31,6 +35,8 @@ def array(leaf: Leaf, dtype, sharding, read) -> jax.Array:
     sharding: its layout; None puts it whole on the default device.
     read: (name, rows, columns) -> block of a tensor, seen as a matrix of its first
       axis by all others; rows and columns are slices.
+
+  Raises NotFinite, naming the tensor.
   """
   whole = (slice(None),) * len(leaf.shape)
   indices = (
@@ -97,7 +103,31 @@ def fill(views: dict, name: str, read) -> None:
         block = read(name, slice(start, stop), slice(*run))
         for (a, b), view in by_columns.items():
           if run[0] <= a and b <= run[1]:
-            view[start - rows[0] : stop - rows[0]] = block[:, a - run[0] : b - run[0]]
+            part = view[start - rows[0] : stop - rows[0]]
+            with np.errstate(over="ignore"):
+              part[...] = block[:, a - run[0] : b - run[0]]
+            if not is_finite(part):
+              refuse(name, block, part.dtype)
+
+
+def is_finite(x: np.ndarray) -> bool:
+  """Whether no value is NaN or Inf."""
+  # Naive: np.isfinite(x).all(), which makes an array of booleans and is slow in
+  # bfloat16. Instead the bits are read as integers: those of NaN and Inf are at
+  # least those of Inf, with its sign bit or without.
+  if not x.size:
+    return True
+  signed, unsigned = (x.view(f"{kind}{x.itemsize}").max() for kind in "iu")
+  inf, minus_inf = np.array([np.inf, -np.inf], x.dtype).view(f"u{x.itemsize}")
+  return signed < inf and unsigned < minus_inf
+
+
+def refuse(name: str, block: np.ndarray, dtype) -> None:
+  """Raises NotFinite for a block that was read of a tensor."""
+  if np.isfinite(block.astype(np.float64)).all():
+    size = np.abs(block.astype(np.float64)).max()
+    raise NotFinite(f"{name} holds a weight of size {size:.6g}, too large for {dtype}")
+  raise NotFinite(f"{name} holds NaN or Inf: its file is damaged")
 
 
 def joined(intervals) -> list[tuple[int, int]]:

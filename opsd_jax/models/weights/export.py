@@ -32,6 +32,7 @@ def export(
   alpha: float | None = None,
   max_shard_bytes: float = 5e9,
   dtype=None,
+  generation_config: dict | None = None,
 ) -> None:
   """Writes a model that transformers and `opsd_jax.load_model` read.
 
@@ -45,28 +46,27 @@ def export(
     alpha: of the adapter.
     max_shard_bytes: of one file of weights.
     dtype: of the written values; by default model_config.param_dtype.
+    generation_config: sampling settings to write beside the ends of a response.
 
   Raises:
-    ValueError: the directory is not empty, or tokenizer or adapter belong to
-      another model.
+    ValueError: the directory is not empty, tokenizer or adapter belong to another
+      model, or a weight is too large for `dtype`; nothing is written then.
   """
   if adapter is not None and alpha is None:
     raise ValueError("adapter is given without alpha, expected both")
   if adapter is not None:
     adapted(model_config, adapter)
-  if (last := max(*tokenizer.eos_ids, tokenizer.pad_id)) >= (model_config.vocab_size):
-    raise ValueError(
-      f"the tokenizer has token {last}, the model {model_config.vocab_size} vocabulary"
-      " entries: the tokenizer belongs to another model"
-    )
+  tokenizer.check_fits(model_config.vocab_size)
   dtype = dtype or model_config.param_dtype
   table = hf.name_table(model_config)
   read = functools.partial(
     hf_tensor, model_config, params, adapter=adapter, alpha=alpha
   )
+  if jnp.finfo(dtype).max < jnp.finfo(model_config.param_dtype).max:
+    check_range(table, dtype, read)
   with new_directory(directory) as new:
     if jax.process_index() == 0:
-      write_metadata(new, model_config, tokenizer, dtype, card)
+      write_metadata(new, model_config, tokenizer, dtype, card, generation_config or {})
     write_weights(
       new, {n: row[3] for n, row in table.items()}, dtype, read, max_shard_bytes
     )
@@ -190,7 +190,21 @@ def targets(model_config, modules) -> list[str]:
 # ----------------------------------------------------------------- writing
 
 
-def write_metadata(new, model_config, tokenizer, dtype, card) -> None:
+def check_range(names, dtype, read) -> None:
+  """Raises ValueError where `dtype` cannot hold a weight; `read`: name -> values."""
+  limit = float(jnp.finfo(dtype).max)
+  for name in names:
+    size = float(np.abs(read(name).astype(np.float32)).max())
+    if not size <= limit:
+      raise ValueError(
+        f"{name} holds a weight of size {size:.6g}, {dtype} at most {limit:.6g}: export"
+        " another dtype"
+      )
+
+
+def write_metadata(
+  new, model_config, tokenizer, dtype, card, generation_config: dict
+) -> None:
   """Writes everything but the weights."""
   ids = {
     "bos_token_id": tokenizer.inner.bos_token_id,
@@ -199,7 +213,8 @@ def write_metadata(new, model_config, tokenizer, dtype, card) -> None:
   }
   config = families.to_hf(model_config) | ids | {"torch_dtype": dtype}
   write_json(new / "config.json", config)
-  write_json(new / "generation_config.json", ids)
+  known = {name: i for name, i in ids.items() if i is not None}
+  write_json(new / "generation_config.json", generation_config | known)
   tokenizer.save(new)
   (new / "README.md").write_text(card)
 

@@ -28,6 +28,8 @@ TOP = {
   "output.weight": "lm_head.weight",
 }
 
+OTHER_FILES = (".safetensors", ".bin", ".pt", ".pth", ".json")
+
 
 class Reader(gguf.GGUFReader):
   """GGUFReader that raises ValueError for ranges beyond the end of the file."""
@@ -42,10 +44,22 @@ class Reader(gguf.GGUFReader):
 
 
 def open_file(path) -> Reader:
+  """Raises ValueError for a file that is damaged, of another kind, or a part."""
+  if path.suffix in OTHER_FILES:
+    raise ValueError(
+      f"{path} is one file of a model: give the directory that holds it and config.json"
+    )
   try:
-    return Reader(path)
+    reader = Reader(path)
   except (ValueError, IndexError, KeyError, OSError) as e:
     raise ValueError(f"{path} is not a readable GGUF file: {e}") from e
+  count = reader.get_field("split.count")
+  if count is not None and count.contents() > 1:
+    raise ValueError(
+      f"{path} is one of {count.contents()} parts of a split GGUF file: join them with"
+      " `llama-gguf-split --merge <first part> <whole>.gguf` and give the whole"
+    )
+  return reader
 
 
 def metadata(reader: Reader) -> dict:

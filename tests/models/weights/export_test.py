@@ -20,7 +20,7 @@ from opsd_jax.models.weights import export, hf, safetensors_file, sources
 from opsd_jax.reporting import model_card
 from opsd_jax.runtime import checkpoint, paths
 from opsd_jax.runtime import workdir as workdirs
-from tests.models import transformer_test
+from tests.models import chat_templates_test, transformer_test
 from tests.models.tokenizer_test import CHATS, TEXTS, messages
 from tests.models.transformer_test import (
   CASES,
@@ -242,6 +242,50 @@ def test_smollm2_out_and_back(tmp_path):
   assert_same_tokenizer(ours, tmp_path / "out")
 
 
+def test_the_bases_sampling_settings_are_kept_and_its_ends_replaced(tmp_path):
+  config, params = sources.load_model_weights("tiny", **RUN)
+  base = {"temperature": 0.6, "top_p": 0.95, "eos_token_id": 3, "bos_token_id": 5}
+  (tmp_path / "generation_config.json").write_text(json.dumps(base))
+  read = sources.read_generation_config(tmp_path)
+  assert read == base and sources.read_generation_config(tmp_path / "m.gguf") == {}
+  out = write(tmp_path / "out", config, params, generation_config=read)
+  assert json.loads((out / "generation_config.json").read_text()) == base | {
+    "eos_token_id": [257],
+    "pad_token_id": 257,
+  }
+
+
+def spoiled(params, size):
+  """`params` with one weight of this size."""
+  layer = params["layers_1"]
+  kernel = layer["mlp"]["up_proj"]["kernel"].at[3, 4].set(size)
+  layer = layer | {"mlp": layer["mlp"] | {"up_proj": {"kernel": kernel}}}
+  return params | {"layers_1": layer}
+
+
+@pytest.mark.parametrize("size,dtype", [(1e5, "float16"), (-3.4e38, "bfloat16")])
+def test_a_weight_that_the_dtype_cannot_hold_is_refused(size, dtype, tmp_path):
+  config, params = sources.load_model_weights("tiny", **RUN)
+  write(tmp_path / "whole", config, params, dtype=dtype)
+  large = spoiled(params, size)
+  write(tmp_path / "wide", config, large)
+  with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight holds a weight of"):
+    write(tmp_path / "out", config, large, dtype=dtype)
+  assert {p.name for p in tmp_path.iterdir()} == {"whole", "wide"}
+
+
+def test_an_adapter_that_merges_beyond_the_dtype_is_refused(tmp_path):
+  config, params = load(make(tmp_path / "in"))
+  adapter = draw_adapter(config, NAMES)
+  pair = adapter["layers_0"]["attn"]["q_proj"]
+  pair |= {x: pair[x] * 300 for x in pair}
+  with pytest.raises(ValueError, match="layers.0.self_attn.q_proj.weight holds"):
+    write(
+      tmp_path / "out", config, params, adapter=adapter, alpha=ALPHA, dtype="float16"
+    )
+  assert not (tmp_path / "out").exists()
+
+
 # Against transformers and peft
 
 
@@ -394,8 +438,8 @@ def workdir(tmp_path_factory):
   return make_workdir(path, trained())
 
 
-def make_workdir(path, params):
-  config = opsd.get_config("tiny").to_dict()
+def make_workdir(path, params, config=None):
+  config = (config or opsd.get_config("tiny")).to_dict()
   config["steps"] = 2
   config["optimizer"]["learning_rate"] = 1e-2
   workdirs.write_config(ConfigDict(config), path)
@@ -449,6 +493,23 @@ def test_a_run_is_exported(workdir, tmp_path):
   ):
     assert each in words
   assert "optimizer.b1" not in words  # as in configs/base.py
+
+
+def test_a_run_of_a_model_with_named_templates_is_exported(tmp_path):
+  base = chat_templates_test.write(
+    make(tmp_path / "base"),
+    [{"name": n, "template": t} for n, t in chat_templates_test.NAMED.items()],
+    files={"generation_config.json": {"temperature": 0.6, "eos_token_id": 256}},
+  )
+  config = opsd.get_config("tiny")
+  config.model.source = str(base)
+  _, params = load(base)
+  at = make_workdir(tmp_path / "run", params, config)
+  done = run_export(at, tmp_path / "out")
+  assert done.returncode == 0, done.stderr
+  assert_same_tokenizer(tokenizer.load(base), tmp_path / "out")
+  ends = json.loads((tmp_path / "out" / "generation_config.json").read_text())
+  assert ends["temperature"] == 0.6 and ends["eos_token_id"] == [258, 256]
 
 
 def test_a_run_that_trained_an_adapter_is_exported(tmp_path):

@@ -496,3 +496,142 @@ def test_what_is_written_safetensors_reads(tmp_path):
       assert there[name].dtype == dtype
       np.testing.assert_array_equal(there[name], value)
     assert safe_open(path, "numpy").metadata() == {"format": "pt"}
+
+
+# Values that no model has
+
+
+@given(st.lists(st.integers(0, 2**32 - 1), min_size=1, max_size=6), st.data())
+def test_finite_is_read_off_the_bits(bits, data):
+  for dtype in (np.float32, np.float16, jnp.bfloat16):
+    size = np.dtype(dtype).itemsize
+    x = (np.array(bits) >> 32 - 8 * size).astype(f"u{size}").view(dtype)
+    assert assemble.is_finite(x) == np.isfinite(x.astype(np.float32)).all()
+    assert assemble.is_finite(np.stack([x, x]).T[:, ::2]) == assemble.is_finite(x)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize(
+  "name",
+  [
+    "model.embed_tokens.weight",
+    "model.norm.weight",
+    "model.layers.1.self_attn.k_proj.bias",
+    "model.layers.1.mlp.down_proj.weight",
+  ],
+)
+@pytest.mark.parametrize("run", [{}, {"scan_layers": True}, {"fsdp": 4}])
+def test_a_weight_that_is_not_finite_is_refused_by_name(name, value, run, tmp_path):
+  path = make(tmp_path, "qwen2")
+  tensors = load_file(path / "model.safetensors")
+  tensors[name].reshape(-1)[-3] = value
+  save_file(tensors, path / "model.safetensors")
+  axes = {k: run.pop(k) for k in ("fsdp",) if k in run}
+  for param_dtype in ("float32", "bfloat16"):
+    run = run | {"param_dtype": param_dtype}
+    with pytest.raises(ValueError, match=f"{name} holds NaN or Inf") as error:
+      load(path, shardings=layout(**axes) if axes else None, **run)
+    assert str(path) in str(error.value)
+
+
+def test_a_gguf_weight_that_is_not_finite_is_refused_by_name(tmp_path):
+  config = families.from_hf(hf_config(), **RUN)
+  tensors = transformer_test.random_tensors(config)
+  tensors["model.layers.1.mlp.up_proj.weight"][3, 4] = np.nan
+  file = transformer_test.write_gguf(tmp_path / "m.gguf", config, tensors)
+  with pytest.raises(ValueError, match="layers.1.mlp.up_proj.weight holds NaN or Inf"):
+    load(file)
+
+
+@pytest.mark.parametrize(
+  "size,dtype", [(1e5, "float16"), (-3.4e38, "bfloat16"), (-7e4, "float16")]
+)
+def test_a_weight_too_large_for_its_dtype_is_refused_by_name(size, dtype, tmp_path):
+  path, name = make(tmp_path), "model.layers.0.mlp.up_proj.weight"
+  tensors = load_file(path / "model.safetensors")
+  tensors[name][5, 6] = size
+  save_file(tensors, path / "model.safetensors")
+  load(path)
+  with pytest.raises(ValueError, match=f"{name} holds a weight of size .*{dtype}"):
+    load(path, param_dtype=dtype)
+
+
+# Files that say two things
+
+
+def tie(path, spoil):
+  """A tied model whose file also holds an unembedding, spoiled or the same."""
+  config_json = hf_config(tie_word_embeddings=True)
+  tensors = transformer_test.random_tensors(families.from_hf(config_json, **RUN))
+  head = tensors["model.embed_tokens.weight"].copy()
+  tensors["lm_head.weight"] = spoil(head)
+  return transformer_test.write_directory(path, config_json, tensors)
+
+
+def spoil_last(head):
+  head[-1, -1] += 0.5
+  return head
+
+
+@pytest.mark.parametrize(
+  "spoil", [spoil_last, lambda head: head[:-1].copy(), lambda head: head[0].copy()]
+)
+def test_a_tied_model_with_another_unembedding_is_refused(spoil, tmp_path):
+  path = tie(tmp_path, spoil)
+  with pytest.raises(ValueError, match="lm_head.weight holds other values.*tie_word"):
+    load(path)
+
+
+def test_a_tied_model_with_its_embedding_again_is_read(tmp_path, monkeypatch):
+  path = tie(tmp_path, lambda head: head)
+  monkeypatch.setattr(assemble, "BLOCK", 4000)
+  assert "lm_head" not in load(path)[1]
+  # bfloat16 beside float32, the same numbers
+  tensors = load_file(path / "model.safetensors")
+  rounded = tensors["lm_head.weight"].astype(jnp.bfloat16)
+  tensors["model.embed_tokens.weight"] = rounded.astype(np.float32)
+  save_file(tensors | {"lm_head.weight": rounded}, path / "model.safetensors")
+  assert "lm_head" not in load(path)[1]
+
+
+@pytest.mark.torch
+def test_transformers_leaves_another_unembedding_apart(tmp_path):
+  """So it means the model that we read once config.json says so."""
+  torch = pytest.importorskip("torch")
+  from transformers import AutoModelForCausalLM
+
+  path, ids = tie(tmp_path, spoil_last), transformer_test.some_ids()
+  model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+  expected = transformer_test.torch_logits(torch, model.float().eval(), ids)
+  config_json = json.loads((path / "config.json").read_text())
+  config_json["tie_word_embeddings"] = False
+  (path / "config.json").write_text(json.dumps(config_json))
+  got = transformer_test.logits(*load(path), ids)
+  assert np.abs(got - expected).max() <= 1e-4
+
+
+@pytest.mark.torch
+def test_one_file_beside_an_index_of_others_is_read_as_transformers_does(
+  tmp_path, capsys
+):
+  torch = pytest.importorskip("torch")
+  from transformers import AutoModelForCausalLM
+
+  path = make_shards(tmp_path / "m")
+  tensors = transformer_test.random_tensors(
+    families.from_hf(hf_config("qwen2"), **RUN), seed=5
+  )
+  save_file(tensors, path / "model.safetensors")
+  ids = transformer_test.some_ids()
+  model = AutoModelForCausalLM.from_pretrained(path, attn_implementation="eager")
+  expected = transformer_test.torch_logits(torch, model.float().eval(), ids)
+  got = transformer_test.logits(*load(path), ids)
+  assert np.abs(got - expected).max() <= 1e-4
+  assert "model.safetensors is read, not" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}'])
+def test_an_index_that_names_no_file_is_refused(content, tmp_path):
+  (make(tmp_path) / "model.safetensors.index.json").write_text(content)
+  with pytest.raises(ValueError, match="model.safetensors.index.json"):
+    load(tmp_path)
