@@ -9,11 +9,9 @@ import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
-from opsd_jax.tasks.grading import algebra, answers, notation, units
-from opsd_jax.tasks.grading.extract import last_boxed, stated
+from opsd_jax.tasks.grading import algebra, answers, extract, units
 
 MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
-SENTENCE = re.compile(r"(?<=\S)[.!?](?=\s|$)|\n")
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -21,20 +19,22 @@ def verify(reference: str, text: str) -> Verdict:
   found = final(text)
   if not found:
     return Verdict(0.0, None, "no answer in the reply")
-  same = answers.compare(reference, found)
-  if same is None:
-    same = algebra.equal(notation.clean(reference), notation.clean(found))
+  several = extract.boxed(text) or [found]
+  same = answers.compare(reference, found, algebra) is True or (
+    len(several) > 1
+    and all(answers.compare(reference, box, algebra) is True for box in several)
+  )
   return Verdict(float(same), found)
 
 
 def final(text: str) -> str | None:
   """The final answer as the completion writes it; None where it states none."""
-  if (boxed := last_boxed(text)) is not None:
-    return boxed.strip()
-  if (after := stated(text)) is None:
+  if (boxes := extract.boxed(text)) is not None:
+    return ", ".join(boxes).strip()
+  if (after := extract.stated(text)) is None:
     return None
   after = after.strip("*: \n")
-  sentence = SENTENCE.split(after, maxsplit=1)[0].strip()
+  sentence = extract.SENTENCE.split(after, maxsplit=1)[0].strip()
   match = MATHS.match(sentence)
   if match and not re.search(r"[0-9$]|\b(?:or|and|not)\b", match[2]):
     words = re.findall("[a-z]+", match[2].casefold())

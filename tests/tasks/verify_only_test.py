@@ -79,7 +79,7 @@ def test_the_final_answer_of_competition_maths(text, expected):
     ("3", "", 0),
     ("20", "between 10-20", 1),
     ("18", "18!", 1),
-    ("5", "#### five", 0),
+    ("5", "#### five", 1),
     ("18", "#### 17\n#### 18", 1),
     ("18", "#### 18\n#### 17", 0),
     ("3", "\\boxed{2}\n#### 3", 1),
