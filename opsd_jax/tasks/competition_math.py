@@ -1,8 +1,15 @@
-"""Competition maths: the answer in the last \\boxed{}.
+"""Competition maths: the answer in \\boxed{}, or what follows the last "answer is".
 
-Without a box, the answer follows the last "answer is". grading/answers compares
-it exactly; answers that it cannot read (algebra, functions) go to grading/algebra,
-whose running time has no bound: run this task in a pool.Pool.
+grading/extract says where the answer stands and what several boxes mean,
+grading/answers what equals the reference. Where two people would read a form
+differently it is no answer:
+
+- several different boxes, unless the last is called final or takes the others back;
+- an answer that is taken back ("Wait, that is wrong") without another one;
+- 1/2x, \\sin x/2, 2\\frac{3}{2}, 1{7}, 2^3!; \\log without a base is neither ln nor
+  the decimal logarithm;
+- x < 1, x > 3 without "and" or "or"; (2, 5) beside 2 < x < 5; 7:00 without AM or PM;
+- "pounds" and £; seven for 7; \\sqrt{x^2} for x; xy = 3 and x^2 = 3 for 3.
 """
 
 import re

@@ -35,7 +35,13 @@ FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
 FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
 WORD_AFTER = re.compile(r"([\s{-]*)([a-z]+)", re.IGNORECASE)
 SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # multipliers, as in 5 K
-PART_OF = re.compile(rf"({PLAIN})(?: [a-z]+)? (?:out )?of the [0-9]+(?: [a-z]+)*\W*$")
+QUALIFIED = re.compile(
+  r"\b(?:(?:more|less|fewer|greater|other) than|at (?:least|most)|over|under|about"
+  r"|around|approximately|nearly|almost|roughly|perhaps|maybe|possibly|up to|of the"
+  rf"|unknown|unclear|not|never|between|or)\b|[0-9]\s*!|{number_words.ANY.pattern}",
+  re.IGNORECASE,
+)
+PART_OF = re.compile(rf"({PLAIN})(?: ([a-z]+))? (?:out )?of the [0-9]+(?: [a-z]+)*\W*$")
 COMMAND = re.compile(r"\\[a-zA-Z]")
 
 
@@ -53,7 +59,8 @@ def verify(reference: str, text: str) -> Verdict:
     if answers.compare(reference, stated):
       return Verdict(1.0, stated.strip())
     part = PART_OF.match(stated)
-    found = part[1] if part else last_number(stated, alone=True)
+    is_part = part and not (part[2] and units.multiplies(part[2]))
+    found = part[1] if is_part else last_number(stated, alone=True)
   if found is None:
     return Verdict(0.0, stated, "no number in the reply")
   return Verdict(float(answers.compare(reference, found) is True), found)
@@ -85,7 +92,9 @@ def last_number(text: str, alone: bool) -> str | None:
   text = DRESS.sub("", notation.ascii_notation(text))
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
-  if not matches or (alone and (len(matches) > 1 or COMMAND.search(text))):
+  if not matches:
+    return None
+  if alone and (len(matches) > 1 or COMMAND.search(text) or QUALIFIED.search(text)):
     return None
   last = matches[-1]
   before, after = text[: last.start()], text[last.end() :]

@@ -190,7 +190,7 @@ class Evaluator:
       value = RATIONAL[name](*values) if name in RATIONAL else None
       if value is not None:
         return self.noted(value)
-    self.calls += name not in ("+", "*", "negative", "/")
+    self.calls += name not in ("+", "*", "negative", "/", "degrees")
     if self.calls > MOST_CALLS:
       raise Unknown("many functions")
     try:
@@ -335,6 +335,7 @@ COMPUTED = {
   "/": lambda mp, a, b: a / b,
   "negative": lambda mp, a: -a,
   "abs": lambda mp, a: abs(a),
+  "degrees": lambda mp, a: a * mp.pi / 180,
   "!": lambda mp, a: mp.gamma(a + 1),
   "binom": lambda mp, n, k: mp.binomial(n, k),
   "arcsin": lambda mp, a: mp.asin(a),

@@ -11,14 +11,16 @@ Two answers are the same by these rules:
 - formulas are the same when their values are (algebra.equal). Letters that differ
   in case, primes and indices are different letters;
 - one side may leave out a unit, a percent sign, a currency or a name (x = 3, AB =
-  10, m + n = 113); two different names or currencies are different answers, and
-  units of one kind convert: 90 minutes are 1.5 hours. 50% is also 0.5. 7:00 PM is
-  7, and not 7:00 AM. Words that are no unit (5 million, 5 left) are no part of one;
+  10); the answer also which sum it is (m + n = 113). Two different names or
+  currencies are different answers, and units of one kind convert: 90 minutes are
+  1.5 hours. 50% is also 0.5. For 7, 7:00 PM is an answer; for 7:00 AM it is none.
+  Words that change a number (5 million, 5 left) are no unit;
 - a chain is its last value where all its parts are equal: x = 5! = 120;
 - a list without brackets or in braces has no order, and in braces no repetition
   either; a list in ( ) or [ ] has an order, and the kind of bracket counts. A
   vector in angle brackets is a column;
-- x = 1, y = 2 is the point (1, 2), its letters in alphabetical order;
+- x = 1, y = 2 is the point (1, 2), its letters in alphabetical order; x_1 = 1, x_2
+  = 2 is the list 1, 2;
 - equations that are multiples of each other are the same, and inequalities that are
   positive multiples. x = 3 asks for the solution: 2x = 6 is none;
 - sets of real numbers are the same however they are written (solution_sets). As
@@ -44,6 +46,7 @@ from opsd_jax.tasks.grading.values import (
 __all__ = ["LONGEST", "NAMED", "compare", "read"]
 
 PLAIN = re.compile(r"-?[0-9]{1,99}")
+SUM_OF_LETTERS = re.compile(r"[A-Za-z](?:\s*\+\s*[A-Za-z])+\s*=(?=[^=]+$)")
 MOST_PARTS = 12  # of a chain
 MOST_ITEMS = 100  # of a collection; longer ones are compared as they are written
 
@@ -63,7 +66,10 @@ def compare(reference: str, answer: str, algebra=None) -> bool | None:
     return False
   if squeezed(reference) == squeezed(answer):
     return True
-  a, b = (read(unchained(t, algebra)) for t in same_letters(reference, answer))
+  reference, answer = same_letters(reference, answer)
+  if "=" not in reference and (match := SUM_OF_LETTERS.match(answer)):
+    answer = answer[match.end() :]
+  a, b = (read(unchained(text, algebra)) for text in (reference, answer))
   return same(a, b, algebra)
 
 
@@ -111,13 +117,12 @@ def is_written_out(value: Value) -> bool:
 def same(a: Value, b: Value, algebra, worked: bool = False) -> bool | None:
   """Whether two Values are the same; `worked`: a number may be a sum or product."""
   kinds = {a.kind, b.kind}
-  if "choice" in kinds and (a.kind == b.kind or a.items or b.items):
+  if "choice" in kinds:
     return same_choice(a, b, algebra)
   if "text" in kinds:
     return a.kind == b.kind and same_words(a, b) and is_compatible(a.name, b.name)
   if kinds == {"time", "scalar"}:
-    time, other = (a, b) if a.kind == "time" else (b, a)
-    return bool(time.text) and not other.unit and time.text == other.text
+    return b.kind == "time" and not a.unit and bool(b.text) and a.text == b.text
   if "system" in kinds:
     return same_system(a, b, algebra)
   if "real set" in kinds:
@@ -128,7 +133,7 @@ def same(a: Value, b: Value, algebra, worked: bool = False) -> bool | None:
     return False
   if a.kind == "scalar":
     return same_scalar(a, b, algebra, worked)
-  if a.kind in ("time", "choice"):
+  if a.kind == "time":
     return a.data == b.data
   return same_items(a, b, algebra)
 
@@ -155,6 +160,8 @@ def same_choice(a: Value, b: Value, algebra) -> bool | None:
       return False
     return not (a.items and b.items) or same(a.items[0], b.items[0], algebra)
   option, other = (a, b) if a.kind == "choice" else (b, a)
+  if not option.items:
+    return False
   return same(option.items[0], other, algebra)
 
 
@@ -164,6 +171,8 @@ def same_system(a: Value, b: Value, algebra) -> bool | None:
     return a.name == b.name and same_items(a, b, algebra)
   system, point = (a, b) if a.kind == "system" else (b, a)
   names = system.name.split(",")
+  if point.kind == "set" and len({name.partition("_")[0] for name in names}) == 1:
+    return same_items(a._replace(kind="set"), b._replace(kind="set"), algebra)
   are_letters = all(re.fullmatch("[a-z]", name) for name in names)
   if point.kind != "(tuple)" or not are_letters:
     return False

@@ -26,7 +26,8 @@ THINKING = re.compile(
 )
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 STATED = re.compile(
-  r"(?i)\banswer\**(?:\s+(?:is|was|should be|must be|equals)\b|['’]s\b|\s*[:=])\**:?\s*"
+  r"(?i)\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
+  r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*"
 )
 RETRACTED = re.compile(
   r"(?i)\b(?:no,|wait|actually|instead|rather|correction|oops|sorry|mistake\w*|wrong"

@@ -154,7 +154,7 @@ class Parser:
       elif mark == "^":
         value = ("^", value, self.exponent())
       elif self.in_angle:
-        value = ("/", ("*", value, ("pi",)), ("number", Fraction(180)))
+        value = ("degrees", value)
       else:
         raise Unknown("degrees outside an angle")
     return value

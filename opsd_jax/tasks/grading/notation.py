@@ -16,7 +16,14 @@ VULGAR = re.compile("[¼½¾⅐-⅞]")
 DASHES = dict.fromkeys("−‐‑‒–—―－﹣", "-")
 # Before NFKC, which would turn them into plain letters.
 SETS = str.maketrans(
-  {"ℝ": "\\mathbb{R}", "ℤ": "\\Z ", "ℕ": "\\N ", "ℚ": "\\Q ", "ℂ": "\\C "}
+  {
+    "ℝ": "\\mathbb{R}",
+    "ℤ": "\\Z ",
+    "ℕ": "\\N ",
+    "ℚ": "\\Q ",
+    "ℂ": "\\C ",
+    "º": "\\degree ",
+  }
 )
 GLYPHS = str.maketrans(
   DASHES
@@ -66,6 +73,7 @@ REWRITES = tuple(
     # Looks.
     (r"\\(?:boxed|fbox)\s*(?=\{)", ""),
     (r"\\(?:text)?color\s*(?:\[[^\]{}]*\])?\s*\{[^{}]*\}", " "),
+    (r"\\(?:therefore|checkmark)(?![a-zA-Z])|^\s*=", " "),
     (r"\\(?:tag\*?|label|[hv]?phantom|[hv]space\*?)\s*\{[^{}]*\}", " "),
     (r"\\\\\s*\[\s*-?[0-9.]+\s*(?:\\?[a-z]+)\s*\]", r"\\\\ "),
     (
@@ -80,6 +88,7 @@ REWRITES = tuple(
       r"\\text",
     ),
     (r"=\s*\\underline\s*(?=\{[^{}]*\}\s*$)", "= "),
+    (r"\.{2,}|\\[cl]?dots(?![a-zA-Z])", r"\\ldots "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
     (

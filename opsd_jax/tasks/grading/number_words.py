@@ -2,6 +2,8 @@
 
 import re
 
+from opsd_jax.tasks.grading import units
+
 ONES = {
   word: value
   for value, word in enumerate(
@@ -16,8 +18,11 @@ TENS = {
   )
 }
 SCALES = {"thousand": 10**3, "million": 10**6, "billion": 10**9}
-WORD = re.compile(r"[a-z]+|[^a-z\s-]|-", re.IGNORECASE)
 NUMBER = "|".join((*ONES, *TENS, "hundred", *SCALES, "a(?=[ -]+(?:hundred|thousand))"))
+ANY = re.compile(  # one may be no number
+  rf"\b(?:{'|'.join([*ONES][2:])}|{'|'.join(TENS)}|hundred|thousand|million|half)\b",
+  re.IGNORECASE,
+)
 LEADING = re.compile(
   rf"\s*(?:(minus|negative)\s+)?((?:{NUMBER})(?:(?:[\s-]+|\s+and\s+)(?:{NUMBER})\b)*)\b",
   re.IGNORECASE,
@@ -27,15 +32,16 @@ LEADING = re.compile(
 def with_digits(text: str) -> str:
   """The text with the number in words at its beginning in digits.
 
-  The text itself where it begins with none, or with words that are no number: "two
-  ten", "four and a half", "one third".
+  The text itself where it begins with none, or where more follows than words: "two
+  ten", "four and a half", "one third", "ten minus two", "five of the 12".
   """
   match = LEADING.match(text)
   if not match:
     return text
   value = value_of(re.findall("[a-z]+", match[2].casefold()))
   rest = text[match.end() :]
-  if value is None or re.match(r"[\s-]*(?:and\b|[0-9]|point\b)", rest, re.IGNORECASE):
+  words = set(re.findall("[a-z]+", rest.partition("\n")[0].casefold()))
+  if value is None or words & units.NO_UNIT or ANY.search(rest):
     return text
   return f"{'-' if match[1] else ''}{value}{rest}"
 
@@ -61,7 +67,7 @@ def value_of(words: list[str]) -> int | None:
         return None
       group += TENS[word]
     elif word == "hundred":
-      if not 0 < group < 10:
+      if not 0 < group < 20 or previous == "hundred":
         return None
       group *= 100
     else:

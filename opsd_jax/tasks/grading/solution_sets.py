@@ -52,6 +52,12 @@ WORDS = tuple(
     (r"\b(?:less|smaller) than\b", " < "),
     (r"\b(?:is|are|does) not (?:equal )?(?:to )?", r" \\ne "),
     (r"\b(?:is|are)\b", " "),
+    (r"\bzero\b", "0"),
+    (r"\breal values?\b", "real numbers"),
+    (r"\b(?:all )?(?:nonzero|non-zero) real(?: number)?s?\b", r"all reals \\ne 0"),
+    (r"\b(?:all )?positive real(?: number)?s?\b", "all reals > 0"),
+    (r"\b(?:all )?negative real(?: number)?s?\b", "all reals < 0"),
+    (r"\b(?:all )?non-?negative real(?: number)?s?\b", r"all reals \\ge 0"),
     (r"\s+", " "),
   )
 )
@@ -89,11 +95,15 @@ def whole(text: str) -> RealSet:
 
 
 def conjunction(text: str) -> RealSet:
-  return joined(text, r"\s+and\s+|\\(?:land|wedge)(?![a-z])", intersection, single)
+  mark = r"\s+and\s+|\\(?:land|wedge)(?![a-z])"
+  if all("\\ne" in part for part in split(text, ",")):
+    mark += r"|\s*,\s*(?=[a-z]\s*\\ne)"  # x is neither 1 nor 2
+  return joined(text, mark, intersection, single)
 
 
 def joined(text: str, mark: str, combine, read_part) -> RealSet:
-  parts = re.split(mark, text)
+  is_braced = text.startswith("\\{") and closing(text, 1) == len(text) - 1
+  parts = [text] if is_braced else re.split(mark, text)
   if len(parts) == 1 or (combine is union and EXCEPT.fullmatch(text)):
     return read_part(text)
   if len(parts) > MOST_PARTS:
@@ -132,11 +142,11 @@ def single(text: str) -> RealSet:
     if VARIABLE.fullmatch(match[1].strip()):
       return RealSet(match[1].strip(), of_sets(match[2]))
   if OPERATOR.search(text):
-    head = r"(?:all|every|any) (?:reals?(?: numbers?)? )?(?:values of )?(.+)"
+    head = r"(?:all|every|any) (?:reals?(?: numbers?)? |numbers? )?(?:values of )?(.+)"
     if match := re.fullmatch(head, text, re.IGNORECASE):
       text = match[1]
     if match := SUCH_THAT.fullmatch(text):
-      if ALL.fullmatch(match[1].strip()):
+      if ALL.fullmatch(match[1].strip()) or VARIABLE.fullmatch(match[1].strip()):
         return whole(match[2])
     return relation(text)
   return RealSet("", of_sets(text))
@@ -155,8 +165,14 @@ def relation(text: str) -> RealSet:
     pair = {o.replace("\\le", "<").replace("\\ge", ">") for o in operators}
     if pair not in ({"<"}, {">"}) or not VARIABLE.fullmatch(terms[1]):
       raise NotASet
-    first = bound(FLIPPED[operators[0]], number(terms[0]))
-    return RealSet(terms[1], intersection(first, bound(operators[1], number(terms[2]))))
+    both = [
+      bound(operator, number(term))
+      for operator, term in (
+        (FLIPPED[operators[0]], terms[0]),
+        (operators[1], terms[2]),
+      )
+    ]
+    return RealSet(terms[1], intersection(*both))
   (term, value), (operator,) = terms, operators
   if VARIABLE.fullmatch(value) and not VARIABLE.fullmatch(term):
     term, value, operator = value, term, FLIPPED[operator]
@@ -188,6 +204,8 @@ def absolute(variable: str, operator: str, end: End) -> RealSet:
 def bound(operator: str, end: End) -> tuple:
   has_end = operator in ("\\le", "\\ge")
   if math.isinf(end.place):
+    if (operator, end) in (("<", HIGH), (">", LOW)):
+      return REALS
     raise NotASet
   if operator in ("<", "\\le"):
     return ((LOW, False, end, has_end),)

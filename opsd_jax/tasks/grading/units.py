@@ -38,7 +38,8 @@ NO_UNIT = MULTIPLIERS | frozenset(
   " theta alpha beta gamma infinity power if for when where sin cos tan log"
   " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
   " root above below zero negative fewer too false untrue approximately about"
-  " nearly almost remaining short off away left except but only".split()
+  " nearly almost remaining short off away left except but only at most least approx roughly maybe perhaps possibly maximum"
+  " minimum inclusive exclusive different".split()
 )
 ANOTHER_NUMBER = re.compile(  # twelfths, quadrillion, tenfold
   r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"
@@ -68,8 +69,8 @@ KNOWN = {
     ("week", "second", 1, 604_800),
     ("month", "month", 1, 1),
     ("yr year", "month", 1, 12),
-    ("ml milliliter millilitre", "centimeter", 3, 1),
-    ("l liter litre", "centimeter", 3, 1000),
+    ("ml mL milliliter millilitre", "centimeter", 3, 1),
+    ("l L liter litre", "centimeter", 3, 1000),
     ("pint", "pint", 1, 1),
     ("quart", "pint", 1, 2),
     ("gallon gal", "pint", 1, 8),
@@ -117,6 +118,8 @@ def is_unit(text: str) -> bool:
 
 def known(word: str):
   """The table's entry of a word in the singular or plural; None without one."""
+  if len(word) < 3:  # M is not m
+    return UNITS.get(word)
   return UNITS.get(word) or UNITS.get(word.casefold().removesuffix("s"))
 
 
@@ -162,7 +165,7 @@ def parse(text: str) -> Measure | str:
 
 
 def spelt_out(text: str) -> str:
-  text = text.replace('"', " ")
+  text = re.sub(r"\(([a-zA-Z ]+)\)", r"\1", text.replace('"', " "))
   text = re.sub(r"(?<![a-zA-Z])per(?![a-zA-Z])", "/", text)
   text = re.sub(r"(?<=[a-z]) an?(?= [a-z])", "/", text)
   text = re.sub(r"(?<=/)\s*(?:an?|each|one)(?![a-zA-Z])", " ", text)

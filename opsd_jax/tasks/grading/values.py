@@ -31,16 +31,16 @@ class Text(Exception):
 
 
 GREEK = r"\\(?:alpha|beta|gamma|delta|theta|lambda|mu|phi|omega|rho|sigma)(?![a-z])"
-LETTER = rf"(?:[A-Za-z]|{GREEK})(?:\s*_\s*(?:\w|\{{\w+\}}))?"
+LETTER = rf"(?:[A-Za-z]|{GREEK})(?:\s*_\s*(?:\w|\{{[^{{}}=]+\}}))?"
+ARGUMENT = r"\((?:[^()=]|\([^()=]*\))*\)"
 POINTS = r"[A-Z]{1,4}'?"
 ANGLE = rf"\\angle\s*(?:{POINTS}|{LETTER})"
 NAME = re.compile(
-  rf"{LETTER}(?:'|\^\{{-1\}})*(?:\s*\([^()=]*\))?|{POINTS}|m?\s*{ANGLE}"
+  rf"{LETTER}(?:'|\^\{{-1\}})*(?:\s*{ARGUMENT})?|{POINTS}|m?\s*{ANGLE}"
   rf"|\\(?:overline|overrightarrow|vec|widehat)\s*\{{\s*(?:{POINTS}|{LETTER})\s*\}}"
   rf"|\|\s*{POINTS}\s*\||\[\s*{POINTS}\s*\]|\\(?:Pr|mathbb\s*\{{[PE]\}})\s*[(\[][^()=]*[)\]]"
   rf"|\\(?:sin|cos|tan)\s*(?:[A-Z]|{GREEK}|{ANGLE})"
-  r'|"[^"0-9=]+"\s*(?:\\triangle\s*)?(?:[A-Z]{1,4})?'
-  r"|[A-Za-z](?:\s*\+\s*[A-Za-z])+"
+  rf'|"[^"0-9=]+"\s*(?:(?:\\triangle\s*)?(?:[A-Z]{{1,4}})?|{ARGUMENT})'
 )
 NAMED = re.compile(rf"({NAME.pattern})\s*(=|\\in(?![a-zA-Z]))\s*(.+)")
 CHOICE = re.compile(r'["(]*\s*\(?([A-Z])\)?\s*[")]*')
@@ -48,6 +48,9 @@ CHOICES = re.compile(r'"?\s*[A-Z](?:\s*,\s*[A-Z])+\s*"?')
 CHOICE_AND_VALUE = re.compile(
   r'(?:"?\s*\(\s*"?\s*([A-J])\s*"?\s*\)|"?\s*([A-J])\s*[.):])\s*(?:"\s*)?'
   r'((?!\\(?:cdot|times|pm|cup|cap|div|le|ge|ne|in)(?![a-z]))[0-9a-zA-Z\\"].*)'
+)
+DENIALS = frozenset(
+  "and or not no wrong incorrect false untrue but unless than".split()
 )
 ANOTHER_CHOICE = re.compile(r"\(\s*\"?\s*[A-J]\s*\"?\s*\)|\b[A-J]\b\s*[.)]|\b[B-J]\b")
 THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9]|,[0-9])")
@@ -62,7 +65,12 @@ EMPTY_SETS = ("\\emptyset", "\\varnothing", "\\{\\}")
 NO_SOLUTION = re.compile(
   r"(?:there (?:is|are) )?(?:none|no solutions?(?: exists?)?|(?:the )?empty set)"
 )
-MAY_BE_REAL_SET = re.compile(r"\\(?:cup|cap|reals|setminus)(?![a-z])|\breal|\ball\b")
+MAY_BE_REAL_SET = re.compile(
+  r"\\(?:cup|cap|reals|setminus)(?![a-z])|\breal|\ball\b"
+  r"|\b(?:greater|less|larger|smaller) than\b|\bat (?:least|most)\b",
+  re.IGNORECASE,
+)
+IN_WORDS = re.compile(r'"([^"0-9=]*\b(?:is|are|equals)|[^"0-9=]*:|exactly)\s*"\s*(.+)')
 RAW_JOINT = re.compile(r'\s*"?\s*\b(and|or)\b\s*"?\s*')
 SMALL_WORDS = re.compile(
   r"^(?:(?:on|in|at|the|a|an|it is|it's|there are|there is) )+", re.IGNORECASE
@@ -78,6 +86,10 @@ def read(text: str) -> Value:
     if is_name(match[1]):
       name, text = name_of(match[1]), match[3]
       name += " in" if match[2] != "=" else ""
+  if (match := IN_WORDS.fullmatch(text)) and not RELATION.search(match[2]):
+    words = set(re.findall("[a-z]+", match[1].casefold()))
+    if not words & units.NO_UNIT - {"is", "are", "of"}:
+      name, text = folded(match[1]), match[2]
   if match := re.fullmatch(r'"\s*([^"a-zA-Z]+)"', text):
     text = match[1].strip()
   try:
@@ -88,7 +100,7 @@ def read(text: str) -> Value:
 
 
 def is_name(text: str) -> bool:
-  """Whether a text names a value, as AB, f(2), m + n and "Area" do in AB = 10."""
+  """Whether a text names a value, as AB, f(2) and "Area" do in AB = 10."""
   if not NAME.fullmatch(text.strip()):
     return False
   words = re.findall("[a-z]+", text.casefold()) if '"' in text else []
@@ -136,7 +148,7 @@ def choice(letter: str, rest: str) -> Value:
   """The letter of an option with the option's value."""
   rest = rest + '"' if rest.count('"') % 2 else rest
   words = set(re.findall("[a-z]+", rest.casefold()))
-  if ANOTHER_CHOICE.search(rest) or words & units.NO_UNIT:
+  if ANOTHER_CHOICE.search(rest) or words & DENIALS:
     raise Text
   return Value("choice", (letter, folded(rest)), items=(read(rest),))
 
@@ -196,10 +208,10 @@ def collection(text: str) -> Value:
   if len(parts := split(text, "\\cup")) > 1:
     return gathered("union", distinct(map(shape, parts)), text)
   last = len(text) - 1
-  if text[:2] == "\\{" and text[-2:] == "\\}" and closing(text, 1) == last:
-    return listed(text[2:-2], distinct)
   if text in EMPTY_SETS:
     return Value("set", ())
+  if text[:2] == "\\{" and text[-2:] == "\\}" and closing(text, 1) == last:
+    return listed(text[2:-2], distinct)
   if text[:1] in tuple("([") and closing(text, 0) == last:
     items = split(text[1:-1], ",")
     if len(items) > 1:
