@@ -17,7 +17,7 @@ from opsd_jax.data import columns as data_columns
 from opsd_jax.data.columns import CONTEXT, MISSING, Columns, chat, clip, lookup
 from opsd_jax.structs import Example
 from opsd_jax.tasks import normalize_question
-from opsd_jax.tasks.grading.extract import last_boxed
+from opsd_jax.tasks.grading import algebra, answers, extract
 
 MAX_LINE = 4_000_000  # bytes; a longer line means a damaged file
 SHOWN = 5  # bad rows named in an error
@@ -287,13 +287,34 @@ def to_example(row: dict, columns: Columns, worked: bool, not_read) -> Example:
   return Example(id, question, solution, answer)
 
 
+BETWEEN = re.compile(  # two boxes that answer together: "1 or x = 2"
+  r"[\s$,;]*(?:(?:and|or)\b)?[\s$,;]*(?:[a-zA-Z]\s*=\s*)?\$*"
+)
+ANOTHER = re.compile(r"\banother\b|\bthe other\b")
+
+
 def final_answer(solution: str) -> str | None:
   """The answer in a solution's last \\boxed{}, without a box in a last line
-  `#### answer`; None without either."""
-  if (boxed := last_boxed(solution)) is not None:
-    return boxed.strip() or None
-  last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
-  return last[1].strip() if last else None
+  `#### answer`; None without either, and where the last box does not close.
+
+  Boxes that answer together are a list: "x = \\boxed{1} or x = \\boxed{2}" answers 1,
+  2. A box of the same value, of a step or of another way to solve is none of them.
+  """
+  boxes = extract.boxes(solution)
+  if boxes and boxes[-1][0] is None:
+    return None
+  filled = [box for box in boxes if not extract.EMPTY.fullmatch(box[0])]
+  if not filled:
+    last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
+    return last[1].strip() if last and not boxes else None
+  found = []
+  for i, (content, start, _) in enumerate(filled):
+    between = solution[filled[i - 1][2] : start] if i else ""
+    if not (BETWEEN.fullmatch(between) or ANOTHER.search(between)):
+      found = []
+    found = [x for x in found if not answers.compare(content, x, algebra)]
+    found.append(content.strip())
+  return ", ".join(found)
 
 
 def with_id(example: Example, repeats) -> Example:

@@ -1,19 +1,24 @@
-"""Competition maths: the answer in the last \\boxed{}.
+"""Competition maths: the answer in \\boxed{}, or what follows the last "answer is".
 
-Without a box, the answer follows the last "answer is". grading/answers compares
-it exactly; answers that it cannot read (algebra, functions) go to grading/algebra,
-whose running time has no bound: run this task in a pool.Pool.
+grading/extract says where the answer stands and what several boxes mean,
+grading/answers what equals the reference. Where two people would read a form
+differently it is no answer:
+
+- several different boxes, unless the last is called final or takes the others back;
+- an answer that is taken back ("Wait, that is wrong") without another one;
+- 1/2x, \\sin x/2, 2\\frac{3}{2}, 1{7}, 2^3!; \\log without a base is neither ln nor
+  the decimal logarithm;
+- x < 1, x > 3 without "and" or "or"; (2, 5) beside 2 < x < 5; 7:00 without AM or PM;
+- "pounds" and £; seven for 7; \\sqrt{x^2} for x; xy = 3 and x^2 = 3 for 3.
 """
 
 import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
-from opsd_jax.tasks.grading import algebra, answers, notation, units
-from opsd_jax.tasks.grading.extract import last_boxed, stated
+from opsd_jax.tasks.grading import algebra, answers, extract, units
 
 MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
-SENTENCE = re.compile(r"(?<=\S)[.!?](?=\s|$)|\n")
 
 
 def verify(reference: str, text: str) -> Verdict:
@@ -21,20 +26,22 @@ def verify(reference: str, text: str) -> Verdict:
   found = final(text)
   if not found:
     return Verdict(0.0, None, "no answer in the reply")
-  same = answers.compare(reference, found)
-  if same is None:
-    same = algebra.equal(notation.clean(reference), notation.clean(found))
+  several = extract.boxed(text) or [found]
+  same = answers.compare(reference, found, algebra) is True or (
+    len(several) > 1
+    and all(answers.compare(reference, box, algebra) is True for box in several)
+  )
   return Verdict(float(same), found)
 
 
 def final(text: str) -> str | None:
   """The final answer as the completion writes it; None where it states none."""
-  if (boxed := last_boxed(text)) is not None:
-    return boxed.strip()
-  if (after := stated(text)) is None:
+  if (boxes := extract.boxed(text)) is not None:
+    return ", ".join(boxes).strip()
+  if (after := extract.stated(text)) is None:
     return None
   after = after.strip("*: \n")
-  sentence = SENTENCE.split(after, maxsplit=1)[0].strip()
+  sentence = extract.SENTENCE.split(after, maxsplit=1)[0].strip()
   match = MATHS.match(sentence)
   if match and not re.search(r"[0-9$]|\b(?:or|and|not)\b", match[2]):
     words = re.findall("[a-z]+", match[2].casefold())

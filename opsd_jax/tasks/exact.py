@@ -4,6 +4,8 @@ The answer follows the last `####`, is in the last \\boxed{} or follows the last
 "answer is"; without any of them the whole completion is the answer.
 """
 
+import re
+
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
 from opsd_jax.tasks.grading import answers
@@ -12,7 +14,7 @@ from opsd_jax.tasks.grading.extract import stated
 
 def verify(reference: str, text: str) -> Verdict:
   """Correct where grading/answers finds the two equal, or where the texts are equal
-  but for case and spaces."""
+  but for spaces and the case of words."""
   found = text if (marked := stated(text)) is None else marked
   found = found.strip("* \n")
   if "\n" not in reference.strip() and marked is not None:
@@ -24,7 +26,10 @@ def verify(reference: str, text: str) -> Verdict:
 
 
 def normalize(text: str) -> str:
-  return " ".join(text.casefold().split()).strip("*. ")
+  """Text without spaces at its ends and without the case of its words; a text of
+  single letters and symbols keeps its case: R is not r."""
+  text = " ".join(text.split()).strip("*. ")
+  return text.casefold() if re.search("[a-zA-Z]{2}", text) else text
 
 
 task = verify_only.task("exact", verify)

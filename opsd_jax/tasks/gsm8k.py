@@ -1,15 +1,17 @@
 """Grade-school maths (Cobbe et al. 2021, arXiv:2110.14168): a number.
 
-The answer follows the last `####`, else is in the last \\boxed{}, else is the last
-number.
+The answer follows the last `####`, else is in the \\boxed{} (several are several
+answers), else in the sentence after "the answer is" or in <answer></answer>, else is
+the last number. A stated answer may be in words: forty-two. Of "5 of the 12" it is
+the first number; two other numbers are no answer.
 """
 
 import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
-from opsd_jax.tasks.grading import answers, notation, units
-from opsd_jax.tasks.grading.extract import after_hashes, last_boxed
+from opsd_jax.tasks.grading import answers, notation, number_words, units
+from opsd_jax.tasks.grading.extract import SENTENCE, after_hashes, boxed, in_words
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?")
@@ -17,7 +19,6 @@ DRESS = re.compile(
   r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|[£€¥₹]|\*\*"
   r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
 )
-DASHES = str.maketrans(dict.fromkeys("‐‑‒–—―－﹣", "-"))
 HEADING = re.compile(r"\W*[A-Za-z]{2}[^=\n]*(?:\n|$)")
 JOINED_BEFORE = re.compile(
   r"(?:[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
@@ -34,27 +35,51 @@ FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
 FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
 WORD_AFTER = re.compile(r"([\s{-]*)([a-z]+)", re.IGNORECASE)
 SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # multipliers, as in 5 K
+QUALIFIED = re.compile(
+  r"\b(?:(?:more|less|fewer|greater|other) than|at (?:least|most)|over|under|about"
+  r"|around|approximately|nearly|almost|roughly|perhaps|maybe|possibly|up to|of the"
+  rf"|unknown|unclear|not|never|between|or)\b|[0-9]\s*!|{number_words.ANY.pattern}",
+  re.IGNORECASE,
+)
+PART_OF = re.compile(rf"({PLAIN})(?: ([a-z]+))? (?:out )?of the [0-9]+(?: [a-z]+)*\W*$")
 COMMAND = re.compile(r"\\[a-zA-Z]")
 
 
 def verify(reference: str, text: str) -> Verdict:
-  """Correct where the number equals the reference exactly."""
+  """Correct where the number equals the reference exactly.
+
+  Equal are values (18.0, $18, 18 dollars and 0 cents, 10% for 10 or 0.1, 6/day, 7:00
+  PM for 7); a unit is not compared with the question's.
+  """
   reference = reference.rpartition("####")[2]
   stated = final(text)
-  if stated is not None and answers.compare(reference, stated):
-    return Verdict(1.0, stated.strip())
-  found = last_number(text if stated is None else stated, stated is not None)
+  if stated is None:
+    found = last_number(text, alone=False)
+  else:
+    if answers.compare(reference, stated):
+      return Verdict(1.0, stated.strip())
+    part = PART_OF.match(stated)
+    is_part = part and not (part[2] and units.multiplies(part[2]))
+    found = part[1] if is_part else last_number(stated, alone=True)
   if found is None:
     return Verdict(0.0, stated, "no number in the reply")
   return Verdict(float(answers.compare(reference, found) is True), found)
 
 
 def final(text: str) -> str | None:
-  """The line that states the answer; None where the completion marks none."""
+  """The line or sentence that states the answer; None where the completion marks
+  none."""
   after = after_hashes(text)
   if after is not None:
-    return None if HEADING.match(after) else after.strip().partition("\n")[0]
-  return last_boxed(text)
+    line = number_words.with_digits(after.strip().partition("\n")[0])
+    return None if HEADING.match(line) else line
+  if (boxes := boxed(text)) is not None:
+    return number_words.with_digits(", ".join(boxes))
+  if (after := in_words(text)) is None:
+    return None
+  sentence = SENTENCE.split(after.strip("*: \n"), maxsplit=1)[0].strip()
+  sentence = number_words.with_digits(sentence)
+  return sentence if re.search("[0-9]", sentence) else None
 
 
 def last_number(text: str, alone: bool) -> str | None:
@@ -64,10 +89,12 @@ def last_number(text: str, alone: bool) -> str | None:
   `alone`: None also where another number follows the last "=", or where the number
   is part of a formula.
   """
-  text = DRESS.sub("", text.translate(notation.GLYPHS).translate(DASHES))
+  text = DRESS.sub("", notation.ascii_notation(text))
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
-  if not matches or (alone and (len(matches) > 1 or COMMAND.search(text))):
+  if not matches:
+    return None
+  if alone and (len(matches) > 1 or COMMAND.search(text) or QUALIFIED.search(text)):
     return None
   last = matches[-1]
   before, after = text[: last.start()], text[last.end() :]

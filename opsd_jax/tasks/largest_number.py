@@ -9,7 +9,7 @@ reference makes easy.
 import random
 
 from opsd_jax.structs import Example, Verdict
-from opsd_jax.tasks.grading.extract import last_number
+from opsd_jax.tasks.grading.extract import last_number, reply
 from opsd_jax.tasks.task import Task
 
 
@@ -41,7 +41,7 @@ def examples(seed: str):
 
 def verify(example: Example, text: str) -> Verdict:
   """Correct where the completion's last number is the answer."""
-  found = last_number(text)
+  found = last_number(reply(text))
   if found is None:
     return Verdict(0.0, None, "no number in the reply")
   return Verdict(float(float(found) == int(example.answer)), found)

@@ -1,4 +1,7 @@
-"""Multiple choice: one letter, whatever markup surrounds it."""
+"""Multiple choice: one letter, whatever markup surrounds it and whatever its case.
+
+Two letters are no answer, nor are two boxes with different letters.
+"""
 
 import re
 

@@ -17,7 +17,7 @@ from opsd_jax import spec
 from opsd_jax.structs import Example, Verdict
 from opsd_jax.tasks import gsm8k
 from opsd_jax.tasks.grading import answers
-from opsd_jax.tasks.grading.extract import stated
+from opsd_jax.tasks.grading.extract import boxed, reply, stated
 from opsd_jax.tasks.task import Task
 
 BLOCK = 1000  # entries of one dataset; some datasets make all of theirs at once
@@ -136,14 +136,18 @@ def extract(text: str, answer: str | None) -> str | None:
   """The completion's final answer: what it states, else the whole completion.
 
   Where the reference is one line, the first line of a stated answer; where it is a
-  number, the last number, None where that is part of another value (1/2, 2^10).
+  number, the last number, None where that is part of another value (1/2, 2^10) and
+  where there are several boxes.
   """
+  text = reply(text)
   found = stated(text)
   if found is None:
     found = text
   elif answer is not None and "\n" not in answer:
     found = found.strip("* \n").partition("\n")[0].rstrip("*. ")
   if answer is not None and re.fullmatch(r"-?\d+(\.\d+)?", answer):
+    if len(boxed(text) or ()) > 1:
+      return None
     number = gsm8k.last_number(found, alone=False)
     if number is None or "/" in number:
       return None

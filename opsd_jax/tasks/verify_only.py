@@ -3,6 +3,7 @@
 import functools
 
 from opsd_jax.structs import Example, Verdict
+from opsd_jax.tasks.grading import extract
 from opsd_jax.tasks.task import Task
 
 
@@ -32,4 +33,4 @@ def checked(verify, example: Example, text: str) -> Verdict:
   """Raises NoReference where, without an answer, every completion would be wrong."""
   if not (example.answer or "").strip():
     raise NoReference(f"example {example.id} has no answer to compare with")
-  return verify(example.answer, text)
+  return verify(example.answer, extract.reply(text))

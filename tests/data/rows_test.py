@@ -298,6 +298,12 @@ def test_gsm8k(tmp_path):
   [
     (r"so $\boxed{2}$.", "2"),
     (r"\boxed{1} then \boxed{\frac{1}{2}}", r"\frac{1}{2}"),
+    (r"$x=\boxed{1}$ or $x=\boxed{2}$", "1, 2"),
+    (r"\boxed{1}, \boxed{2}", "1, 2"),
+    (r"it is \boxed{1}. By another way it is \boxed{2}.", "1, 2"),
+    (r"it is \boxed{1}. By another way it is \boxed{1.0}.", "1.0"),
+    (r"\boxed{x+1} or \boxed{1+x}", "1+x"),
+    (r"\boxed{1}, as \boxed{} asks", "1"),
     (r"\boxed{\text{a {b} c}} }", r"\text{a {b} c}"),
     (r"\boxed{\{1,2\}}", r"\{1,2\}"),
     (r"\boxed{\left\{ x } ", r"\left\{ x"),

@@ -19,13 +19,37 @@ def score(name, reference, text):
   return verify(name, reference, text).score
 
 
-marks = st.sampled_from("0129.,+-/^_(){}[]\\ xi%$\"'frac sqrt|!=")
+marks = st.sampled_from(
+  [
+    *"0129.,+-/^_(){}[]\\ xiBm%$\"'|!=<>:&",
+    *(
+      "\\frac",
+      "\\sqrt",
+      "\\le ",
+      "\\cup",
+      "\\text{",
+      " or ",
+      "\\sin",
+      "\\ne",
+      "\\log_",
+    ),
+  ]
+)
 
 
 @given(st.text(marks, max_size=30))
 def test_any_text_has_a_verdict(text):
   assert answers.compare("7", text) in (True, False, None)
   assert score("gsm8k", "7", text) in (0, 1)
+  for reference in (
+    "(1,2)",
+    "x>7",
+    "7\\text{ cm}",
+    "y=x+7",
+    "\\text{(B) }7",
+    "x=7,y=1",
+  ):
+    assert score("maths", reference, f"\\boxed{{{text}}}") in (0, 1)
   assert score("multiple_choice", "B", text) in (0, 1)
   assert score("exact", "7", text) in (0, 1)
 
@@ -79,7 +103,7 @@ def test_the_final_answer_of_competition_maths(text, expected):
     ("3", "", 0),
     ("20", "between 10-20", 1),
     ("18", "18!", 1),
-    ("5", "#### five", 0),
+    ("5", "#### five", 1),
     ("18", "#### 17\n#### 18", 1),
     ("18", "#### 18\n#### 17", 0),
     ("3", "\\boxed{2}\n#### 3", 1),

@@ -120,6 +120,7 @@ def bounded(a: dict) -> dict:
 NUMERAL = re.compile(
   r"(?P<whole>[0-9]+)(?P<dot>\.)?(?P<part>[0-9]*)|\.(?P<only>[0-9]+)"
 )
+DIGITS_BESIDE = re.compile(r"\{?\s*\.?[0-9]")
 EXPONENT = re.compile(r"[eE]([+-]?[0-9]{1,2})(?![0-9])")
 PLUS = re.compile(r"[+-]")
 TIMES = re.compile(r"\*|×|\\cdot(?![a-zA-Z])|\\times(?![a-zA-Z])")
@@ -166,7 +167,7 @@ class Reader:
 
   def note(self, a: dict, b: dict) -> None:
     """Records that a sum or product of two rationals is not a plain number."""
-    if set(a) & set(b):
+    if set(a) & set(b) or not (set(a) | set(b)) - {UNIT}:
       self.plain = False
 
   def sum(self) -> dict:
@@ -198,7 +199,7 @@ class Reader:
         return total
       elif slashed:
         raise Ambiguous("a product after a slash")
-      elif NUMERAL.match(self.text, self.position):
+      elif DIGITS_BESIDE.match(self.text, self.position):
         raise Ambiguous("two numbers side by side")
       else:
         term = self.factor()

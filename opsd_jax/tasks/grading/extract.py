@@ -1,4 +1,14 @@
-"""Reading an answer from a completion, as several verifiers do."""
+"""Reading an answer from a completion, as several verifiers do.
+
+What stands between <think> and </think> is no part of the reply; where the first
+</think> has no <think>, what stands before it is none either, and after a <think>
+that does not close there is no reply.
+
+Several boxes are several answers: "x = \\boxed{1} or x = \\boxed{2}" answers 1, 2,
+and neither 1 nor 2. Only where the text between two boxes takes the first back (no,
+wait, actually) or announces the final answer does the last one count alone. Empty
+boxes, hashes and <answer></answer> count for nothing.
+"""
 
 import re
 
@@ -6,7 +16,47 @@ import re
 # thousands where three digits follow it (not in 12,34).
 NUMBER = re.compile(r"(?:(?<![\w)])-)?(?:\d{1,3}(?:,\d{3})+(?!\d)|\d+)(?:\.\d+)?")
 BOX = re.compile(r"\\(?:boxed|fbox)\s*(?![a-zA-Z])")
-STATED = re.compile(r"(?i)answer\**(?:\s+(?:is|should be|must be)|\s*:)\**:?\s*")
+BOX_OR_BRACE = re.compile(
+  rf"(?P<box>{BOX.pattern})(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL
+)
+THINKING = re.compile(
+  r"<\s*(?P<close>/)?\s*(?:think|thinking|thought|reasoning)\b[^<>\n]{0,99}>"
+  r"|\[(?P<closed>/)?THINK\]",
+  re.IGNORECASE,
+)
+ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+STATED = re.compile(
+  r"(?i)\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
+  r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*"
+)
+RETRACTED = re.compile(
+  r"(?i)\b(?:no,|wait|actually|instead|rather|correction|oops|sorry|mistake\w*|wrong"
+  r"|incorrect)"
+)
+TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
+  r"(?i)\b(?:wait|oops|correction|scratch that|no, (?:that|it|this)"
+  r"|(?:that|this|it)(?: is| was|['’]s) (?:wrong|incorrect|not (?:right|correct))"
+  r"|made a mistake)\b"
+)
+FINAL = re.compile(r"(?i)\b(?:final|answer\**(?:\s+is\b|['’]s\b|\s*:))")
+FURTHER = re.compile(r"(?i)\b(?:another|other|second|third|also|either|possible|or)\b")
+SENTENCE = re.compile(r"(?<=[^\s\\])[.!?](?=\s|$)|\n")  # where a sentence ends
+EMPTY = re.compile(
+  r"(?:\s|[{}$]|\\[ ,;:!]|\\(?:quad|text|phantom)(?![a-zA-Z])|\.\.\.)*"
+)
+
+
+def reply(text: str) -> str:
+  """The completion without what it thinks."""
+  kept, start, is_open = [], 0, False
+  for tag in THINKING.finditer(text):
+    if not is_open:
+      kept.append(text[start : tag.start()])
+    closes = bool(tag["close"] or tag["closed"])
+    if closes and not is_open:
+      kept = []
+    is_open, start = not closes, tag.end()
+  return "".join(kept) if is_open else "".join((*kept, text[start:]))
 
 
 def last_number(text: str) -> str | None:
@@ -15,37 +65,86 @@ def last_number(text: str) -> str | None:
   return numbers[-1].replace(",", "") if numbers else None
 
 
+def boxes(text: str) -> list[tuple]:
+  """(content, start, end) of every outermost \\boxed{...}, nested braces included; None
+  for one that does not close. \\boxed 5 holds 5."""
+  found, depth, inside = [], 0, None  # inside: (start, content's start, depth)
+  for match in BOX_OR_BRACE.finditer(text):
+    if match["box"] and inside is None:
+      if match["open"]:
+        inside = (match.start(), match.end(), depth)
+      else:
+        bare = re.match(r"[^\s$]*", text[match.end() : match.end() + 99])[0]
+        end = match.end() + len(bare)
+        found.append((bare.rstrip(".,"), match.start(), end))
+    if match["open"] or match[0] == "{":
+      depth += 1
+    elif match[0] == "}":
+      depth -= 1
+      if inside and depth == inside[2]:
+        found.append((text[inside[1] : match.start()], inside[0], match.end()))
+        inside = None
+  if inside:
+    found.append((None, inside[0], len(text)))
+  return found
+
+
+def boxed(text: str) -> list[str] | None:
+  """The contents of the boxes that answer together; None without a box that holds
+  anything, [""] where the last box does not close or what follows takes it back."""
+  found = boxes(text)
+  if found and found[-1][0] is None:
+    return [""]
+  answers, end = [], None
+  for content, start, stop in found:
+    if EMPTY.fullmatch(content):
+      continue
+    between = "" if end is None else text[end:start]
+    is_final = RETRACTED.search(between) or (
+      FINAL.search(between) and not FURTHER.search(between)
+    )
+    answers = [content] if is_final else [*answers, content]
+    end = stop
+  if end is not None and TAKEN_BACK.search(text, end):
+    return None if STATED.search(text, end) else [""]
+  return [*dict.fromkeys(answers)] or None
+
+
 def last_boxed(text: str) -> str | None:
-  """The content of the last \\boxed{...}, nested braces included; "" where the box
-  does not close, None without a box. \\boxed 5 holds 5."""
-  boxes = list(BOX.finditer(text))
-  if not boxes:
-    return None
-  after = text[boxes[-1].end() :]
-  if not after.startswith("{"):
-    return re.match(r"[^\s$]*", after)[0].rstrip(".,")
-  depth = 0
-  for brace in re.finditer(r"\\.|[{}]", after, re.DOTALL):
-    depth += {"{": 1, "}": -1}.get(brace[0], 0)
-    if depth == 0 and brace[0] == "}":
-      return after[1 : brace.start()]
-  return ""
+  """The boxed answer, several of them as a list: "1, 2"; "" where the last box is
+  empty or does not close, None without a box."""
+  if (answers := boxed(text)) is not None:
+    return ", ".join(answers)
+  return "" if BOX.search(text) else None
 
 
 def after_hashes(text: str) -> str | None:
-  """The text after the last `####`; None without one, or where a box or an "answer
-  is" follows: then the hashes were the heading of a section."""
+  """The text after the last `####`; None without one, where nothing follows, or where
+  a box or an "answer is" does: then the hashes were the heading of a section."""
   _, hashes, after = text.rpartition("####")
   is_heading = BOX.search(after) or STATED.search(after)
-  return after if hashes and not is_heading else None
+  return after if hashes and after.strip() and not is_heading else None
+
+
+def in_words(text: str) -> str | None:
+  """What the last <answer>...</answer> holds, else what follows the last "answer is"
+  or "answer:"; None without either, or where what follows takes it back."""
+  *_, opening, closing = [None, None, *ANSWER_TAG.finditer(text)]
+  if opening and closing and not opening[1] and closing[1]:
+    tagged = text[opening.end() : closing.start()].strip()
+    if tagged:
+      return tagged
+  *_, after = STATED.split(text)
+  if after == text or not after.strip() or TAKEN_BACK.search(after):
+    return None
+  return after
 
 
 def stated(text: str) -> str | None:
-  """The stated answer: `after_hashes`, or in the last \\boxed{}, or after the last
-  "answer is" or "answer:"; None without any of them."""
+  """The stated answer: `after_hashes`, or the boxed one, or the one in words; None
+  without any of them."""
   if (after := after_hashes(text)) is not None:
     return after
-  if (boxed := last_boxed(text)) is not None:
-    return boxed
-  *_, after = STATED.split(text)
-  return after if after != text else None
+  if (answers := boxed(text)) is not None:
+    return ", ".join(answers)
+  return in_words(text)

@@ -19,13 +19,13 @@ CORPUS = [
 
 def test_a_corpus_labelled_by_hand():
   assert len(CORPUS) >= 250
+  assert {label for *_, label in CORPUS} == {"same", "different"}
   wrong = []
   for reference, answer, label in CORPUS:
     got = score("maths", reference, f"Hence $\\boxed{{{answer}}}$.") == 1
     if got != (label == "same"):
       wrong.append((reference, answer, label))
-  assert not [w for w in wrong if w[2] == "different"], wrong
-  assert len(wrong) <= 0.01 * len(CORPUS), wrong
+  assert not wrong
 
 
 def test_most_of_it_needs_no_algebra():
@@ -38,7 +38,8 @@ def test_an_answer_is_itself():
   for text in {text for row in CORPUS for text in row[:2]}:
     assert answers.compare(text, text) is True, text
     value = answers.read(notation.clean(text))
-    if value.data is not None and not answers.NAMED.match(notation.clean(text)):
+    is_named = answers.NAMED.match(notation.clean(text))
+    if value.data is not None and not is_named and value.kind != "real set":
       assert answers.compare(text, f"x = {text}") in (True, None), text
 
 
