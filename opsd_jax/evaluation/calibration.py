@@ -14,6 +14,7 @@ import numpy as np
 from opsd_jax.evaluation import statistics
 from opsd_jax.evaluation.statistics import TAIL, Estimate
 from opsd_jax.reporting import style
+from opsd_jax.tasks.grading import extract
 
 REQUEST = (  # appended to a question
   "On a last line of its own state how likely your answer is right, in the"
@@ -40,13 +41,14 @@ class Bins(NamedTuple):
 
 
 def stated(text: str) -> tuple[str, float | None]:
-  """(the text without its last statement of confidence, the confidence in
-  [0, 1] or None).
+  """(the reply without its last statement of confidence, the confidence in
+  [0, 1] or None). What the completion thinks is no part of its reply.
 
   Read are "Confidence: 80%", "confidence is 0.8", "8/10" or "8 out of 10". A bare
   number above 1 is a percentage; 1 itself is certainty. "Confidence: high" and
   ranges give None, and the rest of their line is removed too.
   """
+  text = extract.reply(text)
   named = list(NAMED.finditer(text))[::-1]
   for name in named:
     value = VALUE.match(text, name.end())

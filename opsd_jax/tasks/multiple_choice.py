@@ -39,7 +39,7 @@ DENIED = re.compile(
   r"|(?:can|could) be (?:ruled|eliminated|excluded)"
 )
 OPTION = re.compile(
-  r"^\W*[A-Z][.):]\s", re.MULTILINE
+  r"^[^\w\n]*[A-Z][.):]\s", re.MULTILINE
 )  # the options of the question, repeated
 
 

@@ -51,6 +51,7 @@ def test_a_stated_confidence_is_no_part_of_the_answer():
   text, confidence = calibration.stated("It is 7.\nConfidence: 80%\n")
   assert (text, confidence) == ("It is 7.\n\n", 0.8)
   assert calibration.stated("It is 7.") == ("It is 7.", None)
+  assert calibration.stated("<think>Confidence: 9%</think>7") == ("7", None)
 
 
 @pytest.mark.parametrize(

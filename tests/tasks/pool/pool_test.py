@@ -1,5 +1,6 @@
 """Completions that hang, exhaust or crash a worker; a pool that recovers."""
 
+import itertools
 import json
 import os
 import pathlib
@@ -20,7 +21,9 @@ from opsd_jax.tasks.pool import Pool, codec
 from opsd_jax.tasks.pool import pool as pools
 from tests import hostile
 
-TOWER = "\\boxed{9^{9^{9^{9^9}}}}"
+# A task whose scorer evaluates a reply, and a reply that it takes for ever on.
+SLOW = "reasoning_gym:simple_integration"
+TOWER = "9**9**9**9"
 
 
 def example(answer="7", metadata=None, id="0"):
@@ -29,6 +32,11 @@ def example(answer="7", metadata=None, id="0"):
 
 def pool(name="maths", *, count=1, timeout=0.5, memory_mb=1024):
   return Pool(name, "answer", workers=count, timeout=timeout, memory_mb=memory_mb)
+
+
+def slow_examples(count):
+  stream = tasks.open_task(SLOW, "answer").examples("train/0")
+  return list(itertools.islice(stream, count))
 
 
 def children(of=None) -> set[int]:
@@ -110,23 +118,24 @@ def test_hostile_answers_are_wrong_and_leave_nothing():
   before = children()
   assert len(hostile.ALL) >= 30
   texts = [f"so $\\boxed{{{text}}}$" for text in hostile.ALL.values()]
-  with pool(count=2, timeout=0.3) as p:
+  with pool(count=2, timeout=2) as p:
     verdicts = p([example("x^2-1")] * len(texts), texts)
     assert not [n for n, v in zip(hostile.ALL, verdicts, strict=True) if v.score]
-    assert p.timeouts > 3
+    assert (p.timeouts, p.crashes) == (0, 0)
     assert p([example("7")], ["\\boxed{7}"])[0].score == 1
     assert len(children() - before) == 2
   assert children() == before
 
 
 def test_a_timeout_is_wrong_and_counted_and_the_others_are_verified():
-  texts = [f"\\boxed{{{i}}}" for i in range(40)]  # batches of ten
+  examples = slow_examples(40)  # batches of ten
+  texts = [e.answer for e in examples]
   texts[2] = texts[4] = TOWER
-  with pool() as p:
-    verdicts = p([example(str(i)) for i in range(40)], texts)
+  with pool(SLOW, timeout=3) as p:
+    verdicts = p(examples, texts)
     assert (p.timeouts, p.crashes) == (2, 0)
   assert [i for i, v in enumerate(verdicts) if v.score != 1] == [2, 4]
-  assert verdicts[2].feedback == "not verified within 0.5 s"
+  assert verdicts[2].feedback == "not verified within 3 s"
   assert verdicts[2].answer is None
 
 
@@ -178,12 +187,13 @@ def killed(init):
 
 
 def test_a_worker_killed_at_work_costs_one_reply():
-  with pool(timeout=30) as p:
-    p([example("7")], ["\\boxed{7}"])
+  e, *_ = slow_examples(1)
+  with pool(SLOW, timeout=30) as p:
+    p([e], [e.answer])
     pid = p.workers[0].process.pid
     killer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
     killer.start()
-    verdicts = p([example("7")] * 3, [TOWER, "\\boxed{7}", "\\boxed{7}"])
+    verdicts = p([e] * 3, [TOWER, e.answer, e.answer])
     killer.join()
     assert [v.score for v in verdicts] == [0, 1, 1]
     assert "died (return code -9)" in verdicts[0].feedback
@@ -215,10 +225,11 @@ def test_a_very_long_reply_is_not_sent(monkeypatch):
 
 SCRIPT = """
 import sys
+from opsd_jax import tasks
 from opsd_jax.tasks.pool import Pool
-from opsd_jax.structs import Example
-pool = Pool("maths", "answer", workers=2, timeout=1, memory_mb=1024)
-ask = lambda text: pool([Example("0", "", None, "x")] * 2, [text] * 2)
+example = next(iter(tasks.open_task("{task}", "answer").examples("train/0")))
+pool = Pool("{task}", "answer", workers=2, timeout=9, memory_mb=1024)
+ask = lambda text: pool([example] * 2, [text] * 2)
 ask("7")
 print(*(w.process.pid for w in pool.workers), flush=True)
 {then}
@@ -238,7 +249,7 @@ print(*(w.process.pid for w in pool.workers), flush=True)
 def test_workers_end_with_their_parent(then, kill):
   root = str(pathlib.Path(__file__).parents[3])
   parent = subprocess.Popen(
-    [sys.executable, "-c", SCRIPT.format(then=then)],
+    [sys.executable, "-c", SCRIPT.format(task=SLOW, then=then)],
     text=True,
     stdin=subprocess.PIPE,
     stdout=subprocess.PIPE,
