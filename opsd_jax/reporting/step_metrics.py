@@ -30,11 +30,11 @@ def update_metrics(config, run, learned, groups) -> dict[str, float]:
     row |= ratio_metrics(*ratio, config)
   if run.objective.is_scored:
     row["overflow"] = float(learned.overflow)
+  if config.batch.mask_truncated:
+    masked = sum(collect.is_masked(config, r) for r in rollouts)
+    row["masked"] = sum(distributed.gather(masked))
   return row | {
     "truncated": distributed.mean(row["truncated"]),
-    "masked": sum(
-      distributed.gather(sum(collect.is_masked(config, r) for r in rollouts))
-    ),
     "padding": collate.padding_share(batch),
   }
 

@@ -113,6 +113,7 @@ def of_pipeline(config, objective):
   if config.rollout.source == "dataset":
     for name in SAMPLING:
       yield f"rollout.{name}", "rollout.source=dataset samples nothing"
+    yield "batch.mask_truncated", "rollout.source=dataset truncates nothing"
   if objective.views < 2 and 1 in contexts.late_views(config.context):
     yield "context.privileged", "no term reads a teacher's view"
   source = pick(sources.ALL, config.rollout.source)
