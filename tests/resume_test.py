@@ -108,6 +108,7 @@ def test_arguments_of_the_chat_template_are_free(tmp_path, monkeypatch):
   fields = {
     "context.student_args": "date_string=1 May 2026,loud=true",
     "context.teacher_args": "date_string=1 May 2026,loud=false",
+    "log.samples_every": 2,
   }
   train.train_and_evaluate(tiny(steps=2, **fields), tmp_path)
   (row,) = (tmp_path / "samples").glob("rollouts_*.jsonl")

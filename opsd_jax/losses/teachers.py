@@ -52,8 +52,6 @@ def ema(rate: float) -> Teacher:
   Kept in float32: in bfloat16 a small rate never moves it.
   """
   check_share("rate", rate)
-  if isinstance(rate, int | float) and rate == 0:
-    raise ValueError("rate is 0, expected above 0: an ema that stays is name=fixed")
 
   def f32(params):
     return jax.tree.map(lambda x: jnp.array(x, jnp.float32), params)

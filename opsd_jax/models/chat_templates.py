@@ -1,5 +1,7 @@
 """Chat templates: which one a model has, what it reads, how it ends a turn."""
 
+import contextlib
+import datetime
 import functools
 import itertools
 
@@ -8,6 +10,7 @@ import jinja2.defaults
 import jinja2.ext
 import jinja2.meta
 import jinja2.sandbox
+from transformers.utils import chat_template_utils
 
 USER, ANSWER = "Question", "Answer"  # words of the chats that probe a template
 # Names of every template that are no arguments of it.
@@ -99,6 +102,24 @@ def check_arguments(template: str, names) -> None:
       f"the chat template does not read {', '.join(unread)}, which is set; it reads"
       f" {', '.join(sorted(known)) or 'no argument'}"
     )
+
+
+@contextlib.contextmanager
+def day(date: datetime.date):
+  """What templates' `strftime_now` tells within the block."""
+
+  # transformers reads the clock for it, and takes no function from its callers.
+  class Day(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+      return cls(date.year, date.month, date.day, tzinfo=tz)
+
+  clock = chat_template_utils.datetime
+  chat_template_utils.datetime = Day
+  try:
+    yield
+  finally:
+    chat_template_utils.datetime = clock
 
 
 def render(inner, messages, prompt: bool = True, **template_args) -> str:

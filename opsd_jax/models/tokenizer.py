@@ -155,10 +155,8 @@ class Tokenizer:
     self.check_arguments(template_args)
     for message in messages:
       self.refuse_control(message["content"])
-    midnight = datetime.datetime.combine(self.date, datetime.time())
-    return chat_templates.render(
-      self.inner, messages, strftime_now=midnight.strftime, **template_args
-    )
+    with chat_templates.day(self.date):
+      return chat_templates.render(self.inner, messages, **template_args)
 
   def check_arguments(self, names) -> None:
     """Raises ValueError unless there is a chat template that reads these arguments."""

@@ -8,7 +8,7 @@ data iterator's state, so that a resumed run rounds as it did.
 import heapq
 from typing import NamedTuple
 
-SLACK = 0.3  # how much more than its own a batch may compute in an older shape
+SLACK = 0.35  # how much more than its own a batch may compute in an older shape
 ROOM = 1.125  # what a shape that had to be larger than all before leaves beyond it
 
 
@@ -68,14 +68,20 @@ class Shapes:
     )
 
     def grown(shape, lengths):
-      """The shape, larger where the batch needs it, with some room beyond."""
-      T, views = shape.tokens, []
-      if tokens > T:
-        T = round_up(int(ROOM * tokens), response_bucket, digits=3)
-      for (R, L), wanted, least in zip(shape.views, lengths, counts, strict=True):
-        L = L if wanted <= L else round_up(int(ROOM * wanted), bucket)
-        views.append((R if pack_len else max(R, least), L))
-      return Shape(T, tuple(views))
+      """The shape, or where it is too small one with some room beyond the batch."""
+      counted = zip(shape.views, lengths, counts, strict=True)
+      fits = tokens <= shape.tokens and all(
+        wanted <= L and (pack_len or R >= least) for (R, L), wanted, least in counted
+      )
+      if fits:
+        return shape
+      T = round_up(int(ROOM * tokens), response_bucket, digits=3)
+      counted = zip(shape.views, lengths, counts, strict=True)
+      views = (
+        (R if pack_len else max(R, least), max(L, round_up(int(ROOM * wanted), bucket)))
+        for (R, L), wanted, least in counted
+      )
+      return Shape(max(shape.tokens, T), tuple(views))
 
     holding = [
       grown(shape, needed[i * V : (i + 1) * V]) for i, shape in enumerate(known)

@@ -182,6 +182,11 @@ def drawn(config) -> dict:
 def check_targets(config, objective) -> None:
   """Targets that a term reads, and whose weights they name."""
   views = 1 + len(contexts.names(config.context))
+  for role in objective.memories:
+    if config[role].name == "ema" and config[role].rate == 0:
+      raise ValueError(
+        f"{role}.rate is 0, expected above 0: an ema that stays is {role}.name=fixed"
+      )
   for name, target in objective.targets.items():
     check_target(f"targets.{name}", config.targets[name])
     if all(is_the_student(config, *pair) for pair in target.teachers):

@@ -110,11 +110,13 @@ class Scheduler:
     return max((w for w in self.widths if w < self.width), default=0)
 
   def admit(self, waiting) -> list:
-    """Moves rows from the queue into free slots, as many as one prefill takes.
+    """Moves rows from the queue into free slots, as many as one prefill takes; none
+    where that would be mostly empty and others are still decoded.
 
     The next prompt goes to the shard with the most free slots. Returns, for each
     shard, [(rows of one prompt, their slots)].
     """
+    is_decoding = (self.row_S >= 0).any()
     free = [list(np.flatnonzero(part < 0)) for part in self.rows_GxS]
     admitted = [[] for _ in free]
 
@@ -128,6 +130,13 @@ class Scheduler:
       slots, free[g] = free[g][: len(rows)], free[g][len(rows) :]
       self.rows_GxS[g, slots] = waiting.popleft()
       admitted[g].append((rows, slots))
+    fills = 4 * max(map(len, admitted)) >= 3 * self.prefill_batch
+    if is_decoding and waiting and not fills:
+      for g, part in enumerate(admitted):
+        for rows, slots in reversed(part):
+          self.rows_GxS[g, slots] = -1
+          waiting.appendleft(rows)
+        part.clear()
     return admitted
 
   def required_length(self, rows: Rows, steps: int) -> int:

@@ -123,6 +123,7 @@ def test_every_completion_is_kept(model, tmp_path):
     "source": "tiny",
     "dtype": "float32",
     "weights": model.about["weights"],
+    "tokenizer": model.tokenizer.digest(),
   }
   correct = sum(r["score"] for p in problems for r in p["completions"])
   assert summary["sets"]["set0"]["avg@2"]["value"] == correct / 16
@@ -270,6 +271,7 @@ def test_a_run_is_evaluated_with_the_weights_that_it_trained(model, tmp_path, ra
     "run": str(path),
     "step": 2,
     "weights": checkpoint.fingerprint(tree_of(model, tree, rank), trained.mesh),
+    "tokenizer": trained.tokenizer.digest(),
   }
   assert trained.about["weights"] != model.about["weights"]
   assert trained.template == "short" and trained.template_args == {}

@@ -132,6 +132,7 @@ def divergence(**fields):
     ),
     ({"teacher.name": "frozen"}, "fixed"),
     ({"teacher.name": "ema", "teacher.rate": 2.0}, "rate is 2.0"),
+    ({"teacher.name": "ema", "teacher.rate": 0.0}, "teacher.rate is 0"),
     (
       {"targets.teacher.name": "anchored", "targets.teacher.anchor_weight": -1.0},
       "anchor_weight is -1.0",

@@ -326,7 +326,7 @@ def test_an_argument_that_the_template_does_not_read_is_refused(tmp_path):
 @pytest.mark.parametrize("side", ["student_args", "teacher_args"])
 def test_a_run_with_an_argument_that_nothing_reads_is_refused(side):
   config = opsd.get_config("tiny")
-  config.context[side].enable_thinking = False
+  config.context[side] = "enable_thinking=false"
   with pytest.raises(ValueError, match=f"context.{side}: .*does not read enable_thin"):
     setup.prepare(config)
 

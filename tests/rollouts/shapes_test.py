@@ -63,9 +63,10 @@ def test_a_batch_takes_an_older_shape_where_that_costs_little_more():
   assert fit(table, 16, [30, 34]) == Shape(16, ((1, 64),))
   assert fit(table, 12, [30, 28]) == Shape(16, ((1, 64),))  # 80 against 72
   assert fit(table, 8, [20, 12]) == Shape(8, ((1, 32),))  # 80 against 40
-  assert fit(table, 16, [40, 40]) == Shape(16, ((1, 80),))  # it did not fit
-  assert fit(table, 17, [40, 40]) == Shape(24, ((1, 80),))
-  assert len(table.of(1)) == 4
+  # It did not fit: one with room beyond it.
+  assert fit(table, 16, [40, 40]) == Shape(24, ((1, 96),))
+  assert fit(table, 17, [40, 48]) == Shape(24, ((1, 96),))
+  assert len(table.of(1)) == 3
 
 
 def test_what_was_saved_rounds_alike():
@@ -96,22 +97,25 @@ def test_unpacked_rows_hold_one_unit():
   assert fit(table, 8, [4, 4, 4], pack_len=0).views[0][0] == 3
 
 
-@pytest.mark.parametrize("seed", range(3))
-def test_prompts_and_responses_of_many_lengths_take_few_shapes(seed):
-  """As school problems in a byte's tokens: at most 1 new shape in steps 10 to 40,
-  at most 30% padding."""
-  rng = np.random.default_rng(seed)
-  table, used, padding = Shapes(), [], []
-  for _ in range(40):
-    rows = []
-    for _ in range(16):
-      asked, solved = rng.lognormal(5.4, 0.35), rng.lognormal(5.5, 0.45)
-      prompts = (1,) * int(asked + 60), (1,) * int(asked + solved + 120)
-      rows.append(collate.Row(prompts, (2,) * min(256, rng.geometric(1 / 512))))
-    batch = collate.collate(
-      rows, pad_id=0, bucket=32, response_bucket=128, pack_len=256, shapes=table
-    )
-    used.append(tuple(x.ids_RxL.shape for x in batch.views) + batch.tokens.y_BxT.shape)
-    padding.append(collate.padding_share(batch))
-  assert len(set(used) - set(used[:10])) <= 1
-  assert len(set(used)) <= 8 and np.mean(padding) < 0.3
+def test_prompts_and_responses_of_many_lengths_take_few_shapes():
+  """As school problems in a byte's tokens, 8 seeds: in steps 10 to 40 at most 1 new
+  shape in the mean, at most 30% padding in each."""
+  late = []
+  for seed in range(8):
+    rng = np.random.default_rng(seed)
+    table, used, padding = Shapes(), [], []
+    for _ in range(40):
+      rows = []
+      for _ in range(16):
+        asked, solved = rng.lognormal(5.4, 0.35), rng.lognormal(5.5, 0.45)
+        prompts = (1,) * int(asked + 60), (1,) * int(asked + solved + 120)
+        rows.append(collate.Row(prompts, (2,) * min(256, rng.geometric(1 / 512))))
+      batch = collate.collate(
+        rows, pad_id=0, bucket=32, response_bucket=128, pack_len=256, shapes=table
+      )
+      shapes_of = [x.ids_RxL.shape for x in batch.views] + [batch.tokens.y_BxT.shape]
+      used.append(tuple(shapes_of))
+      padding.append(collate.padding_share(batch))
+    late.append(len(set(used) - set(used[:10])))
+    assert len(set(used)) <= 6 and np.mean(padding) < 0.3
+  assert np.mean(late) <= 1, late

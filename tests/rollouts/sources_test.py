@@ -117,7 +117,9 @@ def answer_of(step=3):
   model = api.load_model("tiny")
   config = base.get_config("tiny")
   config.rollout.slots, config.batch.prompt_bucket = 4, 64
-  run = types.SimpleNamespace(model_config=model.config, tokenizer=model.tokenizer)
+  run = types.SimpleNamespace(
+    model_config=model.config, tokenizer=model.tokenizer, longest_prompt=0
+  )
   return rollout_sources.Answer(config, run, model.params, step)
 
 

@@ -270,7 +270,7 @@ def test_of_all_that_is_prefilled_little_is_empty(monkeypatch):
   budgets = np.random.default_rng(0).integers(1, 30, 2 * 70).tolist()
   run(tiny(), prompts(70), SamplingParams(), n=2, new=budgets, eos=(-1,), slots=64)
   assert len(fractions) > 5 and np.mean(fractions) >= 0.9
-  assert {B for B, _ in shapes} == {8} and len(shapes) <= 2
+  assert {B for B, _ in shapes} == {8} and len(shapes) <= 3
 
 
 @pytest.mark.parametrize("longest,padded", [(5, {8}), (20, {8, 16, 24})])

@@ -93,7 +93,7 @@ def test_a_config_is_not_changed_by_its_grid():
     ("teacher.name", None, "teacher.name is None, expected str"),
     ("rollout.stop", "a", "rollout.stop is 'a', expected tuple"),
     ("seed", np.arange(2), "expected int"),
-    ("context.student_args.enable_thinking", "no", "expected bool"),
+    ("batch.mask_truncated", "no", "expected bool"),
   ],
 )
 def test_a_bad_override_is_a_cell_of_its_own(name, value, words):
@@ -131,7 +131,7 @@ def test_a_command_says_the_cells_config(as_string):
   axes = {
     "rollout.stop": [("a b", "c"), ()],
     "optimizer.learning_rate": [1e-5],
-    "context.student_args.enable_thinking": [False],
+    "context.student_args": ["enable_thinking=false"],
     "loss.chunk": [7],
     "model.source": ["it's a $HOME"],
   }
