@@ -132,7 +132,8 @@ def assert_same(got, expected, tolerance=1e-5):
   (loss_a, grads_a), (loss_b, grads_b) = got, expected
   largest = max(np.abs(g).max() for g in jax.tree.leaves(grads_b))
   assert largest > 1e-4
-  assert abs(loss_a - loss_b) <= tolerance * abs(loss_b)
+  # A divergence is made of log-probs of several nats, which float32 rounds at 5e-7.
+  assert abs(loss_a - loss_b) <= tolerance * abs(loss_b) + 5e-7
   for a, b in zip(jax.tree.leaves(grads_a), jax.tree.leaves(grads_b), strict=True):
     assert np.abs(a - b).max() <= tolerance * largest
 
