@@ -117,8 +117,9 @@ def identify(config: ConfigDict, tokenizer, train, held_out, *models) -> dict:
   digest = order.digest(train, held_out)
   if len(set(distributed.gather(digest))) > 1:
     raise ValueError(
-      "the processes read different problems: give each the same content of"
-      f" data.train={config.data.train} and data.eval={config.data.eval}"
+      "the processes read different prompts: give each the same content of"
+      f" data.train={config.data.train} and data.eval={config.data.eval}, and the same"
+      " tokenizer with its chat template"
     )
   base, external = (checkpoint.fingerprint(tree, mesh) for tree in trees)
   return {

@@ -155,9 +155,8 @@ def states(models: Models, pairs, weights: dict, part):
   return h_BxTxD, teachers
 
 
-def start_or_resume(run, manager, steps: int) -> tuple[State, State]:
-  """(state, its layout): the newest checkpoint's, or a new one; ValueError where it
-  is beyond `steps`."""
+def start_or_resume(run, manager) -> tuple[State, State]:
+  """(state, its layout): the newest checkpoint's, or a new one."""
 
   def new(p):
     return init_state(run.trained(p), run.objective, run.tx)
@@ -174,18 +173,24 @@ def start_or_resume(run, manager, steps: int) -> tuple[State, State]:
     state = jax.jit(fresh, out_shardings=layout)(run.params)
   else:
     print(f"resumed at step {int(state.step)}", flush=True)
-    if int(state.step) > steps:
-      raise ValueError(
-        f"the run has taken {int(state.step)} steps, steps is {steps}: give more to"
-        " continue it, or another --workdir"
-      )
   return state, layout
+
+
+def check_workdir(config, workdir) -> None:
+  """Raises ValueError where a run cannot go on in `workdir` as this config says."""
+  workdirs.check_same_config(config, workdir)
+  done = checkpoint.newest(workdir / "checkpoints") or 0
+  if done > config.steps:
+    raise ValueError(
+      f"the run has taken {done} steps, steps is {config.steps}: give more to continue"
+      " it, or another --workdir"
+    )
 
 
 def train_and_evaluate(config, workdir) -> dict:
   """Runs the experiment, or resumes it, and returns its summary.
 
-  workdir receives config.json, metrics.jsonl, summary.json, summary.png,
+  workdir receives config.json, identity.json, metrics.jsonl, summary.json, summary.png,
   checkpoints/, samples/ and tb/. Rerun with the same arguments to resume: the
   result is identical to an uninterrupted run. Raises ValueError for a bad
   config, before a model is loaded where that is possible, and
@@ -196,7 +201,7 @@ def train_and_evaluate(config, workdir) -> dict:
   monitoring.compiles()  # from here on
   setup.validate(config)
   workdir = paths.open_workdir(workdir)
-  distributed.broadcast_from_first(lambda: workdirs.check_same_config(config, workdir))
+  distributed.broadcast_from_first(lambda: check_workdir(config, workdir))
   monitoring.keep_compiled(config.compile_cache)
   run = setup.prepare(config, workdirs.date_of(workdir))
   print(console.describe(config, run), flush=True)
@@ -224,7 +229,7 @@ def train_and_evaluate(config, workdir) -> dict:
     try:
       profiler = monitoring.Profiler(workdir / "profile", **config.profile)
       with distributed.ending_with_others(), profiler:
-        state, layout = start_or_resume(run, manager, config.steps)
+        state, layout = start_or_resume(run, manager)
         order = data_order.endless(run.train, config.seed)
         if step := int(state.step):
           iterator_state = checkpoint.restore_iterator_state(manager, step)
@@ -323,6 +328,8 @@ def learn(
       checkpoint.save(manager, state, data_order.save(order, run.digest, **run.kept))
     if row["compiles"] or is_evaluated or is_saved:
       allocator.give_back()
+  if start == config.steps:  # fewer steps than before: evaluated here, or never
+    evaluator.evaluate_once(lora.join(run.params, state.params), start)
   bar.close()
   warn.close()
 

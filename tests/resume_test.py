@@ -118,7 +118,7 @@ def test_arguments_of_the_chat_template_are_free(tmp_path, monkeypatch):
 
 
 def test_truncated_responses_are_said_and_may_be_left_out(tmp_path, capsys):
-  config = tiny(steps=2, **{"batch.mask_truncated": True})
+  config = tiny(steps=2, **{"batch.mask_truncated": True, "log.samples_every": 1})
   summary = train.train_and_evaluate(config, tmp_path)
   out = capsys.readouterr().out
   assert summary["truncated_final"] > 0.5

@@ -337,7 +337,7 @@ def run_from_flags(
       questions = [tasks.normalize_question(e.question) for e in opened.examples]
       opened.about["in_training"] = sum(text in trained for text in questions)
     sets.append(opened)
-  settings_path = paths.open_workdir(workdir) / workdirs.SETTINGS
-  date = workdirs.date_of(settings_path.parent) if settings_path.exists() else None
+  began_in = [paths.open_workdir(x) for x in (workdir, run_dir) if x]
+  date = workdirs.date_of(*began_in)
   loaded = evaluated_model.load(model, run_dir, dtype, template_args, date)
   return evaluate(loaded, sets, workdir, settings)

@@ -154,14 +154,24 @@ class Evaluator:
       samples=samples,
     )
 
+  def is_evaluated(self, step: int) -> bool:
+    """Whether the evaluation of a step is in the log."""
+
+    def found():
+      rows = self.writer.rows()
+      return any("eval/accuracy" in row and row["step"] == step for row in rows)
+
+    return distributed.broadcast_from_first(found)
+
+  def evaluate_once(self, params, step: int) -> None:
+    if not self.is_evaluated(step):
+      self.evaluate(params, step)
+
   def evaluate_base(self, params) -> None:
     """Step 0: the student, and the same weights on the teacher's prompts. Skipped
     where a run that was killed later has evaluated already."""
 
-    def is_done():
-      return any("eval/accuracy" in row for row in self.writer.rows())
-
-    if distributed.broadcast_from_first(is_done):
+    if self.is_evaluated(0):
       return
     with_teacher = [p for p in self.run.eval if p.teacher_ids]
     teacher = None if with_teacher else {}  # None: the same as the student's

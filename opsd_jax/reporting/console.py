@@ -10,7 +10,7 @@ import numpy as np
 from opsd_jax.models import transformer
 from opsd_jax.reporting import plots
 from opsd_jax.rollouts import collate
-from opsd_jax.runtime import distributed, paths
+from opsd_jax.runtime import allocator, distributed, paths
 
 
 def describe(config, run) -> str:
@@ -58,7 +58,8 @@ def show_samples(config, run, directory, step: int, groups, batch, learned) -> N
       "role": r.role,
       "score": r.verdict and r.verdict.score,
       "tokens": [text(run, [i]) for i in r.completion.ids],
-      "kl": value.tolist(),
+      # Of a masked response there is none.
+      "kl": value.tolist() or [0.0] * len(r.completion.ids),
     }
     for r, value in zip(rollouts[: config.log.samples], values, strict=False)
   ]
@@ -98,7 +99,9 @@ def finish(config, run, writer, workdir, seconds: float) -> dict:
   summary = summarise(writer.rows()) | {
     "steps": config.steps,
     "seconds": seconds,
-    "peak_memory_gb": max(r.get("memory/peak", 0.0) for r in writer.rows()),
+    "peak_memory_gb": max(
+      r.get("memory/peak", 0.0) for r in (allocator.usage(), *writer.rows())
+    ),
     "eval_problems": len(run.eval),
     "examples_removed_as_overlap": run.removed_as_overlap,
     "dropped": run.dropped,

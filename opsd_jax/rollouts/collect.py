@@ -58,7 +58,7 @@ def sample_groups(config, run, answer, draw):
   With rewards.dynamic_sampling_rounds above 1 problems are drawn and answered
   again until every process has its number of prompts with an advantage that is not
   0, or the rounds are over (DAPO, arXiv:2503.14476, eq. 11); what is missing then is
-  filled up with the others, of which nothing is learned.
+  filled up with the others, whose rewards teach nothing.
   """
   c, asked = config.rewards, collections.Counter()
   source, n = (

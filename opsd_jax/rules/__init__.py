@@ -152,14 +152,14 @@ def check_terms(config) -> None:
 def check_drawn(config, where: str, node) -> None:
   """A term whose value is of the sampled token alone is what it says in expectation
   over the student's own draws."""
-  name = node.kind
+  name, source = node.kind, config.rollout.source
   if node.kind == "distill":
     name = f"divergence.name={node.divergence.name}"
-    if config.rollout.source != "student":
-      raise ValueError(
-        f"{where}.{name} is reverse KL in expectation over the student's own responses,"
-        f" rollout.source is {config.rollout.source}: take reverse_kl"
-      )
+  if source == "dataset" or (node.kind == "distill" and source != "student"):
+    raise ValueError(
+      f"{where}: {name} is a KL in expectation over the student's own responses,"
+      f" rollout.source is {source}: take the kind distill with reverse_kl"
+    )
   if not is_drawn_as_learned(config) and not node.importance_cap:
     raise ValueError(f"{where}: {name} {DRAWN_OTHERWISE.format(**drawn(config))}")
 
@@ -189,7 +189,18 @@ def check_targets(config, objective) -> None:
       )
   for name, target in objective.targets.items():
     check_target(f"targets.{name}", config.targets[name])
-    if all(is_the_student(config, *pair) for pair in target.teachers):
+    is_plain = config.targets[name].name != "softened" and target.temperature in (
+      None,
+      config.loss.temperature,
+    )
+    is_compared = any(
+      t.target == name and t.reads_logits for t in objective.terms.values()
+    )
+    if (
+      is_plain
+      and is_compared
+      and all(is_the_student(config, *pair) for pair in target.teachers)
+    ):
       raise ValueError(
         f"targets.{name} is the student itself, the same weights on the same prompt:"
         " compared with it nothing can be learned. Let it read another view"

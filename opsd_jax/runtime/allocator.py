@@ -7,6 +7,7 @@ import sys
 
 # Parameters of glibc's mallopt (malloc.h).
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
+CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def keep_freed() -> bool:
@@ -34,7 +35,7 @@ def give_back() -> None:
 
 def usage() -> dict[str, float]:
   """{"memory/resident", "memory/peak": GB of this process, "memory/left": the share
-  of the machine's memory that is available}; what the system does not tell is left
+  of the machine's or the container's memory that is available}; what the system does not tell is left
   out."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
   found = {"memory/peak": peak / 1e9 * (1 if sys.platform == "darwin" else 1024)}
@@ -45,4 +46,15 @@ def usage() -> dict[str, float]:
     lines = (line.split() for line in meminfo.read_text().splitlines())
     kib = {name: int(size) for name, size, *_ in lines}
     found["memory/left"] = kib["MemAvailable:"] / kib["MemTotal:"]
+    limit, used = (read(CGROUP / name) for name in ("memory.max", "memory.current"))
+    if limit and used:  # of a container, smaller than the machine
+      found["memory/left"] = min(found["memory/left"], 1 - used / limit)
   return found
+
+
+def read(path) -> int | None:
+  """The number in a file; None where there is none."""
+  try:
+    return int(path.read_text())
+  except (OSError, ValueError):
+    return None

@@ -125,22 +125,35 @@ def restore_params(directory, shardings):
     manager.close()
 
 
+def newest(directory) -> int | None:
+  """The step of the newest complete checkpoint in a directory; None without one."""
+  steps = ocp.utils.checkpoint_steps(directory) if directory.exists() else []
+  return max(steps, default=None)
+
+
+def finalised(h):
+  """A bijection of 32 bits in which every bit moves half of the others."""
+  h = (h ^ (h >> 16)) * jnp.uint32(0x85EBCA6B)
+  h = (h ^ (h >> 13)) * jnp.uint32(0xC2B2AE35)
+  return h ^ (h >> 16)
+
+
 def fingerprint(params, mesh) -> str:
   """A hash of the weights that does not depend on their layout; "" without any."""
   if not jax.tree.leaves(params):
     return ""
   # Hashing the bytes would gather every array. A sum of an array's bits, as integers,
-  # is the same in any order and so in any layout; each counts by an odd number of
-  # its place, so that exchanged entries are seen.
+  # is the same in any order and so in any layout; each is mixed with its place first
+  # (MurmurHash3's finaliser), so that exchanged entries and signs are seen.
   unsigned = {1: jnp.uint8, 2: jnp.uint16, 4: jnp.uint32}
 
   def total(x):
     bits = jax.lax.bitcast_convert_type(x, unsigned[x.dtype.itemsize])
-    place = jnp.ones((), jnp.uint32)
+    mixed = bits.astype(jnp.uint32)
     for axis in range(x.ndim):
-      i = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
-      place = place * (2 * i * jnp.uint32(0x9E3779B1 + 2 * axis) + 1)
-    return (bits.astype(jnp.uint32) * place).sum(dtype=jnp.uint32)
+      place = jax.lax.broadcasted_iota(jnp.uint32, x.shape, axis)
+      mixed = finalised(mixed ^ finalised(place + jnp.uint32(axis + 1)))
+    return finalised(mixed).sum(dtype=jnp.uint32)
 
   whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   sums = jax.jit(

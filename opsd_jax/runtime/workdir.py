@@ -62,14 +62,15 @@ def today() -> str:
   return datetime.date.today().isoformat()
 
 
-def date_of(workdir) -> datetime.date:
-  """The day on which the run or evaluation in `workdir` began; today without one.
-  It is that of the first process on all."""
+def date_of(*workdirs) -> datetime.date:
+  """The day on which the first run or evaluation in one of these began; today where
+  there is none. It is that of the first process on all."""
 
   def found() -> str:
-    for path in (workdir / IDENTITY, workdir / SETTINGS):
-      if path.exists():
-        return paths.read_json(path).get("date") or today()
+    for workdir in workdirs:
+      for path in (workdir / SETTINGS, workdir / IDENTITY):
+        if path.exists():
+          return paths.read_json(path).get("date") or today()
     return today()
 
   return datetime.date.fromisoformat(distributed.broadcast_from_first(found))

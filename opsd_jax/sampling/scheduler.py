@@ -176,10 +176,13 @@ def slots_per_shard(slots: int, shards: int) -> tuple[int, int]:
 
 def prefill_batch(groups: int, group_size: int, width: int) -> int:
   """Prompts of a shard that each prefill of a call takes, a power of two: all, where
-  their rows find a slot at once, else as many as a quarter of the slots has rows."""
+  their rows find a slot at once, else at most as many as a quarter of the slots has
+  rows."""
   at_once = groups * group_size <= width
-  wanted = groups if at_once else max(width // 4 // group_size, 1)
-  return min(1 << (wanted - 1).bit_length(), MAX_PREFILL)
+  if at_once:
+    return min(1 << (groups - 1).bit_length(), MAX_PREFILL)
+  wanted = max(width // 4 // group_size, 1)
+  return min(1 << (wanted.bit_length() - 1), MAX_PREFILL)
 
 
 def prompt_ladder(longest: int, bucket: int) -> list[int]:
