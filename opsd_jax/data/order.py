@@ -47,8 +47,8 @@ def restore(stream, problems: str, saved: dict, **kept) -> None:
   if saved["problems"] != problems:
     raise ValueError(
       "the prompts are not those that this run began with: the content of data.train"
-      " or data.eval has changed, or the chat template. Restore it, or give another"
-      " --workdir"
+      " or data.eval has changed, or the chat template, or another version of this code"
+      " words them. Restore it, or give another --workdir"
     )
   stream.set_state(saved["stream"])
   for name, x in kept.items():

@@ -109,8 +109,9 @@ def write_whole(path, text: str) -> None:
 def locked(path, wait: bool = False):
   """Yields whether the caller holds the file's lock; `wait` waits for it.
 
-  A second holder is refused also within one process. The kernel releases the lock when the process ends, for whatever reason. Object
-  stores and some of their mounts have no locks: there every process gets True.
+  A second holder is refused also within one process. The kernel releases the lock
+  when the process ends, for whatever reason. Object stores and some of their mounts
+  have no locks: there every process gets True.
   """
   if is_remote(path):
     yield True
