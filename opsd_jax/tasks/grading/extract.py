@@ -5,10 +5,11 @@ reply; where the first </think> has no <think>, what stands before it is none ei
 and after a <think> that does not close there is no reply.
 
 Several boxes are several answers: "x = \\boxed{1} or x = \\boxed{2}" answers 1, 2,
-and neither 1 nor 2. A box that is only a part of a formula (-\\boxed{5}), that is denied, or
-after which another answer is stated is no answer. Only where the text between two boxes takes the first back (no,
+and neither 1 nor 2. Only where the text between two boxes takes the first back (no,
 wait, actually) or announces the final answer does the last one count alone. Empty
-boxes, hashes and <answer></answer> count for nothing.
+boxes, hashes and <answer></answer> count for nothing. A box that is only a part of a
+formula (-\\boxed{5}), that is denied, or after which another answer is stated is no
+answer.
 """
 
 import re
@@ -51,7 +52,7 @@ SENTENCE = re.compile(r"(?<=[^\s\\])[.!?](?=\s|$)|\n")  # where a sentence ends
 PART_BEFORE = re.compile(
   r"(?:(?<!-)-|[$=({][ ]*-[ ]*|\^|/|[\w}]_|[\w)}][ ]*>|<|[≠<>±√]|\d"
   r"|\\(?:neq?|not\s*=|[lg]t|pm|pi|times|cdot|div)[ ]*|[\w)}][ ]*\+[ ]*|[\d)}][ ]*\*[ ]*"
-  r"|\\(?!text|math|bm|bold|emph|under|color|large|rm|bf)[a-z]+\s*(?:\[[^][]*\])?"
+  r"|\\(?!text|math|display|bm|bold|emph|under|color|large|rm|bf)[a-z]+\s*(?:\[[^][]*\])?"
   r"\s*(?:\{[^{}]*\}\s*)*\{\s*)\Z",
   re.IGNORECASE,
 )
@@ -173,11 +174,11 @@ def replaced(answer: str, after: str) -> bool:
   if TAKEN_BACK.search(after):
     return True
   others = [plain(match[1]) for match in OTHER.finditer(after)]
-  here = [plain(value) for value in VALUE.findall(answer)]
-  if not others or not here or FORMULA.search(answer):
+  numbers = [plain(value) for value in VALUE.findall(answer)]
+  if not others or not numbers or FORMULA.search(answer):
     return False
-  of_a_kind = others[-1][-1].isdigit() == here[-1][-1].isdigit()
-  return of_a_kind and others[-1] not in here
+  of_a_kind = others[-1][-1].isdigit() == numbers[-1][-1].isdigit()
+  return of_a_kind and others[-1] not in numbers
 
 
 def plain(value: str) -> str:
