@@ -24,7 +24,7 @@ BOX_OR_BRACE = re.compile(
   rf"(?P<box>{BOX.pattern})(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL
 )
 THINKING = re.compile(
-  r"[<◁]\s*(?P<close>/)?\s*(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad"
+  r"[<◁]\s{0,9}(?P<close>/)?\s{0,9}(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad"
   r"|reflection|analysis)\b[^<>▷]{0,99}[>▷]|\[(?P<closed>/)?THINK\]"
   r"|<\|(?:begin|(?P<ended>end))_of_thought\|>|<\|channel\|>analysis<\|message\|>"
   r"|(?P<message><\|end\|>|<\|channel\|>final<\|message\|>)",
@@ -73,7 +73,8 @@ DENIED_AFTER = re.compile(
 )
 VALUE = re.compile(r"-?[0-9][0-9.,]*|\b[A-J]\b")
 OTHER = re.compile(  # no 2 + 3
-  rf"{STATED.pattern}[\s*$(\[\\]*((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
+  STATED.pattern
+  + rf"[\s*$(\[\\]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
 )
 FORMULA = re.compile(r"\\(?!text|math)[a-z]|[/^]")  # may equal another text
 EMPTY = re.compile(
