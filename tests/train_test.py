@@ -138,11 +138,11 @@ def assert_same(got, expected, tolerance=1e-5):
     assert np.abs(a - b).max() <= tolerance * largest
 
 
-def test_same_views_and_a_live_teacher_are_a_fixed_point(tmp_path):
+def test_same_views_and_the_same_weights_are_a_fixed_point(tmp_path):
   config = opsd.get_config("tiny")
   config.context.template = "plain"
   config.context.privileged = "none"
-  config.teacher.name = "live"
+  config.teacher.name = "fixed"
   config.compile_cache = ""
   config.steps = 1
   train.train_and_evaluate(config, tmp_path)

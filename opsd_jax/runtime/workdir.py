@@ -14,10 +14,9 @@ SETTINGS = "settings.json"  # of an evaluation
 IDENTITY = "identity.json"  # of a training run: what its config does not say
 
 # Fields that may change between a run and its resumption: they change neither what
-# is trained on nor what an evaluation measures. More steps continue a run, at the
-# learning rates of the longer schedule.
+# is trained on nor what an evaluation measures.
 RESUMABLE_CHANGES = re.compile(
-  r"steps$|eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
+  r"eval\.every|checkpoint\.|log\.|profile\.|compile_cache|verify\.workers"
 )
 NOTHING = re.compile("(?!)")
 # Summary-only settings, and names already covered by a digest.
@@ -33,7 +32,9 @@ def check_same_config(config, workdir) -> None:
     if (workdir / "checkpoints").exists():
       raise ValueError(f"{workdir} holds checkpoints of an unknown config")
     return
-  check_same(path, plain(config), RESUMABLE_CHANGES, "a run of another config")
+  # More steps continue a run, at the learning rates of the longer schedule.
+  free = re.compile(rf"{RESUMABLE_CHANGES.pattern}|steps$")
+  check_same(path, plain(config), free, "a run of another config")
 
 
 def write_config(config, workdir, identity: dict | None = None) -> None:
