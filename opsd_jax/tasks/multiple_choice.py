@@ -31,8 +31,7 @@ STATED_LETTER = re.compile(
   r"|([B-HJ-Z])(?=\s)"
 )
 ANOTHER = re.compile(
-  r"(?:\W*\b(?:or|and|plus|as well as)\b(?:\s+(?:maybe|perhaps|possibly|even)\b)?"
-  r"|[,;/&+-]|^[–—]?)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
+  r"(?:\b(?:or|and|plus|as well as)\b|[,;/&+-]|^)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
 )
 DENIED = re.compile(
   r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
