@@ -389,7 +389,7 @@ def test_killed_three_times_equals_uninterrupted(tmp_path):
       {
         k: v
         for k, v in json.loads(line).items()
-        if "time/" not in k and k != "compiles"
+        if not k.startswith(("time/", "memory/")) and k != "compiles"
       }
       for line in text.splitlines()
     ]

@@ -108,7 +108,7 @@ def assert_same_run(got, expected):
   assert len(rows) == len(expected_rows) == 6 + 4  # steps and evaluations
   for row, other in zip(rows, expected_rows, strict=True):
     assert row.keys() == other.keys()
-    times = {k for k in row if k.startswith("time/")}
+    times = {k for k in row if k.startswith(("time/", "memory/"))}
     for key in row.keys() - times - {"compiles"}:
       assert row[key] == pytest.approx(other[key], rel=1e-5, abs=1e-5), key
     if "loss" in row:  # small numbers are not the same for being small
