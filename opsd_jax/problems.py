@@ -13,7 +13,7 @@ from opsd_jax.data.columns import Columns
 from opsd_jax.data.sources import TASK
 from opsd_jax.losses import objective as objectives
 from opsd_jax.models import tokenizer as tokenizers
-from opsd_jax.rollouts.prompts import build_prompts, longest_prompt
+from opsd_jax.rollouts.prompts import build_prompts, prompt_limit
 from opsd_jax.runtime import checkpoint, distributed
 from opsd_jax.structs import Prompts
 from opsd_jax.tasks import pool
@@ -75,7 +75,7 @@ def tokenize(
   of_model = "the model's positions"
   of_row = f"batch.max_sequence_len or {of_model}"
   train_len, eval_len, _ = (
-    longest_prompt(name, rules.field(config, name), limit, of)
+    prompt_limit(name, rules.field(config, name), limit, of)
     for name, limit, of in (
       ("rollout.max_new_tokens", row_len, of_row),
       ("eval.max_new_tokens", max_positions, of_model),
@@ -106,14 +106,15 @@ def tokenize(
   return train, held_out, dropped
 
 
-def identify(config: ConfigDict, tokenizer, train, held_out, *models) -> dict:
+def identify(
+  config: ConfigDict, tokenizer, train, held_out, weights: dict, mesh
+) -> dict:
   """{name: digest} of what decides a run beside its config: the prompts as they are
   rendered, the tokenizer, the weights it starts from.
 
-  `models`: params, external and their mesh. Raises ValueError where processes read
-  different problems.
+  `weights`: {name: params on the mesh}. Raises ValueError where processes read
+  different prompts.
   """
-  *trees, mesh = models
   digest = order.digest(train, held_out)
   if len(set(distributed.gather(digest))) > 1:
     raise ValueError(
@@ -121,11 +122,9 @@ def identify(config: ConfigDict, tokenizer, train, held_out, *models) -> dict:
       f" data.train={config.data.train} and data.eval={config.data.eval}, and the same"
       " tokenizer with its chat template"
     )
-  base, external = (checkpoint.fingerprint(tree, mesh) for tree in trees)
   return {
     "date": tokenizer.date.isoformat(),
     "prompts": digest,
     "tokenizer": tokenizer.digest(),
-    "base": base,
-    "external": external,
+    **{name: checkpoint.fingerprint(tree, mesh) for name, tree in weights.items()},
   }

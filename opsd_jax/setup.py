@@ -154,7 +154,7 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
     dropped=dropped,
     counts=split.counts,
     identity=problems.identify(
-      config, tokenizer, train, held_out, params, external, mesh
+      config, tokenizer, train, held_out, {"base": params, "external": external}, mesh
     ),
     objective=objectives.from_config(config),
     tx=optimizer.from_config(config),

@@ -28,7 +28,7 @@ def parse(text: str, keys=None) -> tuple[str, dict[str, str]]:
 
 def arguments(text: str) -> dict:
   """{"key": value} of `key=value,key=value`: true, false, null and numbers as JSON
-  has them, everything else text. Raises ValueError for a part without `=`."""
+  has them, everything else text, which holds no comma. Raises ValueError for a part without `=`."""
   found = {}
   for part in filter(None, text.split(",")):
     key, is_pair, value = part.partition("=")

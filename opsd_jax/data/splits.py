@@ -1,7 +1,6 @@
 """Training and evaluation examples of a run, disjoint by their questions."""
 
-import functools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 from opsd_jax import spec, tasks
@@ -86,8 +85,9 @@ def load(
   if eval == TASK:
     held_out, repeated = task_examples(task, "eval", set())
   else:
-    read_rows = functools.partial(read, eval, columns, skip_bad, "evaluation")
-    held_out, repeated = held_out_rows(read_rows, task["name"], dropped, counts)
+    rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
+    rows = drop_unanswered(task["name"], rows, dropped, "evaluation")
+    held_out, repeated = without_repeats(rows, counts)
     held_out = take(held_out, eval_limit, "evaluation", dropped)
   if test_time:
     train, overlap = eval, 0
@@ -112,9 +112,9 @@ def load(
   return Split(train_examples, held_out, overlap, dropped, counts)
 
 
-def held_out_rows(read_rows: Callable, task_name: str, dropped: dict, counts: dict):
-  """(examples with an answer, each question once; how many were repeated)."""
-  rows = drop_unanswered(task_name, read_rows(dropped, counts), dropped, "evaluation")
+def without_repeats(rows: Sequence[Example], counts: dict):
+  """(the rows, each question once; how many were repeated); counts those that have
+  several answers."""
   by_question = group_by_question(rows)
   counts["evaluation questions with several answers"] = contradictory(by_question)
   held_out = tuple(first for first, *_ in by_question.values())

@@ -290,7 +290,7 @@ def run_from_flags(
   model: str | None,
   run_dir,
   dtype: str,
-  template_args: str = "",
+  template_args: str,
   count: int | None,
   task_seed: int | None,
   task,

@@ -12,7 +12,7 @@ from opsd_jax.structs import Example, Prompts
 REASONS = (contexts.Missing, ControlToken)
 
 
-def longest_prompt(field: str, new_tokens: int, limit: int, limited_by: str) -> int:
+def prompt_limit(field: str, new_tokens: int, limit: int, limited_by: str) -> int:
   """Tokens of a prompt at most; ValueError where `new_tokens`, the value of `field`,
   leave it none of the `limit`."""
   if new_tokens >= limit:

@@ -59,24 +59,20 @@ class Shapes:
     tokens, *rest = all_reduce_max([tokens, *counts, *needed])
     V = len(sizes)
     counts, needed = rest[:V], rest[V:]
+    lengths = [round_up(L, bucket) for L in all_reduce_max(loads(counts))]
     exact = Shape(
       round_up(tokens, response_bucket, digits=3),
-      tuple(zip(counts, all_reduce_max(loads(counts)), strict=True)),
-    )
-    exact = exact._replace(
-      views=tuple((R, round_up(L, bucket)) for R, L in exact.views)
+      tuple(zip(counts, lengths, strict=True)),
     )
 
     def grown(shape, lengths):
       """The shape, or where it is too small one with some room beyond the batch."""
-      counted = zip(shape.views, lengths, counts, strict=True)
-      fits = tokens <= shape.tokens and all(
+      counted = list(zip(shape.views, lengths, counts, strict=True))
+      if tokens <= shape.tokens and all(
         wanted <= L and (pack_len or R >= least) for (R, L), wanted, least in counted
-      )
-      if fits:
+      ):
         return shape
       T = round_up(int(ROOM * tokens), response_bucket, digits=3)
-      counted = zip(shape.views, lengths, counts, strict=True)
       views = (
         (R if pack_len else max(R, least), max(L, round_up(int(ROOM * wanted), bucket)))
         for (R, L), wanted, least in counted

@@ -97,9 +97,7 @@ def split_stop(name: str, strings, tokenizer) -> tuple[list[int], tuple[str, ...
         f"{name} has {text!r}, which holds the special token {held[0]!r} and more: give"
         " the token alone"
       )
-  return tokenizer.inner.convert_tokens_to_ids(
-    sorted(special)
-  ) if special else [], texts
+  return tokenizer.inner.convert_tokens_to_ids(sorted(special)), texts
 
 
 def check_chats(config, tokenizer) -> None:

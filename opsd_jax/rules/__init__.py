@@ -182,8 +182,10 @@ def drawn(config) -> dict:
 def check_targets(config, objective) -> None:
   """Targets that a term reads, and whose weights they name."""
   views = 1 + len(contexts.names(config.context))
+  scheduled = {path for path, *_ in config.schedule}
   for role in objective.memories:
-    if config[role].name == "ema" and config[role].rate == 0:
+    is_moving = config[role].rate != 0 or f"{role}.rate" in scheduled
+    if config[role].name == "ema" and not is_moving:
       raise ValueError(
         f"{role}.rate is 0, expected above 0: an ema that stays is {role}.name=fixed"
       )

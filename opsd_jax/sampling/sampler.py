@@ -82,8 +82,8 @@ def sample(
     steps: decode steps between host checks for finished rows.
     stopped: (ids, seen) -> how many of the ids to keep if the row ends before the
       last one, else None. The first `seen` ids were passed before.
-    longest_prompt: tokens of the longest prompt of this and further calls, which
-      then take the same programs; 0: this call's.
+    longest_prompt: tokens of the longest prompt of this and further calls, of all
+      processes, which then take the same programs; 0: this call's.
   """
   mesh = jax.sharding.get_mesh()
   # Without a mesh other processes, if any, sample independently of this one.
@@ -91,7 +91,7 @@ def sample(
   rows = make_rows(model_config, prompts, keys_R, sampling, n, max_new_tokens, agree)
   total = row_shards(mesh)
   shards = total if mesh.empty else total // distributed.count()
-  (longest,) = agree([max(longest_prompt, *map(len, prompts))])
+  longest = longest_prompt or agree([max(map(len, prompts))])[0]
   scheduler, waiting = set_up(
     model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket, longest
   )
