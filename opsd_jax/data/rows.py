@@ -295,11 +295,13 @@ ANOTHER = re.compile(r"\banother\b|\bthe other\b")
 
 def final_answer(solution: str) -> str | None:
   """The answer in a solution's last \\boxed{}, without a box in a last line
-  `#### answer`; None without either, and where the last box does not close.
+  `#### answer`; None without either, where the last box does not close, and where it is
+  a part of the answer: -\\boxed{3}.
 
   Boxes that answer together are a list: "x = \\boxed{1} or x = \\boxed{2}" answers 1,
   2. A box of the same value, of a step or of another way to solve is none of them.
   """
+  solution = extract.reply(solution)
   boxes = extract.boxes(solution)
   if boxes and boxes[-1][0] is None:
     return None
@@ -307,6 +309,8 @@ def final_answer(solution: str) -> str | None:
   if not filled:
     last = FINAL.fullmatch(solution.rstrip().rpartition("\n")[2])
     return last[1].strip() if last and not boxes else None
+  if extract.is_part(solution, *filled[-1][1:]):
+    return None
   found = []
   for i, (content, start, _) in enumerate(filled):
     between = solution[filled[i - 1][2] : start] if i else ""

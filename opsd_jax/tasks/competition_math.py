@@ -20,6 +20,16 @@ from opsd_jax.tasks.grading import algebra, answers, extract, units
 
 MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
 
+JOINED = re.compile(r"\s*(?:[%!/^_*](?!\*)|[a-z](?![a-z]))")
+CHANGING = (
+  units.NO_UNIT
+  - units.MULTIPLIERS
+  - frozenset(
+    "and or to for when where if of is are either unless equals over on but theta alpha"
+    " beta gamma base only pair pairs different power root".split()
+  )
+)
+
 
 def verify(reference: str, text: str) -> Verdict:
   """Correct where the completion's final answer equals the reference."""
@@ -44,10 +54,19 @@ def final(text: str) -> str | None:
   sentence = extract.SENTENCE.split(after, maxsplit=1)[0].strip()
   match = MATHS.match(sentence)
   if match and not re.search(r"[0-9$]|\b(?:or|and|not)\b", match[2]):
-    words = re.findall("[a-z]+", match[2].casefold())
-    is_scaled = any(map(units.multiplies, words))
-    return sentence if is_scaled else match[1].strip()
+    return sentence if changes(match[2]) else match[1].strip()
   return sentence
+
+
+def changes(after: str) -> bool:
+  """Whether the words after a formula change its value or deny it."""
+  words = set(re.findall("[a-z]+", after.casefold()))
+  return bool(
+    JOINED.match(after)
+    or any(map(units.multiplies, words))
+    or words & (CHANGING | {"remainder", "alternatively"})
+    or re.search(r"\b(?:is|was|,)\s+(?:wrong|incorrect|false|untrue)\b", after)
+  )
 
 
 task = verify_only.task("maths", verify)

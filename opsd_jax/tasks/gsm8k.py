@@ -11,17 +11,23 @@ import re
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
 from opsd_jax.tasks.grading import answers, notation, number_words, units
-from opsd_jax.tasks.grading.extract import SENTENCE, after_hashes, boxed, in_words
+from opsd_jax.tasks.grading.extract import (
+  SENTENCE,
+  TAKEN_BACK,
+  after_hashes,
+  boxed,
+  in_words,
+)
 
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?")
 DRESS = re.compile(
-  r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|\\?\$|[£€¥₹]|\*\*"
+  r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|(?<![0-9])\\?\$|\\?\$(?![0-9])|[£€¥₹]|\*\*"
   r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
 )
 HEADING = re.compile(r"\W*[A-Za-z]{2}[^=\n]*(?:\n|$)")
 JOINED_BEFORE = re.compile(
-  r"(?:[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
+  r"(?:(?<![a-z])[a-z]|[\^_/!.]|[\^_}]\{|[0-9][eE][+-]?|\\(?:sqrt|pm|ne|approx)\s*\{?"
   r"|\b(?:minus|negative|not|twice|double|triple|half(?: of)?)\s+|=\s*-\s*)$",
   re.IGNORECASE,
 )
@@ -34,14 +40,16 @@ JOINED_AFTER = re.compile(
 FORMULA_BEFORE = re.compile(r"[-+*/<>^|~\\]\s*$|[+*/<>^|~\\]")
 FORMULA_AFTER = re.compile(r"\s*(?:[+*/^<>=]|-\s*[\w(])")
 WORD_AFTER = re.compile(r"([\s{-]*)([a-z]+)", re.IGNORECASE)
-SHORT = frozenset(("k", "K", "M", "B", "mn", "bn"))  # multipliers, as in 5 K
+SHORT = frozenset(("k", "K", "M", "B", "MM"))  # multipliers, as in 5 K
 QUALIFIED = re.compile(
   r"\b(?:(?:more|less|fewer|greater|other) than|at (?:least|most)|over|under|about"
   r"|around|approximately|nearly|almost|roughly|perhaps|maybe|possibly|up to|of the"
-  rf"|unknown|unclear|not|never|between|or)\b|[0-9]\s*!|{number_words.ANY.pattern}",
+  rf"|unknown|unclear|not|never|between|or|fewer|ago|younger"
+  rf"|times as)\b|[0-9]\s*!|{number_words.ANY.pattern}",
   re.IGNORECASE,
 )
 PART_OF = re.compile(rf"({PLAIN})(?: ([a-z]+))? (?:out )?of the [0-9]+(?: [a-z]+)*\W*$")
+UNEQUAL = re.compile(rf"\W*({PLAIN})\s*=\s*({PLAIN})\W*$")
 COMMAND = re.compile(r"\\[a-zA-Z]")
 
 
@@ -54,12 +62,15 @@ def verify(reference: str, text: str) -> Verdict:
   reference = reference.rpartition("####")[2]
   stated = final(text)
   if stated is None:
-    found = last_number(text, alone=False)
+    *_, denial = [None, *TAKEN_BACK.finditer(text)]
+    is_denied = denial and not re.search("[0-9]", text[denial.end() :])
+    found = None if is_denied else last_number(text, alone=False)
   else:
     if answers.compare(reference, stated):
       return Verdict(1.0, stated.strip())
     part = PART_OF.match(stated)
-    is_part = part and not (part[2] and units.multiplies(part[2]))
+    words = re.findall("[a-z]+", part[0].casefold()) if part else ()
+    is_part = part and not any(map(units.multiplies, words))
     found = part[1] if is_part else last_number(stated, alone=True)
   if found is None:
     return Verdict(0.0, stated, "no number in the reply")
@@ -90,6 +101,8 @@ def last_number(text: str, alone: bool) -> str | None:
   is part of a formula.
   """
   text = DRESS.sub("", notation.ascii_notation(text))
+  if alone and UNEQUAL.match(text) and len({*UNEQUAL.match(text).groups()}) > 1:
+    return None
   text = text.rpartition("=")[2] if alone else text
   matches = list(NUMBER.finditer(text))
   if not matches:

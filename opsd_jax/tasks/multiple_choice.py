@@ -31,7 +31,8 @@ STATED_LETTER = re.compile(
   r"|([B-HJ-Z])(?=\s)"
 )
 ANOTHER = re.compile(
-  r"(?:\b(?:or|and|plus|as well as)\b|[,;/&+-]|^)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
+  r"(?:\W*\b(?:or|and|plus|as well as)\b(?:\s+(?:maybe|perhaps|possibly|even)\b)?"
+  r"|[,;/&+-]|^[–—]?)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
 )
 DENIED = re.compile(
   r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"

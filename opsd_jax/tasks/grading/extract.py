@@ -1,16 +1,20 @@
 """Reading an answer from a completion, as several verifiers do.
 
-What stands between <think> and </think> is no part of the reply; where the first
-</think> has no <think>, what stands before it is none either, and after a <think>
-that does not close there is no reply.
+What stands between <think> and </think>, or other tags of thinking, is no part of the
+reply; where the first </think> has no <think>, what stands before it is none either,
+and after a <think> that does not close there is no reply.
 
 Several boxes are several answers: "x = \\boxed{1} or x = \\boxed{2}" answers 1, 2,
 and neither 1 nor 2. Only where the text between two boxes takes the first back (no,
 wait, actually) or announces the final answer does the last one count alone. Empty
-boxes, hashes and <answer></answer> count for nothing.
+boxes, hashes and <answer></answer> count for nothing. A box that is only a part of a
+formula (-\\boxed{5}), that is denied, or after which another answer is stated is no
+answer.
 """
 
 import re
+
+from opsd_jax.tasks.grading import units
 
 # A minus is a sign where no word stands before it (not in 10-20); a comma separates
 # thousands where three digits follow it (not in 12,34).
@@ -20,11 +24,14 @@ BOX_OR_BRACE = re.compile(
   rf"(?P<box>{BOX.pattern})(?P<open>\{{)?|\\.|[{{}}]", re.DOTALL
 )
 THINKING = re.compile(
-  r"<\s*(?P<close>/)?\s*(?:think|thinking|thought|reasoning)\b[^<>\n]{0,99}>"
-  r"|\[(?P<closed>/)?THINK\]",
+  r"[<◁]\s{0,9}(?P<close>/)?\s{0,9}(?:\w+:)?(?:think|thinking|thoughts?|reasoning|scratchpad"
+  r"|reflection|analysis)\b[^<>▷]{0,99}[>▷]|\[(?P<closed>/)?THINK\]"
+  r"|<\|(?:begin|(?P<ended>end))_of_thought\|>|<\|channel\|>analysis<\|message\|>"
+  r"|(?P<message><\|end\|>|<\|channel\|>final<\|message\|>)",
   re.IGNORECASE,
 )
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
+TAG = re.compile(r"<[^<>\s]*>\s*$")
 STATED = re.compile(
   r"(?i)\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
   r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*"
@@ -36,11 +43,40 @@ RETRACTED = re.compile(
 TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
   r"(?i)\b(?:wait|oops|correction|scratch that|no, (?:that|it|this)"
   r"|(?:that|this|it)(?: is| was|['’]s) (?:wrong|incorrect|not (?:right|correct))"
-  r"|made a mistake)\b"
+  r"|made a mistake)\b|(?<=[.?!;] )no(?=[,.!;:]|$)"
 )
 FINAL = re.compile(r"(?i)\b(?:final|answer\**(?:\s+is\b|['’]s\b|\s*:))")
 FURTHER = re.compile(r"(?i)\b(?:another|other|second|third|also|either|possible|or)\b")
 SENTENCE = re.compile(r"(?<=[^\s\\])[.!?](?=\s|$)|\n")  # where a sentence ends
+# A box that is only a part of the answer's formula: -\boxed{5}, \boxed{5}^2.
+PART_BEFORE = re.compile(
+  r"(?:(?<!-)-|[$=({][ ]*-[ ]*|\^|/|[\w}]_|[\w)}][ ]*>|<|[≠<>±√]|\d"
+  r"|\\(?:neq?|not\s*=|[lg]t|pm|pi|times|cdot|div)[ ]*|[\w)}][ ]*\+[ ]*|[\d)}][ ]*\*[ ]*"
+  r"|\\(?!text|math|display|bm|bold|emph|under|color|large|rm|bf)[a-z]+\s*(?:\[[^][]*\])?"
+  r"\s*(?:\{[^{}]*\}\s*)*\{\s*)\Z",
+  re.IGNORECASE,
+)
+PART_AFTER = re.compile(
+  r"[ ]*(?:\^(?!\s*\{?\s*\\circ)|_(?=[\w{])|!\s*(?:\$|\\[)\]])|/\s*[\w\\({]"
+  r"|\\(?:times|cdot|pi|frac(?!\s*\{\s*\\text)|sqrt|div)(?![a-z])"
+  r"|\*(?=[\d(\\])|(?<=[ ])\*[ ]|\+\s*[\w\\(]|-\s*(?:\d|\\[a-z]))"
+  r"|[a-z](?<![ghlms])(?![a-z])",
+  re.IGNORECASE,
+)
+WORD_AFTER = re.compile(r"(?:[ $}~*]|\\[)\] ,])*(?:\\[a-z]+\s*\{\s*)?([a-zA-Z]+)")
+DENIED_BEFORE = re.compile(
+  r"(?i)(?:\b(?:not|never)|n['’]t(?: be)?)\s+(?:equal (?:to )?)?[*$\\(\[\s]*$"
+)
+DENIED_AFTER = re.compile(
+  r"[ $*)\]\\]*(?:is|was|would be)\s+(?:wrong|incorrect|false"
+  r"|not (?:right|correct|it\b|the (?:right |correct |final )?answer))"
+)
+VALUE = re.compile(r"-?[0-9][0-9.,]*|\b[A-J]\b")
+OTHER = re.compile(  # no 2 + 3
+  STATED.pattern
+  + rf"[\s*$(\[\\]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
+)
+FORMULA = re.compile(r"\\(?!text|math)[a-z]|[/^]")  # may equal another text
 EMPTY = re.compile(
   r"(?:\s|[{}$]|\\[ ,;:!]|\\(?:quad|text|phantom)(?![a-zA-Z])|\.\.\.)*"
 )
@@ -52,8 +88,8 @@ def reply(text: str) -> str:
   for tag in THINKING.finditer(text):
     if not is_open:
       kept.append(text[start : tag.start()])
-    closes = bool(tag["close"] or tag["closed"])
-    if closes and not is_open:
+    closes = any(tag[name] for name in ("close", "closed", "ended", "message"))
+    if closes and not is_open and not tag["message"]:
       kept = []
     is_open, start = not closes, tag.end()
   return "".join(kept) if is_open else "".join((*kept, text[start:]))
@@ -103,11 +139,52 @@ def boxed(text: str) -> list[str] | None:
     is_final = RETRACTED.search(between) or (
       FINAL.search(between) and not FURTHER.search(between)
     )
+    if is_part(text, start, stop):
+      content = ""
     answers = [content] if is_final else [*answers, content]
     end = stop
-  if end is not None and TAKEN_BACK.search(text, end):
-    return None if STATED.search(text, end) else [""]
-  return [*dict.fromkeys(answers)] or None
+  if end is None:
+    return None
+  if replaced(answers[-1], text[end:]):
+    return None if TAKEN_BACK.search(text, end) and STATED.search(text, end) else [""]
+  return [""] if "" in answers else [*dict.fromkeys(answers)]
+
+
+def is_part(text: str, start: int, stop: int) -> bool:
+  """Whether what stands around a box changes its value or denies it."""
+  before, word = text[max(0, start - 99) : start], WORD_AFTER.match(text, stop)
+  before = TAG.sub("", before)
+  return bool(
+    PART_BEFORE.search(before)
+    or PART_AFTER.match(text, stop)
+    or DENIED_BEFORE.search(before)
+    or DENIED_AFTER.match(text, stop)
+    or (word and multiplies(word[1].casefold()))
+  )
+
+
+def multiplies(word: str) -> bool:
+  """Whether a word after a box changes its value; a percent change is asked for
+  without its sign, and quarters and triples are counted."""
+  is_counted = word in ("percent", "quarters", "triple", "triples")
+  return units.multiplies(word) and not is_counted
+
+
+def replaced(answer: str, after: str) -> bool:
+  """Whether what follows an answer takes it back or states another one."""
+  if TAKEN_BACK.search(after):
+    return True
+  others = [plain(match[1]) for match in OTHER.finditer(after)]
+  numbers = [plain(value) for value in VALUE.findall(answer)]
+  if not others or not numbers or FORMULA.search(answer):
+    return False
+  of_a_kind = others[-1][-1].isdigit() == numbers[-1][-1].isdigit()
+  return of_a_kind and others[-1] not in numbers
+
+
+def plain(value: str) -> str:
+  """1,000. -> 1000"""
+  return value.replace(",", "").rstrip(".")
 
 
 def last_boxed(text: str) -> str | None:
@@ -132,7 +209,7 @@ def in_words(text: str) -> str | None:
   *_, opening, closing = [None, None, *ANSWER_TAG.finditer(text)]
   if opening and closing and not opening[1] and closing[1]:
     tagged = text[opening.end() : closing.start()].strip()
-    if tagged:
+    if tagged and not replaced(tagged, text[closing.end() :]):
       return tagged
   *_, after = STATED.split(text)
   if after == text or not after.strip() or TAKEN_BACK.search(after):

@@ -33,10 +33,14 @@ TOKEN = re.compile(
 PLAIN_FUNCTION = re.compile(
   rf"(?<![a-zA-Z\\])({'|'.join(sorted(FUNCTIONS, key=len, reverse=True))})(?![a-z])"
 )
-# Letters that name functions more often than factors, and derivatives.
+# Letters that name functions more often than factors, differentials and derivatives:
+# f^{(3)} is no power.
 NO_PRODUCT = re.compile(
   r"(?<![a-zA-Z\\])[fghFGH]\s*\(|\\frac\s*\{\s*d[^{}]*\}\s*\{\s*d\s*[a-zA-Z]"
   r"|(?<![a-zA-Z\\])d(?:\^[0-9]\s*)?[a-zA-Z]?\s*/\s*\(?\s*d[a-zA-Z]"
+  r"|(?<=[\s)}])d[xytu]\s*$|[a-zA-Z]\s*\^\s*\{?\s*\(\s*[0-9]+\s*\)"
+  r"|\\(?:var)?(?:phi|sigma|tau)\s*\(\s*[0-9]+\s*\)"
+  r"|(?<![a-zA-Z\\])[PQ]\s*\(\s*[xyzn]\s*(?:[-+]\s*[0-9]+\s*)?\)"
 )
 WORD = re.compile(r"(?<![a-zA-Z\\])[a-zA-Z]{4,}")
 SUBSCRIPT = re.compile(r"\s*_\s*(?:([0-9a-zA-Z])|\{\s*([0-9a-zA-Z]+)\s*\})")

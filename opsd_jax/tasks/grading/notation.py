@@ -109,6 +109,7 @@ REWRITES = tuple(
     ),
     (r"\^\s*\{((?:\s*\\prime\s*)+)\}|\^\s*(\\prime)(?![a-zA-Z])", r"\1\2"),
     (r"\\prime(?![a-zA-Z])\s*", "'"),
+    (r"(?<=[0-9])\\?\$(?=[0-9])", r" \\ldots "),
     # Money; other dollar signs only begin and end mathematics.
     (rf"\\\$\s*({NUMBER})", r'\1 "dollars" '),
     (r"\\\$|\$", ""),

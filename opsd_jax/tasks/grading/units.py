@@ -31,7 +31,8 @@ MULTIPLIERS = frozenset(
   " fourths quarter quarters fifth fifths sixth sixths seventh sevenths"
   " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
   " thousandths squared cubed factorial percent point lakh lakhs crore"
-  " crores gross grand kilo double doubled triple tripled percentage".split()
+  " crores gross grand kilo double doubled triple tripled percentage"
+  " tens bn mn mil mln permille ppm ppb bps basis percentile".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
   "and or not no to times plus minus over more less than base mod modulo pi"
@@ -39,11 +40,12 @@ NO_UNIT = MULTIPLIERS | frozenset(
   " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
   " root above below zero negative fewer too false untrue approximately about"
   " nearly almost remaining short off away left except but only at most least approx roughly maybe perhaps possibly maximum"
-  " minimum inclusive exclusive different".split()
+  " minimum inclusive exclusive different ago younger".split()
 )
 ANOTHER_NUMBER = re.compile(  # twelfths, quadrillion, tenfold
   r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"
 )
+PREFIXED = re.compile(r"[mM](?:[A-Z][a-z]?|eV|mol|cd|bar)")  # MW is not mW
 # name and other names: (base unit, its power, how many of it).
 KNOWN = {
   names: (base, power, Fraction(factor))
@@ -89,12 +91,13 @@ SHORT_UNITS = frozenset(
 )
 SIZES = {"square": 2, "sq": 2, "cubic": 3, "cu": 3}
 
-# A number, and after it "cm^2", "m"/"s", degrees or words in quotes.
-WORDS = r'"[^"]*"|[a-zA-Z]+(?=[ /]*(?:/|per\b))|[a-zA-Z]{2,}|(?<=/)\s*[a-zA-Z]'
+# A number, and after it "cm^2", "m"/"s", degrees or words in quotes. (?>...): a word
+# is read in one way only, or a long row of them would take forever.
+WORDS = r'>"[^"]*"|[a-zA-Z]+(?=[ /]*(?:/|per\b))|[a-zA-Z]{2,}|(?<=/)\s*[a-zA-Z]'
 POWER = r"(?:\s*\^\s*(?:[0-9]|\{\s*-?[0-9]+\s*\}))?"
 TAIL = re.compile(
   r"(.*?[0-9.})\]!]|.*\\pi)\s*(\\deg\s*(?:\"?\s*[CF]\s*\"?)?|%"
-  rf"|(?:/\s*)?(?:{WORDS}){POWER}(?:\s*[ /.]\s*(?:{WORDS}){POWER})*)\s*"
+  rf"|(?:/\s*)?(?{WORDS}){POWER}(?:\s*[ /.]\s*(?{WORDS}){POWER})*)\s*"
 )
 FRACTION = re.compile(
   r'\\frac\s*\{\s*("[^"]*")\s*\}\s*\{\s*("[^"]*")' + POWER + r"\s*\}"
@@ -176,10 +179,12 @@ def spelt_out(text: str) -> str:
 def dimension(word: str) -> tuple[str, int, Fraction]:
   """(base unit, power, factor) of one word; raises NotAUnit."""
   low = word.casefold()
-  if low in NO_UNIT or multiplies(low):
+  if low in NO_UNIT or multiplies(low) or word == "MM":
     raise NotAUnit
   if entry := known(word):
     return entry
   if len(low) < 2:
     raise NotAUnit
+  if PREFIXED.fullmatch(word):
+    low = word
   return low.removesuffix("s"), 1, Fraction(1)
