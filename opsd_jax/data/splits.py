@@ -68,8 +68,7 @@ def load(
 
   Args:
     train, eval: sources, as `sources.load` takes them; "task" is `task` itself.
-    columns: the columns of a file's rows.
-    skip_bad: bad rows that each source may have.
+    columns, skip_bad: the columns of a file's rows; bad rows each source may have.
     train_limit, eval_limit: examples to take from the beginning; 0 is all.
     rewarded: training verifies responses, so examples without an answer are
       dropped from it too.

@@ -89,6 +89,8 @@ def split_stop(name: str, strings, tokenizer) -> tuple[list[int], tuple[str, ...
   more: special tokens have no text in a completion.
   """
   check_stop(name, strings)
+  if not strings:
+    return [], ()
   special = {s for s in strings if s in tokenizer.control}
   texts = tuple(s for s in strings if s not in special)
   for text in texts:
