@@ -168,6 +168,7 @@ def test_a_killed_process_ends_the_other_and_both_resume(scratch, victim):
 # What a step may do at once: SDPO, a second sampling where all failed, what
 # contexts remember, an adapter, two updates of two micro-batches each.
 EVERYTHING = (
+  "--config.seed=2",  # of whose random replies two are right
   "--config.task.name=reasoning_gym:chain_sum,min_terms=2,max_terms=2,min_digits=1,"
   "max_digits=1",
   "--config.rollout.max_new_tokens=16",
