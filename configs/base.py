@@ -166,7 +166,7 @@ def pipeline(config: ConfigDict) -> None:
 
   config.batch = ConfigDict()
   config.batch.mask_truncated = False  # True: truncated responses count nowhere
-  config.batch.micro_batches = 1  # gradient accumulation; divides the responses
+  config.batch.micro_batches = 2  # divides a device's responses; more need less memory
   # tokens, about, of a training row that several responses are packed into, and
   # responses to one prompt read it once; 0: every response in a row of its own
   config.batch.pack_len = 256
@@ -359,6 +359,7 @@ def watching(config: ConfigDict) -> None:
 def shrink(config: ConfigDict) -> None:
   """Makes any experiment end within a minute on a laptop: random weights."""
   config.model.source = "tiny"
+  config.batch.micro_batches = 1
   config.steps = 4
   config.task.train_count = 64
   config.task.eval_count = 8

@@ -82,6 +82,7 @@ def at_scale(config, preset):
   config.rollout.max_new_tokens = 1024
   config.rollout.temperature = config.loss.temperature = 1.1
   config.rollout.top_p, config.rollout.top_k = 0.95, 20
+  config.batch.micro_batches = 1
   config.batch.max_sequence_len = 3072
   config.batch.pack_len = 3072
   config.batch.bucket = config.batch.response_bucket = config.batch.prompt_bucket = 512

@@ -137,7 +137,9 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
   train, held_out, dropped = problems.tokenize(
     config, tokenizer, split, row_len, model_config.max_positions
   )
-  external, external_config = load_external(config, mesh, model_config, tokenizer)
+  external, external_config = load_external(
+    config, mesh, model_config, tokenizer, row_len
+  )
   is_privileged = config.rollout.source in rollout_sources.PRIVILEGED
   views_answered = 2 if is_privileged else 1
   reads_memory = set(contexts.names(config.context)) & set(contexts.READ_MEMORY)
@@ -274,10 +276,12 @@ def load_external(
   mesh: Mesh,
   model_config: ModelConfig,
   tokenizer: tokenizers.Tokenizer,
+  row_len: int,
 ) -> tuple[Any, ModelConfig | None]:
   """(weights, ModelConfig) of the external teacher; ({}, None) without one.
 
-  Raises ValueError where its tokens are not the student's.
+  Raises ValueError where its tokens are not the student's, and where it cannot read
+  rows of `row_len` tokens.
   """
   if not config.external.source:
     return {}, None
@@ -292,6 +296,11 @@ def load_external(
     raise ValueError(
       f"external.source has {external_config.vocab_size} vocabulary entries, fewer"
       f" than the student's {model_config.vocab_size}"
+    )
+  if external_config.max_positions < row_len:
+    raise ValueError(
+      f"external.source has {external_config.max_positions} positions, rows have up to"
+      f" {row_len} tokens: set batch.max_sequence_len"
     )
   return load_params(path, fields, external_config, mesh), external_config
 

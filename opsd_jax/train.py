@@ -324,6 +324,7 @@ def learn(
     if is_evaluated := step % config.eval.every == 0 or is_last:
       evaluator.evaluate(lora.join(run.params, state.params), step)
     if is_saved := step % config.checkpoint.every == 0 or is_last:
+      allocator.give_back()  # or what the step freed stands beside the copies
       writer.flush()  # a checkpoint is not ahead of its rows
       checkpoint.save(manager, state, data_order.save(order, run.digest, **run.kept))
     if row["compiles"] or is_evaluated or is_saved:

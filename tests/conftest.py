@@ -1,9 +1,20 @@
-"""Eight simulated devices; hypothesis repeats its examples."""
+"""Eight simulated devices; hypothesis repeats its examples.
 
+Programs compiled once are read by all processes of the run, and by no other run.
+"""
+
+import atexit
 import os
+import shutil
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of the run
+  programs = tempfile.mkdtemp(prefix="opsd_jax_programs_")
+  atexit.register(shutil.rmtree, programs, ignore_errors=True)
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 

@@ -38,8 +38,7 @@ def of_step(config, row: dict) -> dict[str, str]:
   if row.get("memory/left", 1.0) < LEAST_MEMORY:
     found["memory"] = (
       f"{row['memory/left']:.0%} of the machine's memory is left, this process holds"
-      f" {row['memory/resident']:.1f} GB: batch.micro_batches=2 or model.remat=full"
-      " need less"
+      f" {row['memory/resident']:.1f} GB: more batch.micro_batches need less"
     )
   return {kind: text for kind, text in found.items() if text}
 

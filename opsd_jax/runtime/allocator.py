@@ -17,10 +17,12 @@ def keep_freed() -> bool:
   """
   # By default glibc returns large freed blocks to the system, and every step faults
   # them in again, page by page. Where arrays live in host memory, that takes time.
+  # Blocks larger than an arena come from the main one: with the small ones of other
+  # threads elsewhere, a step finds the place whole that the step before it freed.
   if not sys.platform.startswith("linux"):
     return False
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
-  settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 1))
+  settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 4))
   return bool(mallopt) and all(mallopt(*setting) for setting in settings)
 
 
@@ -35,8 +37,8 @@ def give_back() -> None:
 
 def usage() -> dict[str, float]:
   """{"memory/resident", "memory/peak": GB of this process, "memory/left": the share
-  of the machine's or the container's memory that is available}; what the system does not tell is left
-  out."""
+  of the machine's or the container's memory that is available}; without what the
+  system does not tell."""
   peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # KiB, on macOS bytes
   found = {"memory/peak": peak / 1e9 * (1 if sys.platform == "darwin" else 1024)}
   statm, meminfo = pathlib.Path("/proc/self/statm"), pathlib.Path("/proc/meminfo")

@@ -36,12 +36,17 @@ def absolute_path(directory) -> epath.Path:
 def save(manager, state: State, iterator_state: dict | None = None) -> None:
   """Writes in the background; the previous checkpoint stays until committed.
 
+  Where arrays are in host memory, waits: written beside a step, the copies of the
+  arrays would stand between what the step allocates, and memory would grow.
+
   `iterator_state`: JSON values, the same on every process.
   """
   items = {"state": ocp.args.StandardSave(state._asdict())}
   if iterator_state is not None:
     items["iterator"] = ocp.args.JsonSave(iterator_state)
   manager.save(int(state.step), args=ocp.args.Composite(**items))
+  if jax.default_backend() == "cpu":
+    manager.wait_until_finished()
 
 
 def check_item(manager, step: int, name: str) -> None:

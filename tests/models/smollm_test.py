@@ -10,7 +10,8 @@ from opsd_jax.models.weights import sources
 from opsd_jax.sampling import sampler
 from opsd_jax.sampling.tokens import SamplingParams, row_keys
 
-pytestmark = pytest.mark.network
+# tests/sampling/sampler_test.py asserts the same of the tiny model.
+pytestmark = [pytest.mark.network, pytest.mark.slow]
 PROMPTS = [
   "Why is the sky blue?",
   "Name three rivers.",

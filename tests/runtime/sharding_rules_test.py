@@ -22,6 +22,7 @@ from opsd_jax.sampling.tokens import SamplingParams, row_keys
 MESHES = [
   (d, f, 8 // (d * f)) for d in (1, 2, 4, 8) for f in (1, 2, 4, 8) if 8 % (d * f) == 0
 ]
+AXES = [(8, 1, 1), (1, 8, 1), (1, 1, 8), (2, 2, 2), (1, 4, 2)]  # the rest is slow
 # Heads, key/value heads and widths divide by 8.
 MODEL = dataclasses.replace(
   families.tiny(scan_layers=True),
@@ -89,7 +90,10 @@ def on_one_device(vocab_size):
 @pytest.mark.parametrize(
   "sizes,vocab_size",
   [
-    *((sizes, 320) for sizes in MESHES),
+    *(
+      pytest.param(sizes, 320, marks=[] if sizes in AXES else pytest.mark.slow)
+      for sizes in MESHES
+    ),
     # Does not divide: it stays whole.
     *((sizes, 323) for sizes in ((1, 1, 8), (2, 2, 2), (1, 4, 2), (1, 8, 1))),
   ],

@@ -226,6 +226,7 @@ def test_further_ends_of_a_response_come_back(tmp_path):
 
 
 @pytest.mark.network
+@pytest.mark.slow  # as the identity of small models
 def test_smollm2_out_and_back(tmp_path):
   """A GGUF file becomes a directory: tensors, ids and chats are the same."""
   try:
