@@ -166,7 +166,7 @@ def pipeline(config: ConfigDict) -> None:
 
   config.batch = ConfigDict()
   config.batch.mask_truncated = False  # True: truncated responses count nowhere
-  config.batch.micro_batches = 2  # divides a device's responses; more need less memory
+  config.batch.micro_batches = 2  # gradient accumulation; divides the responses
   # tokens, about, of a training row that several responses are packed into, and
   # responses to one prompt read it once; 0: every response in a row of its own
   config.batch.pack_len = 256

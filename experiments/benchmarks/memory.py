@@ -3,6 +3,7 @@
 python -m experiments.benchmarks.memory memory.png before=runs/old now=runs/opsd
 """
 
+import itertools
 import pathlib
 import sys
 
@@ -14,8 +15,9 @@ def main(out: str, *runs: str) -> None:
   """Writes the picture; `runs` are label=workdir."""
   figure = style.figure(6.4, 3.2)
   axis, last = figure.subplots(), 0
-  for run, colour in zip(runs, (style.ORANGE, style.BLUE, style.GREEN), strict=False):
-    label, _, workdir = run.partition("=")
+  colours = itertools.cycle((style.ORANGE, style.BLUE, style.GREEN))
+  for run, colour in zip(runs, colours, strict=False):
+    label, workdir = run.split("=", 1)
     rows = paths.read_rows(pathlib.Path(workdir) / "metrics.jsonl")
     rows = [r for r in rows if "memory/resident" in r]
     steps = [r["step"] for r in rows]

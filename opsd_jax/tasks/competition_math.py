@@ -20,6 +20,7 @@ from opsd_jax.tasks.grading import algebra, answers, extract, units
 
 MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
 
+# What makes another value of the formula before it: $5$%, $5$ less, $5$ or more.
 JOINED = re.compile(r"\s*(?:[%!/^_*](?!\*)|[a-z](?![a-z]))")
 CHANGING = (
   units.NO_UNIT
@@ -28,6 +29,7 @@ CHANGING = (
     "and or to for when where if of is are either unless equals over on but theta alpha"
     " beta gamma base only pair pairs different power root".split()
   )
+  | {"remainder", "alternatively"}
 )
 
 
@@ -64,7 +66,7 @@ def changes(after: str) -> bool:
   return bool(
     JOINED.match(after)
     or any(map(units.multiplies, words))
-    or words & (CHANGING | {"remainder", "alternatively"})
+    or words & CHANGING
     or re.search(r"\b(?:is|was|,)\s+(?:wrong|incorrect|false|untrue)\b", after)
   )
 
