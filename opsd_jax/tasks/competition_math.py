@@ -22,15 +22,10 @@ MATHS = re.compile(r"(?:\$\$?|\\\(|\\\[)(.+?)(?:\$\$?|\\\)|\\\])(.*)")
 
 # What makes another value of the formula before it: $5$%, $5$ less, $5$ or more.
 JOINED = re.compile(r"\s*(?:[%!/^_*](?!\*)|[a-z](?![a-z]))")
-CHANGING = (
-  units.NO_UNIT
-  - units.MULTIPLIERS
-  - frozenset(
-    "and or to for when where if of is are either unless equals over on but theta alpha"
-    " beta gamma base only pair pairs different power root".split()
-  )
-  | {"remainder", "alternatively"}
-)
+CHANGING = units.NO_UNIT - units.MULTIPLIERS - frozenset(
+  "and or to for when where if of is are either unless equals over on but theta alpha"
+  " beta gamma base only pair pairs different power root".split()
+) | {"remainder", "alternatively"}
 
 
 def verify(reference: str, text: str) -> Verdict:
