@@ -18,7 +18,7 @@ def keep_freed() -> bool:
   # By default glibc returns large freed blocks to the system, and every step faults
   # them in again, page by page. Where arrays live in host memory, that takes time.
   # Blocks larger than an arena come from the main one: with the small ones of other
-  # threads elsewhere, a step finds the place whole that the step before it freed.
+  # threads elsewhere, most steps find the place whole that the step before it freed.
   if not sys.platform.startswith("linux"):
     return False
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
