@@ -10,6 +10,7 @@ import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # compiles sooner
 if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of the run
   programs = tempfile.mkdtemp(prefix="opsd_jax_programs_")
   atexit.register(shutil.rmtree, programs, ignore_errors=True)

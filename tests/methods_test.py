@@ -64,7 +64,7 @@ def at(logp_TxV, y):
 
 
 def dense(loss, tree):
-  return jax.value_and_grad(loss)(tree)
+  return jax.jit(jax.value_and_grad(loss))(tree)
 
 
 sg = jax.lax.stop_gradient

@@ -349,14 +349,17 @@ COMMAND = (
   "--config.checkpoint.every=2",
   "--config.mesh.fsdp=1",
   "--config.log.tensorboard=False",
-  "--config.compile_cache=",
 )
 
 
 def launch(workdir):
   env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
   return subprocess.Popen(
-    [*COMMAND, f"--workdir={workdir}"],
+    [
+      *COMMAND,
+      f"--workdir={workdir}",
+      f"--config.compile_cache={workdir.parent / 'programs'}",
+    ],
     stdout=subprocess.PIPE,
     stderr=subprocess.STDOUT,
     text=True,

@@ -315,27 +315,25 @@ class SamplerShape(NamedTuple):
 def sampler_shape(config, run: AbstractRun) -> SamplerShape:
   shards, n = row_shards(run.mesh), config.rollout.samples_per_prompt
   max_prompt_len = config.batch.max_sequence_len - config.rollout.max_new_tokens
-  sizes = scheduler.size_ladder(
-    config.batch.prompt_bucket, run.model_config.max_positions
-  )
   initial, waiting = sampler.set_up(
     run.model_config,
     [()] * config.rollout.prompts_per_step,
     n,
     *scheduler.slots_per_shard(config.rollout.slots, shards),
     shards,
-    sizes[0],
+    config.batch.prompt_bucket,
     max_prompt_len,
+    config.rollout.max_new_tokens,
   )
   filled = -(-initial.width // len(waiting[0]))  # prompts that fill a shard
   prompts = initial.prefill_batch
-  positions = scheduler.bucket_for(sizes, config.batch.max_sequence_len)
+  sizes = initial.sizes
   return SamplerShape(
     initial.width * shards,
     prompts * shards,
     -(-filled // prompts),
-    min(-(-max_prompt_len // sizes[0]) * sizes[0], positions),
-    positions,
+    min(-(-max_prompt_len // sizes[0]) * sizes[0], sizes[-1]),
+    sizes[-1],
   )
 
 

@@ -5,6 +5,8 @@ import pathlib
 import resource
 import sys
 
+import jax
+
 # Parameters of glibc's mallopt (malloc.h).
 TRIM_THRESHOLD, MMAP_MAX, ARENA_MAX = -1, -4, -8
 CGROUP = pathlib.Path("/sys/fs/cgroup")
@@ -17,10 +19,11 @@ def keep_freed() -> bool:
   """
   # By default glibc returns large freed blocks to the system, and every step faults
   # them in again, page by page. Where arrays live in host memory, that takes time.
-  # Blocks larger than an arena come from the main one: with the small ones of other
-  # threads elsewhere, most steps find the place whole that the step before it freed.
+  # Only the main thread's blocks are kept: it runs the programs itself, and the small
+  # blocks of other threads, elsewhere, leave whole the place that a step frees.
   if not sys.platform.startswith("linux"):
     return False
+  jax.config.update("jax_cpu_enable_async_dispatch", False)
   mallopt = getattr(ctypes.CDLL(None), "mallopt", None)  # other libcs have none
   settings = ((MMAP_MAX, 0), (TRIM_THRESHOLD, -1), (ARENA_MAX, 4))
   return bool(mallopt) and all(mallopt(*setting) for setting in settings)

@@ -11,9 +11,9 @@ The tokens of a row depend on its own key and the token's index alone, not on it
 neighbours, slot, chunks or cache.
 
 Compilations are bounded because slots and positions only take the values of two
-ladders of doubling sizes: one `decode` for each pair, at most log2(slots / 4) + 2
-times log2(positions / bucket) + 2 of them. `prefill` takes one number of prompts in a
-call, and lengths that halve from the longest.
+ladders of doubling sizes: one `decode` for each pair, where a cache of half the slots
+takes every second size of positions, one of a quarter every third. `prefill` takes one
+number of prompts in a call, and lengths that halve from the longest.
 """
 
 import collections
@@ -91,9 +91,10 @@ def sample(
   rows = make_rows(model_config, prompts, keys_R, sampling, n, max_new_tokens, agree)
   total = row_shards(mesh)
   shards = total if mesh.empty else total // distributed.count()
-  longest = longest_prompt or agree([max(map(len, prompts))])[0]
+  longest, new = agree([longest_prompt or max(map(len, prompts)), rows.budget_R.max()])
+  widths = slots_per_shard(slots, total)
   scheduler, waiting = set_up(
-    model_config, prompts, n, *slots_per_shard(slots, total), shards, bucket, longest
+    model_config, prompts, n, *widths, shards, bucket, longest, new
   )
   engine = Engine(model_config, params, mesh, eos_ids, bucket, steps, stopped, agree)
   return engine.run(rows, scheduler, waiting)
@@ -131,7 +132,7 @@ class Engine:
       needs = self.needs(rows, scheduler, admitted, bool(waiting))
       if not needs.live:
         return rows.outputs
-      positions = bucket_for(scheduler.sizes, needs.positions)
+      positions = scheduler.positions_for(scheduler.width, needs.positions)
       if scheduler.cache is None:
         total_slots = scheduler.width * row_shards(self.mesh)
         scheduler.cache = init(self.model_config, total_slots, positions)
@@ -142,6 +143,7 @@ class Engine:
       width = scheduler.width
       if not needs.has_queue:
         width = min(width, bucket_for(scheduler.widths, needs.live))
+      positions = scheduler.positions_for(width, needs.positions)
       scheduler.fit(self.mesh, width, positions)
       self.decode_chunk(rows, scheduler, needs)
 
@@ -285,6 +287,7 @@ def set_up(
   shards: int,
   bucket: int,
   longest: int,
+  new: int,
 ) -> tuple[Scheduler, collections.deque]:
   """(scheduler, queue) with no more slots than the rows need.
 
@@ -295,7 +298,7 @@ def set_up(
     widest, narrowest: slots of a shard at most, and those that it always keeps.
     shards: row shards of this process.
     bucket: positions of the smallest cache.
-    longest: tokens of a prompt at most.
+    longest, new: tokens of a prompt and of a response at most.
 
   Returns:
     The scheduler, all slots free, and the queue: lists of the rows that share one
@@ -312,11 +315,13 @@ def set_up(
   widths = size_ladder(narrowest, widest)
   groups = -(-len(waiting) // shards)
   width = bucket_for(widths, min(groups * group_size, widest))
+  sizes = size_ladder(bucket, model_config.max_positions)
+  largest = bucket_for(sizes, min(longest + new, model_config.max_positions))
   scheduler = Scheduler(
     np.full(shards * width, -1),
     shards,
-    widths,
-    size_ladder(bucket, model_config.max_positions),
+    [w for w in widths if w <= width],
+    [s for s in sizes if s <= largest],
     prompt_ladder(longest, bucket),
     prefill_batch(groups, group_size, width),
   )

@@ -89,8 +89,8 @@ class Scheduler:
 
   row_S: np.ndarray  # the row in each slot, -1: free
   shards: int  # row shards of this process
-  widths: list[int]  # slots that a shard may have
-  sizes: list[int]  # positions that a slot may have
+  widths: list[int]  # slots that a shard may have, rising
+  sizes: list[int]  # positions that a slot may have, rising
   prompt_sizes: list[int]  # tokens that prompts may be padded to
   prefill_batch: int  # prompts of a shard that are prefilled together
   cache: object = None  # see kv_cache.init
@@ -108,6 +108,15 @@ class Scheduler:
   def narrower_width(self) -> int:
     """The next smaller width, 0 where there is none."""
     return max((w for w in self.widths if w < self.width), default=0)
+
+  def positions_for(self, width: int, wanted: int) -> int:
+    """Positions of a cache of `width` slots a shard, at least `wanted`.
+
+    With 1 / 2^k of the slots, of every (k + 1)th size only, from the largest down:
+    fewer programs, and no cache is larger than with all slots and every size.
+    """
+    halvings = self.widths[::-1].index(width)
+    return bucket_for(self.sizes[:: -1 - halvings], wanted)
 
   def admit(self, waiting) -> list:
     """Moves rows from the queue into free slots, as many as one prefill takes; none

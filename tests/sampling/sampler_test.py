@@ -241,7 +241,8 @@ def test_long_rows_in_a_growing_cache_are_those_of_one_chunk():
 
 
 def test_the_number_of_programs_is_bounded():
-  """Many batches of many sizes: slots and positions are of two ladders."""
+  """Many batches of many sizes: slots and positions are of two ladders, of as many
+  slots as the batch needs (see scheduler_test)."""
   before, rng = decode_programs(), np.random.default_rng(0)
   for count in (1, 9, 40):
     budgets = rng.integers(1, 60, count).tolist()
