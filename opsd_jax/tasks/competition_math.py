@@ -51,7 +51,10 @@ def final(text: str) -> str | None:
   sentence = extract.SENTENCE.split(after, maxsplit=1)[0].strip()
   match = MATHS.match(sentence)
   if match and not re.search(r"[0-9$]|\b(?:or|and|not)\b", match[2]):
-    return sentence if changes(match[2]) else match[1].strip()
+    content, end = match[1].strip(), match.start(2)
+    if changes(match[2]) or extract.is_part(sentence, match.start(), end):
+      return sentence
+    return content + extract.unit_after(content, sentence, end)
   return sentence
 
 

@@ -22,8 +22,22 @@ from opsd_jax.tasks.grading.extract import (
 PLAIN = r"(?:[0-9]{1,3}(?:,[0-9]{3})+(?![0-9])|[0-9]+)(?:\.[0-9]+)?|\.[0-9]+"
 NUMBER = re.compile(rf"(?:(?<![\w)])-)?(?:{PLAIN})(?:\s*/\s*(?:{PLAIN}))?(?:\s*\\?%)?")
 DRESS = re.compile(
-  r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|(?<![0-9])\\?\$|\\?\$(?![0-9])|[£€¥₹]|\*\*"
+  r"(?<=[0-9])\{,\}(?=[0-9])|\\[!,]|(?<![0-9])\\?\$|\\?\$(?![0-9])|[£€¥₹]|(?<![0-9])\*\*|\*\*(?![0-9])"
   r"|\\(?:text|math)(?:bf|rm|it)?\s*(?=\{)"
+)
+# The last number of a reply that states none, denied: "She does not have 18 eggs".
+DENIED_BEFORE = re.compile(
+  r"(?:n['’]t|\b(?:not|cannot|never|neither|nor))\s+(?:[a-z]+\s+){0,2}[$£€]?$"
+  r"|\b(?:doubt|false|not true|not the case)\b[^.!?\n]*$|n['’]t think\b[^.!?\n]*$"
+  r"|(?:\bat (?:most|least)|[0-9]\s+or|\b(?:less|more|fewer) than)\s+[$£€]?$",
+  re.IGNORECASE,
+)
+DENIED_AFTER = re.compile(r"\s*(?:[a-z]+\s+)?(?:is|was) (?:wrong|incorrect|false)\b")
+APPROXIMATE = re.compile(r"[\s$(*]*(?:[≈~∼]|\\approx|approx\b)")
+SIDE = re.compile(  # what makes a number before "=" another value than the one after
+  r"[0-9]\W*(?:[,;(]|\b(?:since|because|rounded|from|either|or|as|for|if|when)\b)"
+  r"|[0-9]\s*[a-z]\s*$|(?:!|≠|\\neq?)\s*$",
+  re.IGNORECASE,
 )
 HEADING = re.compile(r"\W*[A-Za-z]{2}[^=\n]*(?:\n|$)")
 JOINED_BEFORE = re.compile(
@@ -65,6 +79,8 @@ def verify(reference: str, text: str) -> Verdict:
     *_, denial = [None, *TAKEN_BACK.finditer(text)]
     is_denied = denial and not re.search("[0-9]", text[denial.end() :])
     found = None if is_denied else last_number(text, alone=False)
+  elif APPROXIMATE.match(stated):
+    found = None
   else:
     if answers.compare(reference, stated):
       return Verdict(1.0, stated.strip())
@@ -82,8 +98,10 @@ def final(text: str) -> str | None:
   none."""
   after = after_hashes(text)
   if after is not None:
-    line = number_words.with_digits(after.strip().partition("\n")[0])
-    return None if HEADING.match(line) else line
+    first, _, more = after.strip().partition("\n")
+    line = number_words.with_digits(first)
+    is_heading = HEADING.match(line) and (more.strip() or not re.search("[0-9]", line))
+    return None if is_heading else line
   if (boxes := boxed(text)) is not None:
     return number_words.with_digits(", ".join(boxes))
   if (after := in_words(text)) is None:
@@ -103,7 +121,11 @@ def last_number(text: str, alone: bool) -> str | None:
   text = DRESS.sub("", notation.ascii_notation(text))
   if alone and UNEQUAL.match(text) and len({*UNEQUAL.match(text).groups()}) > 1:
     return None
-  text = text.rpartition("=")[2] if alone else text
+  if alone and "=" in text:
+    side, _, text = text.rpartition("=")
+    first = NUMBER.search(side)
+    if SIDE.search(side) and first[0] not in NUMBER.findall(text):
+      return None
   matches = list(NUMBER.finditer(text))
   if not matches:
     return None
@@ -112,6 +134,8 @@ def last_number(text: str, alone: bool) -> str | None:
   last = matches[-1]
   before, after = text[: last.start()], text[last.end() :]
   is_mixed = "/" in last[0] and re.search(r"[0-9]\s+$", before)
+  if not alone and (DENIED_BEFORE.search(before[-60:]) or DENIED_AFTER.match(after)):
+    return None
   is_formula = alone and (FORMULA_BEFORE.search(before) or FORMULA_AFTER.match(after))
   if (
     is_mixed

@@ -7,7 +7,7 @@ import re
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
-from opsd_jax.tasks.grading.extract import stated
+from opsd_jax.tasks.grading.extract import TAKEN_BACK, stated
 
 DRESS = re.compile(
   r"\\(?:text|mathrm|mathbf|textbf|mathsf|textsf|mbox)(?:bf|rm)?(?![a-zA-Z])"
@@ -31,8 +31,14 @@ STATED_LETTER = re.compile(
   r"|([B-HJ-Z])(?=\s)"
 )
 ANOTHER = re.compile(
-  r"(?:\W*\b(?:or|and|plus|as well as)\b(?:\s+(?:maybe|perhaps|possibly|even)\b)?"
-  r"|[,;/&+-]|^[–—]?)\s*\(?[A-HJ-Z]\)?(?![A-Za-z'])"
+  r"(?:\W*\b(?:and/or|or|and|plus|as well as|(?:but|although|though|however),?)\b"
+  r"(?:\s+(?:maybe|perhaps|possibly|even)\b)?"
+  r"|\W?\s*[,;/&+-]|^[–—]?)\s*\(?(?:[A-HJ-Z]|I(?=\W*$))\)?(?![A-Za-z'])"
+)
+BRACKETED = re.compile(r"\(?(?<![A-Za-z])([A-Z])(?:\)|\.(?=\s+\S))")
+ALTERNATIVE = re.compile(
+  r"\b(?:could|may|might)(?: also)? be\s+\(?[A-Z]\b|\bvs\.?\s+\(?[A-Z]\b"
+  r"|\([A-Z]\)\s+(?:also|too|could|may|might)\b"
 )
 DENIED = re.compile(
   r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
@@ -59,20 +65,32 @@ def letter(text: str) -> str | None:
   None where no letter or two letters are named, or the options are only repeated.
   """
   marked = stated(text)
-  if marked is None and len(OPTION.findall(text)) > 1:
+  if marked is None and (len(OPTION.findall(text)) > 1 or is_open(text)):
     return None
   lines = text.strip().splitlines()
-  candidates = lines[-1:] + lines[:1] if marked is None else [marked]
+  others = len(lines) > 1 and re.search(r"\b[B-HJ-Z]\b", lines[-1])
+  candidates = lines[-1:] + ([] if others else lines[:1])
+  if marked is not None:
+    candidates = [marked]
   pattern = LETTER if marked is None else STATED_LETTER
   for line in candidates:
     line = DRESS.sub("", line).strip()
     match = pattern.match(line, HEAD.match(line).end())
     if match:
       rest = line[match.end() :].partition("\n")[0]
-      if ANOTHER.match(rest.strip()) or DENIED.match(rest.strip()):
+      if (
+        ALTERNATIVE.search(rest)
+        or ANOTHER.match(rest.strip())
+        or DENIED.match(rest.strip())
+      ):
         return None
       return next(filter(None, match.groups())).upper()
   return None
+
+
+def is_open(text: str) -> bool:
+  """Whether letters in brackets differ, or what follows a letter takes it back."""
+  return len({*BRACKETED.findall(text)}) > 1 or bool(TAKEN_BACK.search(text))
 
 
 task = verify_only.task("multiple_choice", verify)

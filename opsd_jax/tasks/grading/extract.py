@@ -8,13 +8,13 @@ Several boxes are several answers: "x = \\boxed{1} or x = \\boxed{2}" answers 1,
 and neither 1 nor 2. Only where the text between two boxes takes the first back (no,
 wait, actually) or announces the final answer does the last one count alone. Empty
 boxes, hashes and <answer></answer> count for nothing. A box that is only a part of a
-formula (-\\boxed{5}), that is denied, or after which another answer is stated is no
-answer.
+formula (-\\boxed{5}), that is denied or one of two ("or 6"), or after which another
+answer is stated is no answer. A percent sign or unit that follows a box is read with it.
 """
 
 import re
 
-from opsd_jax.tasks.grading import units
+from opsd_jax.tasks.grading import number_words, units
 
 # A minus is a sign where no word stands before it (not in 10-20); a comma separates
 # thousands where three digits follow it (not in 12,34).
@@ -33,48 +33,103 @@ THINKING = re.compile(
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
 TAG = re.compile(r"<[^<>\s]*>\s*$")
 STATED = re.compile(
-  r"(?i)\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
-  r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*"
+  r"(?i:\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
+  r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*)"
 )
 RETRACTED = re.compile(
   r"(?i)\b(?:no,|wait|actually|instead|rather|correction|oops|sorry|mistake\w*|wrong"
   r"|incorrect)"
 )
+WRONG = r"(?:wrong|incorrect|false|invalid|impossible|extraneous)"
+NEGATED = r"(?:\s+not|n['’]t|not)"
 TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
-  r"(?i)\b(?:wait|oops|correction|scratch that|no, (?:that|it|this)"
-  r"|(?:that|this|it)(?: is| was|['’]s) (?:wrong|incorrect|not (?:right|correct))"
-  r"|made a mistake)\b|(?<=[.?!;] )no(?=[,.!;:]|$)"
+  r"(?i)(?:(?<![^.?!;:*\"\n])\s*|\b(?:no|oh|but),? )wait\b|\bwait(?=[,.!…-])"
+  r"|\b(?:oops|correction|(?:scratch|strike) that|no, (?:that|it|this)|on (?:second thought|reflection)"
+  r"|(?:i|we) meant|(?:i|we) (?:made|apologi[sz]e)|my (?:mistake|bad|apolog\w+)|sorry"
+  r"|hold on|let me (?:correct|fix|redo|revise|reconsider|rephrase|recompute)"
+  r"|actually,? (?:it|the|that|she|he|they|i|we)\b(?! is right| was right|'s right)"
+  r"|(?:that|this|it|answer|result)(?: is| was|['’]s) (?:wrong|incorrect)"
+  rf"|(?:that|this|it|answer|result)(?: is| was|['’]s| ca| can| could)(?:{NEGATED})"
+  r" (?:be )?(?:quite )?(?:right|correct)|made a mistake)\b"
+  r"|[.?!;:\n]\s*actually\b(?!,? (?:it|this|that) (?:is|was) right)"
+  r"|(?<=[.?!;] )(?:no|nope)(?=[.!;:]|,(?! there| other| more)|$)"
+)
+DENIED_CLAIM = re.compile(
+  r"(?i)\b(?:false|wrong|incorrect|not true|not the case|doubt|nobody \w+"
+  r"|(?:no|do|did|wo|ca|is)(?:t|n['’]t) (?:think|believe|say|mean))"
+  r" (?:that )?(?:the )?(?:final |correct )?$"
 )
 FINAL = re.compile(r"(?i)\b(?:final|answer\**(?:\s+is\b|['’]s\b|\s*:))")
-FURTHER = re.compile(r"(?i)\b(?:another|other|second|third|also|either|possible|or)\b")
-SENTENCE = re.compile(r"(?<=[^\s\\])[.!?](?=\s|$)|\n")  # where a sentence ends
+FURTHER = re.compile(
+  r"(?i)\b(?:another|other|second|third|also|either|possible|or)\b|\bpart \(?(?:[b-h]|two|ii|2)\b"
+  r"|\(\s*(?:[b-h]|ii|iii|iv)\s*\)|\bQ\d|\n\s*\d+[.)]\s"
+)
+SENTENCE = re.compile(
+  r"(?<=[^\s\\])(?<!\bapprox)(?<!\bft)(?<!\bhr)(?<!\bhrs)(?<!\blb)(?<!\blbs)(?<!\boz)"
+  r"[.!?](?=\s|$)(?!\s*=)|\n"
+)  # where a sentence ends
 # A box that is only a part of the answer's formula: -\boxed{5}, \boxed{5}^2.
+FUNCTION = (
+  r"\\(?:ln|log|lg|exp|a?r?c?(?:sin|cos|tan)|sec|csc|cot|sqrt|det|gcd|lcm)(?![a-z])"
+)
 PART_BEFORE = re.compile(
-  r"(?:(?<!-)-|[$=({][ ]*-[ ]*|\^|/|[\w}]_|[\w)}][ ]*>|<|[≠<>±√]|\d"
+  r"(?:(?<!-)-|[$=({][ ]*-[ ]*|\^|/|[\w}]_|[\w)}][ ]*>|<|[≠<>±√]|\d[.,:]?"
+  r"|(?:\d|\)|\}|\b[a-z])[ ]*-[ ]+"
+  rf"|{FUNCTION}[ ]*|\b(?:minus|negative|twice|double|triple|half(?: of)?|plus|times"
+  r"|(?:more|less|fewer|greater) than)[ $]+"
   r"|\\(?:neq?|not\s*=|[lg]t|pm|pi|times|cdot|div)[ ]*|[\w)}][ ]*\+[ ]*|[\d)}][ ]*\*[ ]*"
   r"|\\(?!text|math|display|bm|bold|emph|under|color|large|rm|bf)[a-z]+\s*(?:\[[^][]*\])?"
   r"\s*(?:\{[^{}]*\}\s*)*\{\s*)\Z",
   re.IGNORECASE,
 )
 PART_AFTER = re.compile(
-  r"[ ]*(?:\^(?!\s*\{?\s*\\circ)|_(?=[\w{])|!\s*(?:\$|\\[)\]])|/\s*[\w\\({]"
+  r"[.,:]\d|\((?=\w+[ ]*[-+*^/])|\)[ ]*\^|\d|[ ]\d+/\d|[ ]*(?:[½¼¾⅐-⅞⁰¹²³⁴-⁹×·÷π√]|-[ ]*[a-z][ ]*(?:\$|\\[)\]])"
+  rf"|{FUNCTION})"
+  r"|[ ]*(?:\^(?!\s*\{?\s*\\circ)|_(?=[\w{])|!\s*(?:\$|\\[)\]])|/\s*[\w\\({]"
   r"|\\(?:times|cdot|pi|frac(?!\s*\{\s*\\text)|sqrt|div)(?![a-z])"
   r"|\*(?=[\d(\\])|(?<=[ ])\*[ ]|\+\s*[\w\\(]|-\s*(?:\d|\\[a-z]))"
   r"|[a-z](?<![ghlms])(?![a-z])",
   re.IGNORECASE,
 )
+UNIT_AFTER = re.compile(
+  r"(?:[ $~*}]|\\[ ,;!])*(?:(?P<percent>\\?%|percent\b)|(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
+  r"(?P<unit>[a-zA-Z]+)(?![a-zA-Z])\}?(?P<power>\s*\^\s*\{?[23]\}?)?(?!\s*(?:/|per\b)))"
+)
+MINUS = str.maketrans("−–", "--")
+COMPOUND = re.compile(
+  rf"[ $}}]*(?:\\text\s*\{{\s*)?([a-z]+),?\s+(?:and\s+)?(?:\d+|{number_words.ANY.pattern})"
+  r"[ $}]*([a-z]+)",
+  re.IGNORECASE,
+)
 WORD_AFTER = re.compile(r"(?:[ $}~*]|\\[)\] ,])*(?:\\[a-z]+\s*\{\s*)?([a-zA-Z]+)")
 DENIED_BEFORE = re.compile(
-  r"(?i)(?:\b(?:not|never)|n['’]t(?: be)?)\s+(?:equal (?:to )?)?[*$\\(\[\s]*$"
+  r"(?i)(?:(?:\b(?:not|never|cannot)|n['’]t)(?:\s+be)?\s+(?:equal (?:to )?)?"
+  r"|\b(?:instead of|rather than|neither|nor|reject|wrong to say|(?:wrong|incorrect) (?:answer|value|result)"
+  r"(?: is| was| would be|:))\s*)[*$\\(\[\s]*$"
 )
 DENIED_AFTER = re.compile(
-  r"[ $*)\]\\]*(?:is|was|would be)\s+(?:wrong|incorrect|false"
-  r"|not (?:right|correct|it\b|the (?:right |correct |final )?answer))"
+  r"(?i)[ $*)\]\\]*,?\s*(?:which |that |but (?:that |it |this )?)?"
+  rf"(?:(?:is|was|would be|must be)\s+(?:{WRONG}"
+  r"|not (?:right|correct|it\b|the (?:right |correct |final )?answer|valid|possible))"
+  rf"|(?:is|was|ca|can|could|does)(?:{NEGATED})\s+(?:be\s+)?(?:right|correct|true|work|valid"
+  r"|possible|satisfy|it\b|the (?:right |correct |final )?answer)"
+  r"|must be (?:rejected|discarded))"
+)
+OR_BEFORE = re.compile(
+  r"(?i)(?:(?<![-\w])([a-z])[ ]*=[ ]*[-\d.]+[ $]*\s+or\s+[$ ]*\1[ ]*=|\beither [$ ]*[-\d.]+[ $]*or)"
+  r"[$ ]*$"
+)
+OR_AFTER = re.compile(
+  r"(?i)(?:[ $}]|\\[)\] ,])*,?\s*(?:\\text\s*\{)?\s*or\b[ }$]*(?:[a-z][ ]*=[ ]*)?"
+  r"(?:\$?[-\d]|\\d?frac|(?:more|less|fewer|greater|above|below|over|under)\b)"
+)
+CHANGED_AFTER = re.compile(  # 5 below zero, 5 to the power of ten, 5 over three
+  r"(?i)[ $}*]*(?:below zero|to the (?:power|\w+th)|over (?:two|three|four|five|\d))\b"
 )
 VALUE = re.compile(r"-?[0-9][0-9.,]*|\b[A-J]\b")
 OTHER = re.compile(  # no 2 + 3
-  STATED.pattern
-  + rf"[\s*$(\[\\]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
+  rf"(?:{STATED.pattern}|####)"
+  rf"[\s*$(\[\\]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
 )
 FORMULA = re.compile(r"\\(?!text|math)[a-z]|[/^]")  # may equal another text
 EMPTY = re.compile(
@@ -139,8 +194,9 @@ def boxed(text: str) -> list[str] | None:
     is_final = RETRACTED.search(between) or (
       FINAL.search(between) and not FURTHER.search(between)
     )
-    if is_part(text, start, stop):
-      content = ""
+    content = (
+      "" if is_part(text, start, stop) else content + unit_after(content, text, stop)
+    )
     answers = [content] if is_final else [*answers, content]
     end = stop
   if end is None:
@@ -150,17 +206,42 @@ def boxed(text: str) -> list[str] | None:
   return [""] if "" in answers else [*dict.fromkeys(answers)]
 
 
+def unit_after(content: str, text: str, stop: int) -> str:
+  """A percent sign or a unit of the table that follows the box of a number: it is read
+  as if it stood in the box. "" where none does, or where the box has its own."""
+  match = UNIT_AFTER.match(text, stop)
+  if not match or not re.fullmatch(
+    r"\W*[0-9][0-9.,/]*|.*\\d?frac.*\}", content.strip()
+  ):
+    return ""
+  if match["percent"]:
+    return r"\%"
+  word = match["unit"]
+  is_unit = units.known(word) and word.casefold() not in ("in", "a", "person", "people")
+  return rf" \text{{ {word}}}{match['power'] or ''}" if is_unit else ""
+
+
 def is_part(text: str, start: int, stop: int) -> bool:
   """Whether what stands around a box changes its value or denies it."""
-  before, word = text[max(0, start - 99) : start], WORD_AFTER.match(text, stop)
-  before = TAG.sub("", before)
+  word = WORD_AFTER.match(text, stop)
+  before = TAG.sub("", text[max(0, start - 99) : start]).translate(MINUS)
   return bool(
     PART_BEFORE.search(before)
     or PART_AFTER.match(text, stop)
     or DENIED_BEFORE.search(before)
     or DENIED_AFTER.match(text, stop)
+    or OR_BEFORE.search(before)
+    or OR_AFTER.match(text, stop)
+    or CHANGED_AFTER.match(text, stop)
+    or is_compound(text[stop : stop + 99])
     or (word and multiplies(word[1].casefold()))
   )
+
+
+def is_compound(after: str) -> bool:
+  """Whether a unit and another number of a unit follow: 5 feet 6 inches."""
+  match = COMPOUND.match(after)
+  return bool(match) and bool(units.known(match[1]) and units.known(match[2]))
 
 
 def multiplies(word: str) -> bool:
@@ -197,9 +278,12 @@ def last_boxed(text: str) -> str | None:
 
 def after_hashes(text: str) -> str | None:
   """The text after the last `####`; None without one, where nothing follows, or where
-  a box or an "answer is" does: then the hashes were the heading of a section."""
-  _, hashes, after = text.rpartition("####")
-  is_heading = BOX.search(after) or STATED.search(after)
+  a box or an "answer is" does, or what takes it back: then the hashes were the heading
+  of a section. Of several, the last behind which no word comes first."""
+  _, *parts = re.split("#{4,}", text)
+  values = [p for p in parts if not re.match(r"\W*[A-Za-z]{2}", p)]
+  hashes, after = bool(parts), (values or parts or [""])[-1]
+  is_heading = BOX.search(after) or STATED.search(after) or TAKEN_BACK.search(after)
   return after if hashes and after.strip() and not is_heading else None
 
 
@@ -211,8 +295,11 @@ def in_words(text: str) -> str | None:
     tagged = text[opening.end() : closing.start()].strip()
     if tagged and not replaced(tagged, text[closing.end() :]):
       return tagged
-  *_, after = STATED.split(text)
-  if after == text or not after.strip() or TAKEN_BACK.search(after):
+  *_, last = [None, *STATED.finditer(text)]
+  if not last or DENIED_CLAIM.search(text[: last.start()]):
+    return None
+  after = text[last.end() :]
+  if not after.strip() or TAKEN_BACK.search(after):
     return None
   return after
 

@@ -40,7 +40,9 @@ NO_UNIT = MULTIPLIERS | frozenset(
   " ln exp sqrt pair pairs of either unless is are equals wrong incorrect"
   " root above below zero negative fewer too false untrue approximately about"
   " nearly almost remaining short off away left except but only at most least approx roughly maybe perhaps possibly maximum"
-  " minimum inclusive exclusive different ago younger".split()
+  " minimum inclusive exclusive different ago younger max extraneous rejected invalid"
+  " impossible discarded estimate estimated onwards upwards ish repeating"
+  " recurring".split()
 )
 ANOTHER_NUMBER = re.compile(  # twelfths, quadrillion, tenfold
   r".*(?:(?:teen|ie|el[fv]|even|undred|ousand|illion)ths?|illions?|fold)"

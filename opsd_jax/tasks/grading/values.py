@@ -36,7 +36,7 @@ ARGUMENT = r"\((?:[^()=]|\([^()=]*\))*\)"
 POINTS = r"[A-Z]{1,4}'?"
 ANGLE = rf"\\angle\s*(?:{POINTS}|{LETTER})"
 NAME = re.compile(
-  rf"{LETTER}(?:'|\^\{{-1\}})*(?:\s*{ARGUMENT})?|{POINTS}|m?\s*{ANGLE}"
+  rf"(?![a-ekmnxyz]'*\s*\(){LETTER}'*(?:(?:\^\{{-1\}})?'*\s*{ARGUMENT})?|{POINTS}|m?\s*{ANGLE}"
   rf"|\\(?:overline|overrightarrow|vec|widehat)\s*\{{\s*(?:{POINTS}|{LETTER})\s*\}}"
   rf"|\|\s*{POINTS}\s*\||\[\s*{POINTS}\s*\]|\\(?:Pr|mathbb\s*\{{[PE]\}})\s*[(\[][^()=]*[)\]]"
   rf"|\\(?:sin|cos|tan)\s*(?:[A-Z]|{GREEK}|{ANGLE})"
@@ -50,7 +50,8 @@ CHOICE_AND_VALUE = re.compile(
   r'((?!\\(?:cdot|times|pm|cup|cap|div|le|ge|ne|in)(?![a-z]))[0-9a-zA-Z\\"].*)'
 )
 DENIALS = frozenset(
-  "and or not no wrong incorrect false untrue but unless than".split()
+  "and or not no wrong incorrect false untrue but unless than impossible rejected"
+  " twice thrice reciprocal square cube bound".split()
 )
 ANOTHER_CHOICE = re.compile(r"\(\s*\"?\s*[A-J]\s*\"?\s*\)|\b[A-J]\b\s*[.)]|\b[B-J]\b")
 THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9]|,[0-9])")
