@@ -29,6 +29,7 @@ def main():
   from opsd_jax.models.weights import export, sources
   from opsd_jax.reporting import model_card
   from opsd_jax.runtime import checkpoint, paths, sharding_rules
+  from opsd_jax.runtime import workdir as workdirs
   from opsd_jax.runtime.mesh import make_mesh
 
   export.check_new(OUT.value)
@@ -57,6 +58,7 @@ def main():
     return export.export_adapter(OUT.value, model_config, **lora)
   if rank:
     _, params = sources.load_model_weights(path, layout, **runtime)
+    workdirs.check_base(workdir, checkpoint.fingerprint(params, mesh))
   export.export(
     OUT.value,
     model_config,

@@ -17,7 +17,7 @@ from opsd_jax import problems, rules, spec, tasks
 from opsd_jax.data import splits, unrelated
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses import optimizer
-from opsd_jax.models import attention, lora, transformer
+from opsd_jax.models import attention, families, lora, transformer
 from opsd_jax.models import tokenizer as tokenizers
 from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.weights import sources as weight_sources
@@ -157,7 +157,8 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
     counts=split.counts,
     identity=problems.identify(
       config, tokenizer, train, held_out, {"base": params, "external": external}, mesh
-    ),
+    )
+    | {"sizes": [families.digest(m) for m in (model_config, external_config) if m]},
     objective=objectives.from_config(config),
     tx=optimizer.from_config(config),
     teacher_prompt=teacher_prompt(config.context, tokenizer),

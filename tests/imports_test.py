@@ -53,6 +53,7 @@ READ_CONFIG = {
   "rollouts.collect",
   "rollouts.sources",
   "rules",
+  "rules.numbers",
   "rules.unread",
   "setup",
   "train",

@@ -1,5 +1,6 @@
 """A run goes on as it began: its prompts, tokenizer and base are part of it."""
 
+import dataclasses
 import json
 
 import jax
@@ -8,7 +9,8 @@ import pytest
 
 from configs import opsd
 from opsd_jax import train
-from opsd_jax.models import tokenizer
+from opsd_jax.evaluation import evaluated_model
+from opsd_jax.models import families, tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, workdir
 
@@ -75,7 +77,12 @@ def test_a_run_over_midnight_reads_the_day_it_began(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
   "edited,field",
-  [("template", "prompts"), ("base", "base"), ("tokenizer", "tokenizer")],
+  [
+    ("template", "prompts"),
+    ("base", "base"),
+    ("tokenizer", "tokenizer"),
+    ("sizes", "sizes"),
+  ],
 )
 def test_what_a_run_began_with_must_be_there_again(
   edited, field, tmp_path, monkeypatch
@@ -87,6 +94,12 @@ def test_what_a_run_began_with_must_be_there_again(
   elif edited == "tokenizer":
     digest = tokenizer.Tokenizer.digest
     monkeypatch.setattr(tokenizer.Tokenizer, "digest", lambda t: digest(t)[::-1])
+  elif edited == "sizes":  # what config.json says beside the weights
+
+    def turned(**kw):
+      return dataclasses.replace(families.tiny(**kw), rope_theta=1e6)
+
+    monkeypatch.setitem(weight_sources.TINY, "tiny", turned)
   else:
     load = weight_sources.load_model_weights
 
@@ -100,6 +113,9 @@ def test_what_a_run_began_with_must_be_there_again(
   with pytest.raises(ValueError, match=f"{field}: .* there"):
     train.train_and_evaluate(tiny(steps=4, **{"lora.rank": 2}), tmp_path)
   assert (tmp_path / "metrics.jsonl").read_text() == before
+  if edited == "base":  # nor is the adapter joined with another one
+    with pytest.raises(ValueError, match="an adapter of the base"):
+      evaluated_model.load_run(tmp_path)
 
 
 def test_arguments_of_the_chat_template_are_free(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 from opsd_jax import setup, spec
-from opsd_jax.models import lora, tokenizer
+from opsd_jax.models import families, lora, tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
@@ -77,17 +77,19 @@ def load_run(workdir, date=None) -> EvaluatedModel:
   path = weight_sources.resolve(config.model.source)
   about = {"source": config.model.source, "dtype": config.model.dtype}
   about["run"] = str(workdir)
+  mesh = make_mesh(**config.mesh)
 
   def load_params(layout, runtime):
     about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
     if config.lora.rank:
       _, base = weight_sources.load_model_weights(path, layout, **runtime)
+      workdirs.check_base(workdir, checkpoint.fingerprint(base, mesh))
       params = lora.join(base, params)
     return params
 
   date = date or workdirs.date_of(workdir)
   return _evaluated_model(
-    make_mesh(**config.mesh),
+    mesh,
     path,
     setup.runtime_fields(config),
     load_params,
@@ -112,6 +114,7 @@ def _evaluated_model(
   layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
   params = load_params(layout, runtime | {"attention": model_config.attention})
   about["weights"] = checkpoint.fingerprint(params, mesh)
+  about["sizes"] = families.digest(model_config)
   about["tokenizer"] = model_tokenizer.digest()
   return EvaluatedModel(
     mesh, model_config, params, model_tokenizer, template, template_args, about

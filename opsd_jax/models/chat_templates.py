@@ -125,6 +125,8 @@ def day(date: datetime.date):
 def render(inner, messages, prompt: bool = True, **template_args) -> str:
   """A chat as text, with `prompt` up to the beginning of the model's turn; ValueError
   where the template fails."""
+  if template_args.get("tools") is False:  # templates iterate over it
+    template_args["tools"] = None
   try:
     return inner.apply_chat_template(
       messages, tokenize=False, add_generation_prompt=prompt, **template_args

@@ -1,6 +1,7 @@
 """ModelConfig: a decoder's sizes, read from a Hugging Face config or GGUF metadata."""
 
 import dataclasses
+import hashlib
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +52,22 @@ def need(sizes: dict, name: str):
   return sizes[name]
 
 
+def count(sizes: dict, name: str) -> int:
+  """A number of things, at least 1; ValueError names what is none."""
+  value = need(sizes, name)
+  if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+    refuse(name, value, "a whole number above 0")
+  return value
+
+
+def digest(model_config: ModelConfig) -> str:
+  """A hash of what the model's own files say, and not the experiment."""
+  runtime = ("dtype", "param_dtype", "scan_layers", "remat", "attention", "lora_alpha")
+  fields = dataclasses.asdict(model_config)
+  sizes = sorted((k, v) for k, v in fields.items() if k not in runtime)
+  return hashlib.sha256(repr(sizes).encode()).hexdigest()[:16]
+
+
 def from_hf(hf_config: dict, **runtime) -> ModelConfig:
   """The ModelConfig of a parsed config.json; `runtime`: the experiment's fields.
 
@@ -79,7 +96,7 @@ def from_hf(hf_config: dict, **runtime) -> ModelConfig:
   rope = rope_settings(hf_config)
 
   def size(name):
-    return need(hf_config, name)
+    return count(hf_config, name)
 
   heads, width = size("num_attention_heads"), size("hidden_size")
   return ModelConfig(
@@ -94,12 +111,16 @@ def from_hf(hf_config: dict, **runtime) -> ModelConfig:
     max_positions=size("max_position_embeddings"),
     rope_theta=rope_theta(rope, hf_config),
     rope_scaling=rope_scaling(rope),
-    norm_eps=size("rms_norm_eps"),
+    norm_eps=float(need(hf_config, "rms_norm_eps")),
     qkv_bias=bias,
     qk_norm=qk_norm,
     tied=bool(hf_config.get("tie_word_embeddings", False)),
     **runtime,
   )
+
+
+def scaling_factor(factor: float) -> float:
+  return factor or refuse("rope.scaling.factor", None, "a number for linear scaling")
 
 
 def rope_settings(hf_config: dict) -> dict:
@@ -111,6 +132,8 @@ def rope_settings(hf_config: dict) -> dict:
   """
   new, old = (hf_config.get(k) or {} for k in ("rope_parameters", "rope_scaling"))
   for name, rope in (("rope_parameters", new), ("rope_scaling", old)):
+    if not isinstance(rope, dict):
+      refuse(name, rope, "an object")
     if any(isinstance(value, dict) for value in rope.values()):
       refuse(f"{name} by kind of layer", rope, "one for all layers")
     if rope.get("partial_rotary_factor", 1) != 1:
@@ -200,14 +223,20 @@ def from_gguf(meta: dict, tensor_names, **runtime) -> ModelConfig:
     return meta.get(f"{family}.{name}", default)
 
   def size(name):
-    return need(meta, f"{family}.{name}")
+    return count(meta, f"{family}.{name}")
 
-  kind = get("rope.scaling.type", "none")
+  # Without a type a factor is linear; older files call it rope.scale_linear.
+  factor = float(get("rope.scaling.factor", get("rope.scale_linear", 0.0)) or 0.0)
+  kind = get("rope.scaling.type", "linear" if factor else "none")
   if kind not in ("none", "linear"):
     refuse("rope scaling", kind, "none or linear")
   if "rope_freqs.weight" in tensor_names:  # llama3 scaling as a table
     refuse("rope_freqs.weight", "present", "the model in Hugging Face format")
   heads, width = size("attention.head_count"), size("embedding_length")
+  head_dim = get("attention.key_length", width // heads)
+  rotated = get("rope.dimension_count", head_dim)
+  if rotated != head_dim:
+    refuse("rope.dimension_count", rotated, f"{head_dim}, all of a head")
   return ModelConfig(
     family=family,
     vocab_size=len(need(meta, "tokenizer.ggml.tokens")),
@@ -215,14 +244,12 @@ def from_gguf(meta: dict, tensor_names, **runtime) -> ModelConfig:
     num_layers=size("block_count"),
     num_heads=heads,
     num_kv_heads=get("attention.head_count_kv", heads),
-    head_dim=get("attention.key_length", width // heads),
+    head_dim=head_dim,
     mlp_width=size("feed_forward_length"),
     max_positions=size("context_length"),
     rope_theta=float(get("rope.freq_base", 1e4)),
-    rope_scaling=(
-      ("linear", float(size("rope.scaling.factor"))) if kind == "linear" else None
-    ),
-    norm_eps=float(size("attention.layer_norm_rms_epsilon")),
+    rope_scaling=("linear", scaling_factor(factor)) if kind == "linear" else None,
+    norm_eps=float(need(meta, f"{family}.attention.layer_norm_rms_epsilon")),
     qkv_bias=bias,
     qk_norm=qk_norm,
     tied="output.weight" not in tensor_names,

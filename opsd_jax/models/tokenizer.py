@@ -321,9 +321,10 @@ def from_gguf(path: pathlib.Path) -> Tokenizer:
 
   def name(key):
     i = get(key)
-    if i is not None and i >= len(get("tokens")):
+    is_one = isinstance(i, int) and 0 <= i < len(get("tokens"))
+    if i is not None and not is_one:
       raise ValueError(
-        f"{path}: tokenizer.ggml.{key} is {i}, expected one of its"
+        f"{path}: tokenizer.ggml.{key} is {i!r}, expected one of its"
         f" {len(get('tokens'))} tokens"
       )
     return None if i is None else get("tokens")[i]

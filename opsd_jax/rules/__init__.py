@@ -4,6 +4,8 @@ Most follow from what the chosen functions read: a field that none of them takes
 is refused when it differs from configs/base.py.
 """
 
+import math
+
 import jax
 import jax.numpy as jnp
 
@@ -12,25 +14,10 @@ from opsd_jax.losses import divergences, schedules, token_weights
 from opsd_jax.losses import objective as objectives
 from opsd_jax.registry import bind, check_share, pick
 from opsd_jax.rollouts import advantages, contexts, routing, sources
+from opsd_jax.rules.numbers import check_numbers
 from opsd_jax.rules.unread import check_unread, field
-from opsd_jax.sampling.tokens import check_seed
 from opsd_jax.structs import ResponseTokens
 
-COUNTS = (  # fields that must be at least 1
-  "steps", "rollout.prompts_per_step", "rollout.samples_per_prompt", "rollout.max_new_tokens",
-  "rollout.slots", "rollout.host_sync_every", "batch.micro_batches", "batch.bucket",
-  "batch.response_bucket", "batch.prompt_bucket", "loss.chunk", "eval.every",
-  "eval.slots", "eval.host_sync_every", "eval.max_new_tokens", "eval.drift_prompts",
-  "eval.drift_tokens", "checkpoint.every", "checkpoint.keep", "log.samples_every",
-  "task.eval_count", "task.train_count", "optimizer.max_bad_steps",
-  "verify.workers", "verify.memory_mb", "optimizer.updates_per_batch",
-  "rewards.dynamic_sampling_rounds",
-)  # fmt: skip
-AT_LEAST_0 = (
-  "eval.samples", "lora.rank", "batch.max_sequence_len", "batch.pack_len",
-  "profile.start", "profile.steps", "rewards.overlong_margin", "data.skip_bad",
-  "data.train_limit", "data.eval_limit",
-)  # fmt: skip
 WEIGHTS = ("live", "external", *objectives.MEMORIES)  # that a target may read
 
 
@@ -49,37 +36,6 @@ def check(config) -> None:
   check_targets(config, objective)
   check_schedule(config)
   check_unread(config, objective)
-
-
-def check_numbers(config) -> None:
-  for path in (*COUNTS, *AT_LEAST_0):
-    least = 1 if path in COUNTS else 0
-    if (value := field(config, path)) < least:
-      raise ValueError(f"{path} is {value}, expected at least {least}")
-  for path in ("seed", "task.seed"):
-    check_seed(path, field(config, path))
-  updates = config.optimizer.updates_per_batch
-  for path in ("steps", "eval.every", "checkpoint.every", "log.samples_every"):
-    if field(config, path) % updates:
-      raise ValueError(
-        f"{path} is {field(config, path)}, expected a multiple of"
-        f" optimizer.updates_per_batch = {updates}"
-      )
-  rows = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-  if rows % config.batch.micro_batches:
-    raise ValueError(
-      f"{rows} rows a step do not split into batch.micro_batches ="
-      f" {config.batch.micro_batches}"
-    )
-  if not config.loss.temperature > 0:
-    raise ValueError(f"loss.temperature is {config.loss.temperature}, expected above 0")
-  if not config.lora.alpha > 0:
-    raise ValueError(f"lora.alpha is {config.lora.alpha}, expected above 0")
-  if 0 < config.batch.max_sequence_len <= config.rollout.max_new_tokens:
-    raise ValueError(
-      f"batch.max_sequence_len is {config.batch.max_sequence_len}, which leaves no prompt beside"
-      f" rollout.max_new_tokens = {config.rollout.max_new_tokens}"
-    )
 
 
 # ------------------------------------------------------------------- the loss
@@ -259,20 +215,35 @@ def check_schedule(config) -> None:
       raise ValueError(f"schedule of {path}: there is no such field") from e
     if not schedules.is_number(value):
       raise ValueError(f"schedule of {path}: it is {value!r}, no number")
-    if path.startswith("routing."):
-      continue  # numbers on the host
     if path == "loss.chunk":
       raise ValueError(
         f"schedule of {path}: it chooses what is computed, and cannot change"
       )
-    for _, number in knots:  # each is a value that the field may have
-      objectives.from_config(config, {path: float(number)})
+    for _, number in knots:
+      check_knot(config, path, float(number))
+    if path.startswith("routing."):
+      continue  # numbers on the host
     try:
       jax.eval_shape(lambda x, path=path: probe(config, {path: x}), jnp.float32(0))
     except (jax.errors.JAXTypeError, TypeError) as e:
       raise ValueError(
         f"schedule of {path}: it chooses what is computed, and cannot change"
       ) from e
+
+
+def check_knot(config, path: str, number: float) -> None:
+  """A knot is a value that the field might have in the config."""
+  if not math.isfinite(number):
+    raise ValueError(f"schedule of {path}: a knot is {number}, expected a number")
+  changed = config.copy_and_resolve_references()
+  with changed.unlocked(), changed.ignore_type():
+    changed.update_from_flattened_dict({path: number})
+  objective = objectives.from_config(changed)
+  if not path.startswith("routing."):
+    check_terms(changed)
+    check_targets(changed, objective)
+  elif path in ("routing.a", "routing.b", "routing.alpha"):
+    check_routing(changed)
 
 
 def probe(config, values: dict):

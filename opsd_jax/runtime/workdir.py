@@ -59,6 +59,18 @@ def write_config(config, workdir, identity: dict | None = None) -> None:
       paths.write_whole(workdir / name, json.dumps(content, indent=2) + "\n")
 
 
+def check_base(workdir, weights: str) -> None:
+  """Raises ValueError where a run began from other weights than those with this
+  fingerprint: its adapter belongs to them."""
+  if (workdir / IDENTITY).exists():
+    before = paths.read_json(workdir / IDENTITY).get("base", weights)
+    if before != weights:
+      raise ValueError(
+        f"{workdir} trained an adapter of the base {before}, and the weights of"
+        f" model.source are now {weights}: give back the model that it began from"
+      )
+
+
 def today() -> str:
   return datetime.date.today().isoformat()
 

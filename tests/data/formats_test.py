@@ -7,6 +7,7 @@ import json
 import lzma
 import os
 
+import numpy as np
 import pytest
 
 from tests.data.files import GOOD, load, row
@@ -179,3 +180,15 @@ def test_a_folder_and_a_pipe_are_no_files(tmp_path):
   with pytest.raises(ValueError, match="cannot be read to its end: .*not seekable"):
     load(f"jsonl:/dev/fd/{end}")
   os.close(end)
+
+
+@pytest.mark.parametrize("kind", ["float16", "float32", "float64"])
+def test_a_number_of_a_parquet_file_is_the_shortest_that_is_it(kind, tmp_path):
+  import pyarrow
+  import pyarrow.parquet
+
+  numbers = np.array([0.1, 2.5, 7.0], kind)
+  table = {"problem": ["a?", "b?", "c?"], "answer": pyarrow.array(numbers)}
+  pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "p.parquet")
+  examples = load(str(tmp_path / "p.parquet")).examples
+  assert [float(e.answer) for e in examples] == [0.1, 2.5, 7.0]

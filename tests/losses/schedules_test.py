@@ -62,12 +62,16 @@ def test_one_program_has_the_loss_of_every_step():
     ((("routing.alpha", (0, 0.5)),), "nothing reads it"),
     ((("loss.chunk", (0, 64), (5, 128)),), "chooses what is computed"),
     ((("teacher.rate", (0, 0.1), (5, 2.0)),), "rate is 2.0"),
+    ((("targets.teacher.temperature", (0, 1.0), (9, -2.0)),), "temperature is -2.0"),
+    ((("loss.distill.importance_cap", (0, 0.0), (9, -1.0)),), "importance_cap is -1.0"),
+    ((("loss.distill.scale", (0, float("nan"))),), "a knot is nan"),
   ],
 )
 def test_what_cannot_be_scheduled_is_refused_in_one_line(schedule, words):
   config = opsd.get_config("tiny")
   config.loss.distill.divergence.name = "jsd"
   config.teacher.name = "ema"
+  config.targets.teacher.temperature = 1.0
   config.schedule = schedule
   with pytest.raises(ValueError, match=words) as error:
     rules.check(config)

@@ -1,6 +1,7 @@
 """Chat templates of every kind: ends of turns, arguments, names and mistakes."""
 
 import json
+import re
 
 import pytest
 import tokenizers
@@ -9,6 +10,7 @@ from transformers import AutoTokenizer
 from configs import opsd
 from opsd_jax import setup
 from opsd_jax.models import chat_templates, tokenizer
+from opsd_jax.models.weights import gguf
 from opsd_jax.reporting import console
 from opsd_jax.rollouts import sources as rollout_sources
 from tests.models import tokenizer_test, transformer_test
@@ -212,13 +214,16 @@ def test_ids_beyond_the_vocabulary_are_refused_by_name(changes, size, words, tmp
 
 
 @pytest.mark.parametrize("key", ["eos_token_id", "eot_token_id", "padding_token_id"])
-def test_an_id_beyond_the_tokens_of_a_gguf_is_refused(key, tmp_path):
+@pytest.mark.parametrize("i", [9999, -1, "2", [2], 2.0])
+def test_an_id_beyond_the_tokens_of_a_gguf_is_refused(key, i, tmp_path, monkeypatch):
   directory = tokenizer_test.write(tmp_path / "hf")
-  key, named = key.replace("padding", "pad"), key
-  file = tokenizer_test.write_gguf(
-    tmp_path / "m.gguf", directory, "qwen2", **{key: 9999}
+  file = tokenizer_test.write_gguf(tmp_path / "m.gguf", directory, "qwen2")
+  metadata = gguf.metadata
+  monkeypatch.setattr(
+    gguf, "metadata", lambda f: metadata(f) | {f"tokenizer.ggml.{key}": i}
   )
-  with pytest.raises(ValueError, match=f"{named} is 9999, expected one of its"):
+  words = re.escape(f"{key} is {i!r}, expected one of its")
+  with pytest.raises(ValueError, match=words):
     tokenizer.load(file)
 
 
@@ -349,3 +354,11 @@ def test_token_types_of_a_gguf_that_are_too_few_are_one_line(tmp_path):
   )
   with pytest.raises(ValueError, match="its tokenizer cannot be rebuilt"):
     tokenizer.load(file)
+
+
+def test_tools_may_be_off(tmp_path):
+  """As the fields' comments say; templates iterate over them."""
+  template = "{% if tools %}{% for t in tools %}{{ t }}{% endfor %}{% endif %}"
+  path = write(tmp_path, template + tokenizer.CHATML)
+  loaded, messages = tokenizer.load(path), [{"role": "user", "content": "Hi"}]
+  assert loaded.chat_ids(messages, tools=False) == loaded.chat_ids(messages)

@@ -228,6 +228,38 @@ def test_rope_that_is_ambiguous_or_unknown_is_refused(rope, words):
     families.from_hf(hf_config(**rope), **RUN)
 
 
+GGUF = {
+  "general.architecture": "llama",
+  "llama.attention.head_count": 4,
+  "llama.embedding_length": 64,
+  "llama.block_count": 2,
+  "llama.feed_forward_length": 96,
+  "llama.context_length": 128,
+  "llama.attention.layer_norm_rms_epsilon": 1e-5,
+  "tokenizer.ggml.tokens": ["a"] * 320,
+}
+
+
+@pytest.mark.parametrize("key", ["rope.scaling.factor", "rope.scale_linear"])
+def test_a_factor_of_a_gguf_without_a_kind_is_linear(key):
+  config = families.from_gguf(GGUF | {f"llama.{key}": 4.0}, (), **RUN)
+  assert config.rope_scaling == ("linear", 4.0)
+  assert families.from_gguf(GGUF, (), **RUN).rope_scaling is None
+
+
+@pytest.mark.parametrize(
+  "changes,words",
+  [
+    ({"llama.rope.dimension_count": 8}, "rope.dimension_count is 8, expected 16"),
+    ({"llama.attention.head_count": [4, 2]}, "head_count is .4, 2., expected a whole"),
+    ({"llama.rope.scaling.type": "linear"}, "rope.scaling.factor is None"),
+  ],
+)
+def test_a_gguf_of_another_decoder_is_refused_by_name(changes, words):
+  with pytest.raises(ValueError, match=words):
+    families.from_gguf(GGUF | changes, (), **RUN)
+
+
 # One model, run in different ways
 
 
@@ -328,8 +360,12 @@ def test_bfloat16_weights_are_the_rounded_ones(tmp_path):
     ({"rope_parameters": {"rope_type": "yarn", "factor": 4.0}}, "yarn"),
     ({"rope_parameters": None, "rope_scaling": {"type": "dynamic"}}, "dynamic"),
     ({"rope_parameters": {"rope_type": "linear"}}, "factor"),
+    ({"rope_parameters": None, "rope_scaling": "linear"}, "rope_scaling is 'linear'"),
     ({"hidden_size": None}, "hidden_size"),
+    ({"num_hidden_layers": "2"}, "num_hidden_layers is '2', expected a whole number"),
+    ({"vocab_size": 320.0}, "vocab_size is 320.0, expected a whole number"),
     ({"num_attention_heads": None}, "num_attention_heads"),
+    ({"num_attention_heads": 0}, "num_attention_heads is 0"),
   ],
 )
 def test_what_the_decoder_lacks_is_refused_by_name(changes, words, tmp_path):

@@ -202,9 +202,12 @@ def weight_files(directory: pathlib.Path) -> list[pathlib.Path]:
   index, names = directory / "model.safetensors.index.json", ["model.safetensors"]
   if index.exists():
     weight_map = paths.read_object(index).get("weight_map")
-    indexed = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-    if not indexed:
+    values = list(weight_map.values()) if isinstance(weight_map, dict) else []
+    if not values:
       raise ValueError(f"{index} names no files: its weight_map is empty")
+    if odd := [v for v in values if not isinstance(v, str)]:
+      raise ValueError(f"{index}: its weight_map holds {odd[0]!r}, expected file names")
+    indexed = sorted(set(values))
     if names[0] not in indexed and (directory / names[0]).is_file():
       print(f"{directory}: model.safetensors is read, not the files of its index")
     else:

@@ -630,7 +630,9 @@ def test_one_file_beside_an_index_of_others_is_read_as_transformers_does(
   assert "model.safetensors is read, not" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("content", ["[]", "{}", '{"weight_map": []}'])
+@pytest.mark.parametrize(
+  "content", ["[]", "{}", '{"weight_map": []}', '{"weight_map": {"a": 7}}']
+)
 def test_an_index_that_names_no_file_is_refused(content, tmp_path):
   (make(tmp_path) / "model.safetensors.index.json").write_text(content)
   with pytest.raises(ValueError, match="model.safetensors.index.json"):
