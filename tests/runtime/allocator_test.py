@@ -65,8 +65,8 @@ def test_memory_is_faulted_in_once():
   HUGE.exists() and "[always]" in HUGE.read_text(), reason="pages are huge"
 )
 def test_the_temporaries_of_a_step_are_faulted_in_once():
-  """None after the first step but for what is new."""
-  assert faults(STEPS) < SIZE // 4096
+  """All later steps together fault fewer pages in than one step has."""
+  assert faults(STEPS) < 4 * SIZE // 4096
 
 
 PIECES = """
