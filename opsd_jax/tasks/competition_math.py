@@ -30,10 +30,11 @@ CHANGING = units.NO_UNIT - units.MULTIPLIERS - frozenset(
 
 def verify(reference: str, text: str) -> Verdict:
   """Correct where the completion's final answer equals the reference."""
-  found = final(text)
+  boxes = extract.boxed(text)
+  found = in_words(text) if boxes is None else ", ".join(boxes).strip()
   if not found:
     return Verdict(0.0, None, "no answer in the reply")
-  several = extract.boxed(text) or [found]
+  several = boxes or [found]
   same = answers.compare(reference, found, algebra) is True or (
     len(several) > 1
     and all(answers.compare(reference, box, algebra) is True for box in several)
@@ -41,10 +42,8 @@ def verify(reference: str, text: str) -> Verdict:
   return Verdict(float(same), found)
 
 
-def final(text: str) -> str | None:
-  """The final answer as the completion writes it; None where it states none."""
-  if (boxes := extract.boxed(text)) is not None:
-    return ", ".join(boxes).strip()
+def in_words(text: str) -> str | None:
+  """The answer that a completion states without a box; None where it states none."""
   if (after := extract.stated(text)) is None:
     return None
   after = after.strip("*: \n")

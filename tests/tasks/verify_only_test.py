@@ -57,7 +57,7 @@ def test_any_text_has_a_verdict(text):
 @pytest.mark.parametrize(
   "text,expected",
   [
-    (r"\boxed{1} the answer is 2", ""),
+    (r"\boxed{1} the answer is 2", None),
     ("The answer is 2.", "2"),
     ("the answer is $\\frac12$.", "\\frac12"),
     ("Answer: 3.5 cm. Done.", "3.5 cm"),
@@ -69,7 +69,7 @@ def test_any_text_has_a_verdict(text):
   ],
 )
 def test_the_final_answer_of_competition_maths(text, expected):
-  assert competition_math.final(text) == expected
+  assert competition_math.verify("0", text).answer == expected
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ RETRACTED = re.compile(
 WRONG = r"(?:wrong|incorrect|false|invalid|impossible|extraneous)"
 NEGATED = r"(?:\s+not|n['’]t|not)"
 TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
-  r"(?i)(?:(?<![^.?!;:*\"\n])\s*|\b(?:no|oh|but),? )wait\b|\bwait(?=[,.!…-])"
+  r"(?i)(?:(?<![^.?!;:*\"\n])\s{0,9}|\b(?:no|oh|but),? )wait\b|\bwait(?=[,.!…-])"
   r"|\b(?:oops|correction|(?:scratch|strike) that|no, (?:that|it|this)|on (?:second thought|reflection)"
   r"|(?:i|we) meant|(?:i|we) (?:made|apologi[sz]e)|my (?:mistake|bad|apolog\w+)|sorry"
   r"|hold on|let me (?:correct|fix|redo|revise|reconsider|rephrase|recompute)"
@@ -51,7 +51,7 @@ TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
   r"|(?:that|this|it|answer|result)(?: is| was|['’]s) (?:wrong|incorrect)"
   rf"|(?:that|this|it|answer|result)(?: is| was|['’]s| ca| can| could)(?:{NEGATED})"
   r" (?:be )?(?:quite )?(?:right|correct)|made a mistake)\b"
-  r"|[.?!;:\n]\s*actually\b(?!,? (?:it|this|that) (?:is|was) right)"
+  r"|[.?!;:\n]\s{0,9}actually\b(?!,? (?:it|this|that) (?:is|was) right)"
   r"|(?<=[.?!;] )(?:no|nope)(?=[.!;:]|,(?! there| other| more)|$)"
 )
 DENIED_CLAIM = re.compile(
@@ -62,7 +62,7 @@ DENIED_CLAIM = re.compile(
 FINAL = re.compile(r"(?i)\b(?:final|answer\**(?:\s+is\b|['’]s\b|\s*:))")
 FURTHER = re.compile(
   r"(?i)\b(?:another|other|second|third|also|either|possible|or)\b|\bpart \(?(?:[b-h]|two|ii|2)\b"
-  r"|\(\s*(?:[b-h]|ii|iii|iv)\s*\)|\bQ\d|\n\s*\d+[.)]\s"
+  r"|\(\s*(?:[b-h]|ii|iii|iv)\s*\)|\bQ\d|\n\s{0,9}\d+[.)]\s"
 )
 SENTENCE = re.compile(
   r"(?<=[^\s\\])(?<!\bapprox)(?<!\bft)(?<!\bhr)(?<!\bhrs)(?<!\blb)(?<!\blbs)(?<!\boz)"
@@ -95,6 +95,8 @@ UNIT_AFTER = re.compile(
   r"(?:[ $~*}]|\\[ ,;!])*(?:(?P<percent>\\?%|percent\b)|(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
   r"(?P<unit>[a-zA-Z]+)(?![a-zA-Z])\}?(?P<power>\s*\^\s*\{?[23]\}?)?(?!\s*(?:/|per\b)))"
 )
+NUMERIC = re.compile(r"\W*[0-9][0-9.,/]*|.*\\d?frac.*\}")
+NEAR = 99  # characters before and after a box that may change it
 MINUS = str.maketrans("−–", "--")
 COMPOUND = re.compile(
   rf"[ $}}]*(?:\\text\s*\{{\s*)?([a-z]+),?\s+(?:and\s+)?(?:\d+|{number_words.ANY.pattern})"
@@ -209,10 +211,8 @@ def boxed(text: str) -> list[str] | None:
 def unit_after(content: str, text: str, stop: int) -> str:
   """A percent sign or a unit of the table that follows the box of a number: it is read
   as if it stood in the box. "" where none does, or where the box has its own."""
-  match = UNIT_AFTER.match(text, stop)
-  if not match or not re.fullmatch(
-    r"\W*[0-9][0-9.,/]*|.*\\d?frac.*\}", content.strip()
-  ):
+  match = UNIT_AFTER.match(text[stop : stop + NEAR])
+  if not match or not NUMERIC.fullmatch(content[:NEAR].strip()):
     return ""
   if match["percent"]:
     return r"\%"
@@ -223,17 +223,18 @@ def unit_after(content: str, text: str, stop: int) -> str:
 
 def is_part(text: str, start: int, stop: int) -> bool:
   """Whether what stands around a box changes its value or denies it."""
-  word = WORD_AFTER.match(text, stop)
-  before = TAG.sub("", text[max(0, start - 99) : start]).translate(MINUS)
+  before = TAG.sub("", text[max(0, start - NEAR) : start]).translate(MINUS)
+  after = text[stop : stop + NEAR]
+  word = WORD_AFTER.match(after)
   return bool(
     PART_BEFORE.search(before)
-    or PART_AFTER.match(text, stop)
-    or DENIED_BEFORE.search(before)
-    or DENIED_AFTER.match(text, stop)
-    or OR_BEFORE.search(before)
-    or OR_AFTER.match(text, stop)
-    or CHANGED_AFTER.match(text, stop)
-    or is_compound(text[stop : stop + 99])
+    or PART_AFTER.match(after)
+    or DENIED_BEFORE.search(before[-40:])
+    or DENIED_AFTER.match(after)
+    or OR_BEFORE.search(before[-40:])
+    or OR_AFTER.match(after)
+    or CHANGED_AFTER.match(after)
+    or is_compound(after)
     or (word and multiplies(word[1].casefold()))
   )
 
@@ -296,7 +297,7 @@ def in_words(text: str) -> str | None:
     if tagged and not replaced(tagged, text[closing.end() :]):
       return tagged
   *_, last = [None, *STATED.finditer(text)]
-  if not last or DENIED_CLAIM.search(text[: last.start()]):
+  if not last or DENIED_CLAIM.search(text[max(0, last.start() - NEAR) : last.start()]):
     return None
   after = text[last.end() :]
   if not after.strip() or TAKEN_BACK.search(after):
