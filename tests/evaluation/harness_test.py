@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 from configs import base, opsd
 from opsd_jax import structs, tasks
 from opsd_jax.evaluation import eval_sets, evaluated_model, harness, summary
-from opsd_jax.models import lora
+from opsd_jax.models import families, lora
 from opsd_jax.runtime import checkpoint, workdir
 from opsd_jax.sampling.tokens import SamplingParams
 from opsd_jax.structs import Example, Verdict
@@ -123,6 +123,7 @@ def test_every_completion_is_kept(model, tmp_path):
     "source": "tiny",
     "dtype": "float32",
     "weights": model.about["weights"],
+    "sizes": families.digest(model.model_config),
     "tokenizer": model.tokenizer.digest(),
   }
   correct = sum(r["score"] for p in problems for r in p["completions"])
@@ -272,6 +273,7 @@ def test_a_run_is_evaluated_with_the_weights_that_it_trained(model, tmp_path, ra
     "run": str(path),
     "step": 2,
     "weights": checkpoint.fingerprint(tree_of(model, tree, rank), trained.mesh),
+    "sizes": families.digest(trained.model_config),
     "tokenizer": trained.tokenizer.digest(),
   }
   assert trained.about["weights"] != model.about["weights"]
