@@ -119,10 +119,6 @@ def from_hf(hf_config: dict, **runtime) -> ModelConfig:
   )
 
 
-def scaling_factor(factor: float) -> float:
-  return factor or refuse("rope.scaling.factor", None, "a number for linear scaling")
-
-
 def rope_settings(hf_config: dict) -> dict:
   """The RoPE settings of a config.json that may name them twice.
 
@@ -230,6 +226,8 @@ def from_gguf(meta: dict, tensor_names, **runtime) -> ModelConfig:
   kind = get("rope.scaling.type", "linear" if factor else "none")
   if kind not in ("none", "linear"):
     refuse("rope scaling", kind, "none or linear")
+  if kind == "linear" and not factor:
+    refuse("rope.scaling.factor", None, "a number for linear scaling")
   if "rope_freqs.weight" in tensor_names:  # llama3 scaling as a table
     refuse("rope_freqs.weight", "present", "the model in Hugging Face format")
   heads, width = size("attention.head_count"), size("embedding_length")
@@ -243,12 +241,14 @@ def from_gguf(meta: dict, tensor_names, **runtime) -> ModelConfig:
     width=width,
     num_layers=size("block_count"),
     num_heads=heads,
-    num_kv_heads=get("attention.head_count_kv", heads),
+    num_kv_heads=count(
+      {"head_count_kv": get("attention.head_count_kv", heads)}, "head_count_kv"
+    ),
     head_dim=head_dim,
     mlp_width=size("feed_forward_length"),
     max_positions=size("context_length"),
     rope_theta=float(get("rope.freq_base", 1e4)),
-    rope_scaling=("linear", scaling_factor(factor)) if kind == "linear" else None,
+    rope_scaling=("linear", factor) if kind == "linear" else None,
     norm_eps=float(need(meta, f"{family}.attention.layer_norm_rms_epsilon")),
     qkv_bias=bias,
     qk_norm=qk_norm,

@@ -13,7 +13,8 @@ CGROUP = pathlib.Path("/sys/fs/cgroup")
 
 
 def keep_freed() -> bool:
-  """Keeps freed memory in this process; True on success, which needs glibc.
+  """Keeps freed memory in this process, and has its main thread run the programs on
+  a CPU; True on success, which needs glibc.
 
   Must run before jax starts its threads, because a thread keeps its arena.
   """

@@ -124,7 +124,7 @@ def last_number(text: str, alone: bool) -> str | None:
   if alone and "=" in text:
     side, _, text = text.rpartition("=")
     first = NUMBER.search(side)
-    if SIDE.search(side) and first[0] not in NUMBER.findall(text):
+    if SIDE.search(side) and not (first and first[0] in NUMBER.findall(text)):
       return None
   matches = list(NUMBER.finditer(text))
   if not matches:

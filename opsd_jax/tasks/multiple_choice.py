@@ -68,10 +68,12 @@ def letter(text: str) -> str | None:
   if marked is None and (len(OPTION.findall(text)) > 1 or is_open(text)):
     return None
   lines = text.strip().splitlines()
-  others = len(lines) > 1 and re.search(r"\b[B-HJ-Z]\b", lines[-1])
-  candidates = lines[-1:] + ([] if others else lines[:1])
   if marked is not None:
     candidates = [marked]
+  elif len(lines) > 1 and re.search(r"\b[B-HJ-Z]\b", lines[-1]):
+    candidates = lines[-1:]  # it names a letter: the first line is not the last word
+  else:
+    candidates = lines[-1:] + lines[:1]
   pattern = LETTER if marked is None else STATED_LETTER
   for line in candidates:
     line = DRESS.sub("", line).strip()

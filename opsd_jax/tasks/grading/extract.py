@@ -95,7 +95,7 @@ UNIT_AFTER = re.compile(
   r"(?:[ $~*}]|\\[ ,;!])*(?:(?P<percent>\\?%|percent\b)|(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
   r"(?P<unit>[a-zA-Z]+)(?![a-zA-Z])\}?(?P<power>\s*\^\s*\{?[23]\}?)?(?!\s*(?:/|per\b)))"
 )
-NUMERIC = re.compile(r"\W*[0-9][0-9.,/]*|.*\\d?frac.*\}")
+NUMERIC = re.compile(r"\W*[0-9][0-9.,/]*|.*\\[dt]?frac.*[0-9}]")
 NEAR = 99  # characters before and after a box that may change it
 MINUS = str.maketrans("−–", "--")
 COMPOUND = re.compile(

@@ -50,9 +50,10 @@ CHOICE_AND_VALUE = re.compile(
   r'((?!\\(?:cdot|times|pm|cup|cap|div|le|ge|ne|in)(?![a-z]))[0-9a-zA-Z\\"].*)'
 )
 DENIALS = frozenset(
-  "and or not no wrong incorrect false untrue but unless than impossible rejected"
-  " twice thrice reciprocal square cube bound".split()
+  "and or not no wrong incorrect false untrue but unless than".split()
 )
+# In the name of a value: "Twice the area" = 10 is not 10.
+OTHER_VALUES = frozenset("twice thrice reciprocal impossible rejected".split())
 ANOTHER_CHOICE = re.compile(r"\(\s*\"?\s*[A-J]\s*\"?\s*\)|\b[A-J]\b\s*[.)]|\b[B-J]\b")
 THOUSANDS = re.compile(r"(?<![0-9.,])([0-9]{1,3})((?:,[0-9]{3})+)(?![0-9]|,[0-9])")
 SPACED_THOUSANDS = re.compile(r"[+-]?[1-9][0-9]{0,2}(?: [0-9]{3})+(?:\.[0-9]+)?")
@@ -89,7 +90,7 @@ def read(text: str) -> Value:
       name += " in" if match[2] != "=" else ""
   if (match := IN_WORDS.fullmatch(text)) and not RELATION.search(match[2]):
     words = set(re.findall("[a-z]+", match[1].casefold()))
-    if not words & units.NO_UNIT - {"is", "are", "of"}:
+    if not words & (units.NO_UNIT | OTHER_VALUES) - {"is", "are", "of"}:
       name, text = folded(match[1]), match[2]
   if match := re.fullmatch(r'"\s*([^"a-zA-Z]+)"', text):
     text = match[1].strip()
@@ -105,7 +106,7 @@ def is_name(text: str) -> bool:
   if not NAME.fullmatch(text.strip()):
     return False
   words = re.findall("[a-z]+", text.casefold()) if '"' in text else []
-  return not (set(words) - {"of"} & units.NO_UNIT) and "not" not in words
+  return not (set(words) - {"of"}) & (units.NO_UNIT | OTHER_VALUES)
 
 
 def name_of(text: str) -> str:
