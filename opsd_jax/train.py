@@ -284,6 +284,7 @@ def learn(
   programs = compile_steps(config, run, layout)
   updates = config.optimizer.updates_per_batch
   start, bad_steps, warn = int(state.step), 0, self_checks.Warner(config)
+  pieces = allocator.Pieces()
   bar = metrics.progress(
     config.steps, start, "train", shown=distributed.is_first(), file=sys.stdout
   )
@@ -327,8 +328,7 @@ def learn(
       allocator.give_back()  # or what the step freed stands beside the copies
       writer.flush()  # a checkpoint is not ahead of its rows
       checkpoint.save(manager, state, data_order.save(order, run.digest, **run.kept))
-    if row["compiles"] or is_evaluated or is_saved:
-      allocator.give_back()
+    pieces.after_step(row, is_evaluated or is_saved)
   if start == config.steps:  # fewer steps than before: evaluated here, or never
     evaluator.evaluate_once(lora.join(run.params, state.params), start)
   bar.close()

@@ -9,6 +9,8 @@ import json
 import re
 import zlib
 
+import numpy as np
+
 from opsd_jax.data import columns as data_columns
 from opsd_jax.data.rows import DECODER, Bad, check_object, read_jsonl
 
@@ -135,22 +137,28 @@ def element(where: str, text: str, start: int):
   return fault, end
 
 
-def shortened(batch):
-  """16- and 32-bit numbers as the shortest text that is theirs: 0.1, and not
-  0.10000000149011612."""
+def rows_of(batch):
+  """Its rows, 16- and 32-bit numbers as the shortest text that is theirs: 0.1, and
+  not 0.10000000149011612."""
   import pyarrow
 
-  for i, column in enumerate(batch.columns):
-    if column.type in (pyarrow.float16(), pyarrow.float32()):
-      values = column.to_numpy(zero_copy_only=False)
-      numbers = [
-        None if v.is_valid is False else float(str(x))
-        for v, x in zip(column, values, strict=True)
-      ]
-      batch = batch.set_column(
-        i, batch.schema.field(i).name, pyarrow.array(numbers, pyarrow.float64())
-      )
-  return batch
+  narrow = {pyarrow.float16(): np.float16, pyarrow.float32(): np.float32}
+
+  def widened(value, type):
+    if type in narrow and value is not None:
+      return float(str(narrow[type](value)))
+    if isinstance(value, list) and hasattr(type, "value_type"):
+      return [widened(x, type.value_type) for x in value]
+    if isinstance(value, dict):
+      return {name: widened(x, type.field(name).type) for name, x in value.items()}
+    return value
+
+  rows = batch.to_pylist()
+  for field in batch.schema:
+    if "float" in str(field.type):  # and not double
+      for row in rows:
+        row[field.name] = widened(row[field.name], field.type)
+  return rows
 
 
 def parquet(path, f, columns):
@@ -172,7 +180,7 @@ def parquet(path, f, columns):
     data_columns.check_named(str(path), names, columns)
     read = [n for n in names if data_columns.may_hold(n, columns)]
     for batch in table.iter_batches(columns=read or None):
-      for row in shortened(batch).to_pylist():
+      for row in rows_of(batch):
         number += 1
         yield f"{path}:{number}", row
   except (pyarrow.ArrowException, OSError, UnicodeDecodeError) as e:

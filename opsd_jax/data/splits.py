@@ -77,9 +77,7 @@ def load(
       ones; `train` is not read.
   """
   if train == eval == TASK and not test_time:
-    generated = tasks.load(**task)
-    counts = {"evaluation repeated (removed)": generated.removed_as_repeated}
-    return Split(*generated[:3], {}, counts)
+    return of_task(task, train_limit, eval_limit)
   dropped, counts = {}, {}
   if eval == TASK:
     held_out, repeated = task_examples(task, "eval", set())
@@ -87,7 +85,7 @@ def load(
     rows = read(eval, columns, skip_bad, "evaluation", dropped, counts)
     rows = drop_unanswered(task["name"], rows, dropped, "evaluation")
     held_out, repeated = without_repeats(rows, counts)
-    held_out = take(held_out, eval_limit, "evaluation", dropped)
+  held_out = take(held_out, eval_limit, "evaluation", dropped)
   if test_time:
     train, overlap = eval, 0
     train_examples = held_out[: task["train_count"]]
@@ -100,6 +98,7 @@ def load(
     if rewarded:
       rows = drop_unanswered(task["name"], rows, dropped, "training")
     train_examples, overlap = without_overlap(rows, held_out)
+  if not test_time:
     train_examples = take(train_examples, train_limit, "training", dropped)
   by_question = group_by_question(train_examples)
   if train != TASK:
@@ -109,6 +108,18 @@ def load(
   for use, examples in (("training", train_examples), ("evaluation", held_out)):
     counts[f"{use} without solution"] = sum(e.solution is None for e in examples)
   return Split(train_examples, held_out, overlap, dropped, counts)
+
+
+def of_task(task: dict, train_limit: int, eval_limit: int) -> Split:
+  """The problems that a task makes, both uses at once."""
+  made, dropped = tasks.load(**task), {}
+  return Split(
+    take(made.train, train_limit, "training", dropped),
+    take(made.eval, eval_limit, "evaluation", dropped),
+    made.removed_as_overlap,
+    dropped,
+    {"evaluation repeated (removed)": made.removed_as_repeated},
+  )
 
 
 def without_repeats(rows: Sequence[Example], counts: dict):

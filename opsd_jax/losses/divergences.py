@@ -107,7 +107,14 @@ def alpha(logp, logq, *, alpha):
   logp, logq = possible(logp, logq)
   p, q = jnp.exp(logp), jnp.exp(logq)
   power = exp_bounded(alpha * logq + (1 - alpha) * logp)
-  return (power - alpha * q + (alpha - 1) * p) / (alpha * (alpha - 1))
+  # q^a p^(1 - a) less the nearer of p and q, which near a = 0 and 1 it almost is
+  near, log_ratio = (p, alpha * (logq - logp))
+  if alpha > 0.5:
+    near, log_ratio = (q, (alpha - 1) * (logq - logp))
+  small = jnp.clip(log_ratio, -1.0, 1.0)
+  gap = jnp.where(log_ratio == small, near * jnp.expm1(small), power - near)
+  other = (1 - alpha) * (q - p) if alpha > 0.5 else alpha * (p - q)
+  return (gap + other) / (alpha * (alpha - 1))
 
 
 ALL = {

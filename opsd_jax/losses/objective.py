@@ -104,9 +104,10 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   logqs = {}
   for name, target in o.targets.items():
     if all(pair in teachers for pair in target.teachers):
-      zt = target.mix(sg(z_NxV), *(teachers[pair] for pair in target.teachers))
+      zs = z_NxV, *(teachers[pair] for pair in target.teachers)
+      zt = target.mix(*(sg(divergences.bounded(z)) for z in zs))
       temperature = o.temperature if target.temperature is None else target.temperature
-      logqs[name] = sg(jax.nn.log_softmax(sg(zt) / temperature))
+      logqs[name] = sg(jax.nn.log_softmax(zt / temperature))
   stats = TokenStats(
     at_y(logp),
     sg(at_y(raw)),
@@ -221,8 +222,7 @@ def weighted_tokens(tokens, weights):
 def active_tokens(tokens, weights):
   """Tokens of the whole batch's responses with an advantage, at least 1: those
   that a reward moves."""
-  active_BxT = (tokens.advantage_BxT != 0) * counted(tokens)
-  return jnp.maximum(active_BxT.sum(), 1)
+  return jnp.maximum(((tokens.advantage_BxT != 0) * counted(tokens)).sum(), 1)
 
 
 def budget(tokens, weights, *, max_new_tokens: int):

@@ -116,6 +116,11 @@ def check_drawn(config, where: str, node) -> None:
       f"{where}: {name} is a KL in expectation over the student's own responses,"
       f" rollout.source is {source}: take the kind distill with reverse_kl"
     )
+  if not config.rollout.temperature > 0:
+    raise ValueError(
+      f"{where}: {name} is a KL in expectation over random draws, and"
+      f" rollout.temperature is {config.rollout.temperature}: set it above 0"
+    )
   if not is_drawn_as_learned(config) and not node.importance_cap:
     raise ValueError(f"{where}: {name} {DRAWN_OTHERWISE.format(**drawn(config))}")
 
@@ -147,18 +152,11 @@ def check_targets(config, objective) -> None:
       )
   for name, target in objective.targets.items():
     check_target(f"targets.{name}", config.targets[name])
-    is_plain = config.targets[name].name != "softened" and target.temperature in (
-      None,
-      config.loss.temperature,
-    )
     is_compared = any(
       t.target == name and t.reads_logits for t in objective.terms.values()
     )
-    if (
-      is_plain
-      and is_compared
-      and all(is_the_student(config, *pair) for pair in target.teachers)
-    ):
+    may_change = any(path.startswith(f"targets.{name}.") for path in scheduled)
+    if is_compared and not may_change and is_the_student_itself(config, target):
       raise ValueError(
         f"targets.{name} is the student itself, the same weights on the same prompt:"
         " compared with it nothing can be learned. Let it read another view"
@@ -180,15 +178,33 @@ def check_targets(config, objective) -> None:
         )
 
 
+def is_the_student_itself(config, target) -> bool:
+  """Whether a target's distribution is the learner's, tried on a few logits."""
+  student, *others = jax.random.normal(
+    jax.random.key(0), (1 + len(target.teachers), 2, 8)
+  )
+  for i, pair in enumerate(target.teachers):
+    others[i] = student if is_the_student(config, *pair) else others[i]
+  mixed = target.mix(student, *others)
+  temperature = config.loss.temperature
+  logq = jax.nn.log_softmax(mixed / (target.temperature or temperature))
+  return jnp.allclose(logq, jax.nn.log_softmax(student / temperature), atol=1e-5)
+
+
 def is_the_student(config, view: int, weights: str) -> bool:
   """Whether a teacher's distribution is the learner's by construction."""
   c, memory = config.context, config.get(weights, {})
-  is_live = weights == "live" or memory.get("name") == "live"
+  is_now = weights == "live" or (memory.get("name"), 1) in (
+    ("live", 1),
+    ("ema", memory.get("rate")),
+    ("synced", memory.get("every")),
+  )
+  is_now = is_now and f"{weights}.rate" not in {path for path, *_ in config.schedule}
   kind = contexts.names(c)[view - 1] if 0 < view <= len(contexts.names(c)) else None
   reads_the_same = view == 0 or (
     kind == "none" and c.template == "plain" and c.student_args == c.teacher_args
   )
-  return is_live and reads_the_same and config.rollout.source != "teacher_view"
+  return is_now and reads_the_same and config.rollout.source != "teacher_view"
 
 
 def check_target(where: str, node) -> None:

@@ -74,6 +74,10 @@ def unread(config, objective):
     yield from all_of(config, "rewards", "no term of the kind policy_gradient is on")
   if not config.lora.rank:
     yield from all_of(config, "lora", "lora.rank is 0", but=("rank",))
+  if not config.eval.samples:
+    yield "eval.temperature", "eval.samples is 0: all replies are greedy"
+  if not config.profile.steps:
+    yield "profile.start", "profile.steps is 0"
   yield from of_pipeline(config, objective)
 
 

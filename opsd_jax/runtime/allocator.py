@@ -39,6 +39,25 @@ def give_back() -> None:
       trim(0)
 
 
+class Pieces:
+  """Gives back what is left in pieces: after a compilation, an evaluation or a save,
+  and once steps hold GROWN times what the first one after the last time held."""
+
+  GROWN = 1.05
+
+  def __init__(self):
+    self.settled = None  # GB resident after that first step
+
+  def after_step(self, row: dict, is_more: bool) -> None:
+    """`row`: what a step logs; `is_more`: whether an evaluation or a save followed."""
+    resident = row.get("memory/resident", 0.0)
+    if is_more or row["compiles"] or resident > self.GROWN * (self.settled or resident):
+      give_back()
+      self.settled = None
+    elif self.settled is None:
+      self.settled = resident
+
+
 def usage() -> dict[str, float]:
   """{"memory/resident", "memory/peak": GB of this process, "memory/left": the share
   of the machine's or the container's memory that is available}; without what the

@@ -10,6 +10,7 @@ import os
 import numpy as np
 import pytest
 
+from opsd_jax.data import formats
 from tests.data.files import GOOD, load, row
 
 ROWS = [
@@ -192,3 +193,11 @@ def test_a_number_of_a_parquet_file_is_the_shortest_that_is_it(kind, tmp_path):
   pyarrow.parquet.write_table(pyarrow.table(table), tmp_path / "p.parquet")
   examples = load(str(tmp_path / "p.parquet")).examples
   assert [float(e.answer) for e in examples] == [0.1, 2.5, 7.0]
+  lists = pyarrow.array([[0.1], [2.5, 7.0], None], pyarrow.list_(table["answer"].type))
+  nested = pyarrow.array(
+    [{"n": x} for x in lists.to_pylist()], pyarrow.struct([("n", lists.type)])
+  )
+  batch = pyarrow.record_batch({"lists": lists, "nested": nested})
+  assert formats.rows_of(batch) == [
+    {"lists": x, "nested": {"n": x}} for x in ([0.1], [2.5, 7.0], None)
+  ]

@@ -74,6 +74,13 @@ def test_overlap_leaves_training_and_repeats_leave_evaluation(tmp_path):
   assert d.dropped["evaluation: beyond the limit of 1"] == 1
 
 
+@pytest.mark.parametrize("test_time", [False, True])
+def test_limits_hold_of_a_tasks_own_problems_too(test_time):
+  d = load("task", "task", train_limit=3, eval_limit=2, test_time=test_time)
+  assert len(d.eval) == 2 and len(d.train) == (2 if test_time else 3)
+  assert d.dropped["evaluation: beyond the limit of 2"] > 0
+
+
 def test_evaluation_leaves_out_what_has_no_answer(tmp_path):
   lines = [
     json.dumps({"problem": s, "solution": s}).encode()

@@ -187,7 +187,10 @@ def divergence(**fields):
       (divergence(name="sampled_token") | fields, words)
       for fields, words in (
         ({"rollout.top_k": 2}, "importance_cap"),
-        ({"rollout.temperature": 0.0}, "importance_cap"),
+        (
+          {"rollout.temperature": 0.0, "loss.distill.importance_cap": 2.0},
+          "random draws",
+        ),
         ({"rollout.temperature": 0.7}, "importance_cap"),
         ({"rollout.source": "dataset"}, "own responses"),
         ({"rollout.source": "teacher_view"}, "own responses"),
@@ -202,6 +205,20 @@ def divergence(**fields):
         "context.template": "plain",
       },
       "student itself",
+    ),
+    *(
+      (plain | fields, "student itself")
+      for plain in ({"context.privileged": "none", "context.template": "plain"},)
+      for fields in (
+        {"teacher.name": "ema", "teacher.rate": 1.0},
+        {"teacher.name": "synced", "teacher.every": 1},
+        {"targets.teacher.name": "anchored", "targets.teacher.anchor_weight": 0.0},
+        {"targets.teacher.name": "extrapolated", "teacher.name": "live"},
+      )
+    ),
+    (
+      {"targets.teacher.name": "toward", "targets.teacher.teacher_share": 0.0},
+      "itself",
     ),
     (
       {"loss.kl_penalty.scale": 0.1, "reference.name": "live"},
@@ -244,6 +261,8 @@ def test_a_senseless_objective_is_refused(fields, words):
     ({"context.include_self": True}, "context.include_self"),
     ({"context.also_privileged": ("answer",)}, "context.also_privileged"),
     ({"external.source": "tiny"}, "external.source"),
+    ({"eval.samples": 0, "eval.temperature": 0.5}, "eval.temperature"),
+    ({"profile.start": 3}, "profile.start"),
     ({"lora.alpha": 3.0}, "lora.alpha"),
     ({"rollout.source": "dataset", "rollout.top_k": 3}, "rollout.top_k"),
     ({"rollout.source": "dataset", "rollout.stop": ("a",)}, "rollout.stop"),

@@ -1,11 +1,15 @@
 """Targets against dense formulas, by hand and at their ends."""
 
+import itertools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from opsd_jax.losses import targets
+from configs import base
+from opsd_jax.losses import objective, targets
+from opsd_jax.structs import ResponseTokens
 from tests.families import target_keywords
 
 T, S, R = (0.7, 0.2, 0.1), (0.5, 0.3, 0.2), (0.2, 0.3, 0.5)
@@ -34,6 +38,36 @@ def test_no_target_sees_a_constant_or_gives_a_broken_number(name):
   np.testing.assert_allclose(got, moved, atol=1e-5)
   wide = target.mix(own, *(x * 1000 for x in zs))
   assert np.isfinite(jax.nn.log_softmax(wide)).any() and not np.isnan(wide).any()
+
+
+@pytest.mark.parametrize("gap", [0.0, 20.0, 100.0, 1000.0, np.inf])
+@pytest.mark.parametrize("name", MADE)
+def test_no_gap_of_logits_breaks_a_target(name, gap):
+  """-inf on any side or on all; as objective.of_logits calls it."""
+  config = base.get_config("tiny")
+  config.loss.distill.scale = 1.0
+  config.targets.teacher.name = name
+  o = objective.from_config(config)
+  pairs = o.teachers(True)
+  plain = np.zeros((2, 5), np.float32)
+  low = np.array([[0, -gap, 1, 2, -1], [0, -gap, -gap, 2, 1]], np.float32)
+  ids = np.zeros(2, np.int32)
+  one = np.ones(2, np.float32)
+  tokens = ResponseTokens(ids, one, ids, ids, ids, one)
+
+  @jax.jit
+  def step(z, *teachers):
+    def loss(z):
+      of = dict(zip(pairs, teachers, strict=True))
+      losses, stats = objective.of_logits(o, {"distill": 1.0}, z, of, tokens)
+      return losses["distill"].sum(), stats
+
+    return jax.value_and_grad(loss, has_aux=True)(z)
+
+  for sides in itertools.product((plain, low), repeat=1 + len(pairs)):
+    (total, stats), gradient = step(*sides)
+    assert np.isfinite(total) and np.isfinite(gradient).all()
+    assert all(np.isfinite(x).all() for x in jax.tree.leaves(stats))
 
 
 def test_mixtures_by_hand():

@@ -6,6 +6,8 @@ import sys
 
 import pytest
 
+from opsd_jax.runtime import allocator
+
 ROUNDS, SIZE = 10, 64 * 2**20  # bytes
 PROGRAM = f"""
 import resource, sys
@@ -90,3 +92,20 @@ def test_pieces_between_what_is_in_use_go_back():
   )
   before, after, peak = map(float, out.stdout.split())
   assert before - after > 0.2 and peak > 0.99 * before
+
+
+def test_steps_that_hold_more_and_more_give_back(monkeypatch):
+  """At 5% above the first step after the last time, whatever that one holds."""
+  given, pieces = [], allocator.Pieces()
+  steps = [  # GB, whether something else came after it, whether it gives back
+    (7.2, True, True), (6.4, False, False), (6.6, False, False), (7.0, False, True),
+    (6.7, False, False), (7.0, False, False), (7.1, False, True), (9.0, False, False),
+    (9.4, False, False), (6.0, True, True), (6.0, False, False), (0.0, False, False),
+  ]  # fmt: skip
+  monkeypatch.setattr(allocator, "give_back", lambda: given.append(True))
+  for resident, is_more, expected in steps:
+    given.clear()
+    pieces.after_step({"memory/resident": resident, "compiles": 0}, is_more)
+    assert bool(given) == expected, resident
+  pieces.after_step({"compiles": 1}, False)  # of a system that does not tell
+  assert given
