@@ -6,6 +6,8 @@ differently it is no answer:
 
 - several different boxes, unless the last is called final or takes the others back;
 - an answer that is taken back ("Wait, that is wrong") without another one;
+- a box with "not" right behind it, even where that may only describe it: \\boxed{9} is
+  not prime (grading/around);
 - 1/2x, \\sin x/2, 2\\frac{3}{2}, 1{7}, 2^3!; \\log without a base is neither ln nor
   the decimal logarithm;
 - x < 1, x > 3 without "and" or "or"; (2, 5) beside 2 < x < 5; 7:00 without AM or PM;

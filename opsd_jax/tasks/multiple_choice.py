@@ -1,17 +1,20 @@
 """Multiple choice: one letter, whatever markup surrounds it and whatever its case.
 
-Two letters are no answer, nor are two boxes with different letters.
+Two letters are no answer, nor are two boxes with different letters, nor a letter that
+the sentence only supposes, quotes or denies ("if the answer is B", "many think").
 """
 
 import re
+import unicodedata
 
 from opsd_jax.structs import Verdict
 from opsd_jax.tasks import verify_only
+from opsd_jax.tasks.grading.around import WRONG
 from opsd_jax.tasks.grading.extract import TAKEN_BACK, stated
 
 DRESS = re.compile(
   r"\\(?:text|mathrm|mathbf|textbf|mathsf|textsf|mbox)(?:bf|rm)?(?![a-zA-Z])"
-  r"|\\[()\[\]]|[*$`{}\"]"
+  r"|\\[()\[\]]|[*$`{}\"“”„]"
 )
 HEAD = re.compile(
   r"\s*(?:(?:so|thus|hence|therefore|it is|it's)\b,?\s*)*"
@@ -30,18 +33,26 @@ STATED_LETTER = re.compile(
   LETTER.pattern + r"|([A-Z])(?=\s*[-–—=(\\]|\s+(?:[0-9]|which\b|with\b))"
   r"|([B-HJ-Z])(?=\s)"
 )
+PERHAPS = r"(?:maybe|perhaps|possibly|alternatively|even)"
 ANOTHER = re.compile(
-  r"(?:\W*\b(?:and/or|or|and|plus|as well as|(?:but|although|though|however),?)\b"
-  r"(?:\s+(?:maybe|perhaps|possibly|even)\b)?"
-  r"|\W?\s*[,;/&+-]|^[–—]?)\s*\(?(?:[A-HJ-Z]|I(?=\W*$))\)?(?![A-Za-z'])"
+  r"(?:\W*\b(?i:and/or|or|and|plus|as well as|(?:but|although|though|however),?)\b"
+  rf"(?:\s+{PERHAPS}\b)?|\W*\b(?i:{PERHAPS}|no)\b,?"
+  r"|\W?\s*[,;/&+|-]|^[–—]?)\s*"
+  rf"(?:\(?(?:[A-HJ-Z]|I(?=\W*$))\)?(?![A-Za-z'])(?!\s+(?:is|was)\s+{WRONG})"
+  r"|\(?[a-z]\))"
 )
 BRACKETED = re.compile(r"\(?(?<![A-Za-z])([A-Z])(?:\)|\.(?=\s+\S))")
 ALTERNATIVE = re.compile(
   r"\b(?:could|may|might)(?: also)? be\s+\(?[A-Z]\b|\bvs\.?\s+\(?[A-Z]\b"
   r"|\([A-Z]\)\s+(?:also|too|could|may|might)\b"
 )
+CORRECTED = re.compile(
+  r"\b(?:it['’]s|it is|so|but|say|choose)\s+\(?([B-HJ-Z]|I(?=\W*$))\b"
+  rf"(?!\s+(?:is|was)\s+{WRONG})"
+)
 DENIED = re.compile(
-  r"(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
+  rf"[:(,-]+\s*{WRONG}\b|only if\b"
+  r"|(?:is|was)(?:n't|\s+(?:not|never|in(?:correct|valid)|wrong|false|un\w+"
   r"|ruled out))\b|can(?:no|')t\b|(?:does|do|would|could)(?:n't|\s+not)\b"
   r"|(?:can|could) be (?:ruled|eliminated|excluded)"
 )
@@ -76,18 +87,23 @@ def letter(text: str) -> str | None:
     candidates = lines[-1:] + lines[:1]
   pattern = LETTER if marked is None else STATED_LETTER
   for line in candidates:
-    line = DRESS.sub("", line).strip()
+    line = DRESS.sub("", unicodedata.normalize("NFKC", line)).strip()
     match = pattern.match(line, HEAD.match(line).end())
     if match:
+      chosen = next(filter(None, match.groups())).upper()
       rest = line[match.end() :].partition("\n")[0]
-      if (
-        ALTERNATIVE.search(rest)
-        or ANOTHER.match(rest.strip())
-        or DENIED.match(rest.strip())
-      ):
-        return None
-      return next(filter(None, match.groups())).upper()
+      return None if is_doubtful(chosen, rest) else chosen
   return None
+
+
+def is_doubtful(chosen: str, rest: str) -> bool:
+  """Whether the rest of the line names another letter or denies the chosen one."""
+  return bool(
+    ALTERNATIVE.search(rest)
+    or ANOTHER.match(rest.strip())
+    or DENIED.match(rest.strip())
+    or {*CORRECTED.findall(rest)} - {chosen}
+  )
 
 
 def is_open(text: str) -> bool:

@@ -273,6 +273,9 @@ class Evaluator:
       if not mp.im(e) and mp.re(e) > 0:
         return Fraction(0)
       raise Undefined("a power of 0")
+    # A half-integer power is a power of the square root; of (-8)^{1/3} people differ.
+    if isinstance(exponent, Fraction) and exponent.denominator == 2:
+      return self.power("^", mp.sqrt(x), Fraction(exponent.numerator))
     if not is_whole and (mp.im(x) or mp.re(x) < 0):
       raise Undefined("a power of a negative number")
     if abs(e) * max(1, abs(mp.mag(x))) > MOST_BITS:

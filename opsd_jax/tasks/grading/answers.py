@@ -5,9 +5,11 @@
   compare("x^2-1", "(x+1)(x-1)")  -> None: needs `algebra`
 
 Two answers are the same by these rules:
-- numbers are the same when their values are equal; 0.333 is not 1/3. Where the
+- numbers are the same when their values are equal; 0.333 is not 1/3, but
+  0.\\overline{3} is. Where the
   reference is a number written out, a sum or product (2 + 3 for 5) is no answer; a
-  mixed number may be a sum (3 + 1/4). Digits in words (seven) are no number;
+  mixed number may be a sum (3 + 1/4). Digits in words (seven) are no number, nor is
+  e^{i\\pi} an answer for -1;
 - formulas are the same when their values are (algebra.equal). Letters that differ
   in case, primes and indices are different letters;
 - one side may leave out a unit, a percent sign, a currency or a name (x = 3, AB =
@@ -19,6 +21,7 @@ Two answers are the same by these rules:
 - a list without brackets or in braces has no order, and in braces no repetition
   either; a list in ( ) or [ ] has an order, and the kind of bracket counts. A
   vector in angle brackets is a column;
+- (\\pm 1, 2) is two points; with two \\pm a point has two readings;
 - x = 1, y = 2 is the point (1, 2), its letters in alphabetical order; x_1 = 1, x_2
   = 2 is the list 1, 2;
 - equations that are multiples of each other are the same, and inequalities that are

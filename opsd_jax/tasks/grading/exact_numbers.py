@@ -129,6 +129,7 @@ FRAC = re.compile(r"\\frac(?![a-zA-Z])")
 SQRT = re.compile(r"\\sqrt(?![a-zA-Z])")
 PI = re.compile(r"\\pi(?![a-zA-Z])")
 I = re.compile(r"i(?![a-zA-Z])")
+REPEATING = re.compile(r"\\overline\s*\{\s*([0-9]{1,99})\s*\}")
 INTEGER = re.compile(r"[0-9]+")
 LITERAL = re.compile(  # \frac{1}{2}, \frac12
   r"\s*\\frac\s*(?:\{\s*([0-9]{1,99})\s*\}|([0-9]))"
@@ -286,12 +287,23 @@ class Reader:
       raise Unknown("a number of very many digits")
     digits = match["part"] or match["only"] or ""
     q = Fraction(int((match["whole"] or "") + digits), 10 ** len(digits))
+    if match["dot"] or match["only"]:
+      q += self.repeating(len(digits))
     if match["whole"] and match["dot"] is None:
       q += self.mixed()
     if e := EXPONENT.match(self.text, self.position):
       self.position = e.end()
       q *= Fraction(10) ** int(e[1])
     return rational(q)
+
+  def repeating(self, places: int) -> Fraction:
+    """The digits that repeat behind so many decimal places: 0.1\\overline{6}."""
+    match = self.take(REPEATING)
+    return (
+      Fraction(int(match[1]), 10**places * (10 ** len(match[1]) - 1))
+      if match
+      else Fraction(0)
+    )
 
   def mixed(self) -> Fraction:
     """The fraction of a mixed number, 0 where none follows. Raises Ambiguous for an

@@ -7,14 +7,14 @@ and after a <think> that does not close there is no reply.
 Several boxes are several answers: "x = \\boxed{1} or x = \\boxed{2}" answers 1, 2,
 and neither 1 nor 2. Only where the text between two boxes takes the first back (no,
 wait, actually) or announces the final answer does the last one count alone. Empty
-boxes, hashes and <answer></answer> count for nothing. A box that is only a part of a
-formula (-\\boxed{5}), that is denied or one of two ("or 6"), or after which another
-answer is stated is no answer. A percent sign or unit that follows a box is read with it.
+boxes, hashes and <answer></answer> count for nothing. A box that what stands beside it
+makes doubtful (see around: -\\boxed{5}, "or 6"), or after which another answer is
+stated, is no answer. A percent sign or unit that follows a box is read with it.
 """
 
 import re
 
-from opsd_jax.tasks.grading import number_words, units
+from opsd_jax.tasks.grading.around import NEAR, NEGATED, is_part, unit_after
 
 # A minus is a sign where no word stands before it (not in 10-20); a comma separates
 # thousands where three digits follow it (not in 12,34).
@@ -31,7 +31,6 @@ THINKING = re.compile(
   re.IGNORECASE,
 )
 ANSWER_TAG = re.compile(r"<(/?)answer>", re.IGNORECASE)
-TAG = re.compile(r"<[^<>\s]*>\s*$")
 STATED = re.compile(
   r"(?i:\banswer\**(?:\s+(?:is|was|(?:sh|w)ould be|must be|will be|equals)\b"
   r"(?:\s+(?:therefore|thus|then|hence|simply|equal to)\b)*|['’]s\b|\s*[:=])\**:?\s*)"
@@ -40,8 +39,6 @@ RETRACTED = re.compile(
   r"(?i)\b(?:no,|wait|actually|instead|rather|correction|oops|sorry|mistake\w*|wrong"
   r"|incorrect)"
 )
-WRONG = r"(?:wrong|incorrect|false|invalid|impossible|extraneous)"
-NEGATED = r"(?:\s+not|n['’]t|not)"
 TAKEN_BACK = re.compile(  # after an answer; no other answer need follow
   r"(?i)(?:(?<![^.?!;:*\"\n])\s{0,9}|\b(?:no|oh|but),? )wait\b|\bwait(?=[,.!…-])"
   r"|\b(?:oops|correction|(?:scratch|strike) that|no, (?:that|it|this)|on (?:second thought|reflection)"
@@ -58,6 +55,10 @@ DENIED_CLAIM = re.compile(
   r"(?i)\b(?:false|wrong|incorrect|not true|not the case|doubt|nobody \w+"
   r"|(?:no|do|did|wo|ca|is)(?:t|n['’]t) (?:think|believe|say|mean))"
   r" (?:that )?(?:the )?(?:final |correct )?$"
+  r"|\b(?:if|suppos\w+|assum\w+|no way)(?: that)? the (?:final |correct )?$"
+  r"|\b(?:many|some|people|others|students|one|you)\b[^.,:;!?\n]{0,30}"
+  r"\b(?:think|say|believe|guess|claim)s?(?: that)? the (?:final |correct )?$"
+  r"|\b(?:worst|least [a-z]+|wrong|incorrect) $"
 )
 FINAL = re.compile(r"(?i)\b(?:final|answer\**(?:\s+is\b|['’]s\b|\s*:))")
 FURTHER = re.compile(
@@ -68,72 +69,13 @@ SENTENCE = re.compile(
   r"(?<=[^\s\\])(?<!\bapprox)(?<!\bft)(?<!\bhr)(?<!\bhrs)(?<!\blb)(?<!\blbs)(?<!\boz)"
   r"[.!?](?=\s|$)(?!\s*=)|\n"
 )  # where a sentence ends
-# A box that is only a part of the answer's formula: -\boxed{5}, \boxed{5}^2.
-FUNCTION = (
-  r"\\(?:ln|log|lg|exp|a?r?c?(?:sin|cos|tan)|sec|csc|cot|sqrt|det|gcd|lcm)(?![a-z])"
-)
-PART_BEFORE = re.compile(
-  r"(?:(?<!-)-|[$=({][ ]*-[ ]*|\^|/|[\w}]_|[\w)}][ ]*>|<|[≠<>±√]|\d[.,:]?"
-  r"|(?:\d|\)|\}|\b[a-z])[ ]*-[ ]+"
-  rf"|{FUNCTION}[ ]*|\b(?:minus|negative|twice|double|triple|half(?: of)?|plus|times"
-  r"|(?:more|less|fewer|greater) than)[ $]+"
-  r"|\\(?:neq?|not\s*=|[lg]t|pm|pi|times|cdot|div)[ ]*|[\w)}][ ]*\+[ ]*|[\d)}][ ]*\*[ ]*"
-  r"|\\(?!text|math|display|bm|bold|emph|under|color|large|rm|bf)[a-z]+\s*(?:\[[^][]*\])?"
-  r"\s*(?:\{[^{}]*\}\s*)*\{\s*)\Z",
-  re.IGNORECASE,
-)
-PART_AFTER = re.compile(
-  r"[.,:]\d|\((?=\w+[ ]*[-+*^/])|\)[ ]*\^|\d|[ ]\d+/\d|[ ]*(?:[½¼¾⅐-⅞⁰¹²³⁴-⁹×·÷π√]|-[ ]*[a-z][ ]*(?:\$|\\[)\]])"
-  rf"|{FUNCTION})"
-  r"|[ ]*(?:\^(?!\s*\{?\s*\\circ)|_(?=[\w{])|!\s*(?:\$|\\[)\]])|/\s*[\w\\({]"
-  r"|\\(?:times|cdot|pi|frac(?!\s*\{\s*\\text)|sqrt|div)(?![a-z])"
-  r"|\*(?=[\d(\\])|(?<=[ ])\*[ ]|\+\s*[\w\\(]|-\s*(?:\d|\\[a-z]))"
-  r"|[a-z](?<![ghlms])(?![a-z])",
-  re.IGNORECASE,
-)
-UNIT_AFTER = re.compile(
-  r"(?:[ $~*}]|\\[ ,;!])*(?:(?P<percent>\\?%|percent\b)|(?:\\(?:text|mathrm|mbox)\s*\{)?\s*"
-  r"(?P<unit>[a-zA-Z]+)(?![a-zA-Z])\}?(?P<power>\s*\^\s*\{?[23]\}?)?(?!\s*(?:/|per\b)))"
-)
-NUMERIC = re.compile(r"\W*[0-9][0-9.,/]*|.*\\[dt]?frac.*[0-9}]")
-NEAR = 99  # characters before and after a box that may change it
-MINUS = str.maketrans("−–", "--")
-COMPOUND = re.compile(
-  rf"[ $}}]*(?:\\text\s*\{{\s*)?([a-z]+),?\s+(?:and\s+)?(?:\d+|{number_words.ANY.pattern})"
-  r"[ $}]*([a-z]+)",
-  re.IGNORECASE,
-)
-WORD_AFTER = re.compile(r"(?:[ $}~*]|\\[)\] ,])*(?:\\[a-z]+\s*\{\s*)?([a-zA-Z]+)")
-DENIED_BEFORE = re.compile(
-  r"(?i)(?:(?:\b(?:not|never|cannot)|n['’]t)(?:\s+be)?\s+(?:equal (?:to )?)?"
-  r"|\b(?:instead of|rather than|neither|nor|reject|wrong to say|(?:wrong|incorrect) (?:answer|value|result)"
-  r"(?: is| was| would be|:))\s*)[*$\\(\[\s]*$"
-)
-DENIED_AFTER = re.compile(
-  r"(?i)[ $*)\]\\]*,?\s*(?:which |that |but (?:that |it |this )?)?"
-  rf"(?:(?:is|was|would be|must be)\s+(?:{WRONG}"
-  r"|not (?:right|correct|it\b|the (?:right |correct |final )?answer|valid|possible))"
-  rf"|(?:is|was|ca|can|could|does)(?:{NEGATED})\s+(?:be\s+)?(?:right|correct|true|work|valid"
-  r"|possible|satisfy|it\b|the (?:right |correct |final )?answer)"
-  r"|must be (?:rejected|discarded))"
-)
-OR_BEFORE = re.compile(
-  r"(?i)(?:(?<![-\w])([a-z])[ ]*=[ ]*[-\d.]+[ $]*\s+or\s+[$ ]*\1[ ]*=|\beither [$ ]*[-\d.]+[ $]*or)"
-  r"[$ ]*$"
-)
-OR_AFTER = re.compile(
-  r"(?i)(?:[ $}]|\\[)\] ,])*,?\s*(?:\\text\s*\{)?\s*or\b[ }$]*(?:[a-z][ ]*=[ ]*)?"
-  r"(?:\$?[-\d]|\\d?frac|(?:more|less|fewer|greater|above|below|over|under)\b)"
-)
-CHANGED_AFTER = re.compile(  # 5 below zero, 5 to the power of ten, 5 over three
-  r"(?i)[ $}*]*(?:below zero|to the (?:power|\w+th)|over (?:two|three|four|five|\d))\b"
-)
-VALUE = re.compile(r"-?[0-9][0-9.,]*|\b[A-J]\b")
+VALUE = re.compile(r"-?[0-9](?:[0-9.,]*[0-9])?|\b[A-J]\b")
 OTHER = re.compile(  # no 2 + 3
   rf"(?:{STATED.pattern}|####)"
-  rf"[\s*$(\[\\]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
+  rf"[\s*$(\[\\{{]{{0,20}}((?>{VALUE.pattern}))(?!\s*(?:\\[a-z]|[-+*/^=<>]))"
 )
 FORMULA = re.compile(r"\\(?!text|math)[a-z]|[/^]")  # may equal another text
+MOST_BOXES = 100  # of more, the last ones are read
 EMPTY = re.compile(
   r"(?:\s|[{}$]|\\[ ,;:!]|\\(?:quad|text|phantom)(?![a-zA-Z])|\.\.\.)*"
 )
@@ -189,9 +131,8 @@ def boxed(text: str) -> list[str] | None:
   if found and found[-1][0] is None:
     return [""]
   answers, end = [], None
-  for content, start, stop in found:
-    if EMPTY.fullmatch(content):
-      continue
+  filled = [box for box in found if not EMPTY.fullmatch(box[0])]
+  for content, start, stop in filled[-MOST_BOXES:]:
     between = "" if end is None else text[end:start]
     is_final = RETRACTED.search(between) or (
       FINAL.search(between) and not FURTHER.search(between)
@@ -206,50 +147,6 @@ def boxed(text: str) -> list[str] | None:
   if replaced(answers[-1], text[end:]):
     return None if TAKEN_BACK.search(text, end) and STATED.search(text, end) else [""]
   return [""] if "" in answers else [*dict.fromkeys(answers)]
-
-
-def unit_after(content: str, text: str, stop: int) -> str:
-  """A percent sign or a unit of the table that follows the box of a number: it is read
-  as if it stood in the box. "" where none does, or where the box has its own."""
-  match = UNIT_AFTER.match(text[stop : stop + NEAR])
-  if not match or not NUMERIC.fullmatch(content[:NEAR].strip()):
-    return ""
-  if match["percent"]:
-    return r"\%"
-  word = match["unit"]
-  is_unit = units.known(word) and word.casefold() not in ("in", "a", "person", "people")
-  return rf" \text{{ {word}}}{match['power'] or ''}" if is_unit else ""
-
-
-def is_part(text: str, start: int, stop: int) -> bool:
-  """Whether what stands around a box changes its value or denies it."""
-  before = TAG.sub("", text[max(0, start - NEAR) : start]).translate(MINUS)
-  after = text[stop : stop + NEAR]
-  word = WORD_AFTER.match(after)
-  return bool(
-    PART_BEFORE.search(before)
-    or PART_AFTER.match(after)
-    or DENIED_BEFORE.search(before[-40:])
-    or DENIED_AFTER.match(after)
-    or OR_BEFORE.search(before[-40:])
-    or OR_AFTER.match(after)
-    or CHANGED_AFTER.match(after)
-    or is_compound(after)
-    or (word and multiplies(word[1].casefold()))
-  )
-
-
-def is_compound(after: str) -> bool:
-  """Whether a unit and another number of a unit follow: 5 feet 6 inches."""
-  match = COMPOUND.match(after)
-  return bool(match) and bool(units.known(match[1]) and units.known(match[2]))
-
-
-def multiplies(word: str) -> bool:
-  """Whether a word after a box changes its value; a percent change is asked for
-  without its sign, and quarters and triples are counted."""
-  is_counted = word in ("percent", "quarters", "triple", "triples")
-  return units.multiplies(word) and not is_counted
 
 
 def replaced(answer: str, after: str) -> bool:

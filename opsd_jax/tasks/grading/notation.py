@@ -54,6 +54,8 @@ GLYPHS = str.maketrans(
     "’": "'",
     "⟨": "\\langle ",
     "⟩": "\\rangle ",
+    "⁄": "/",
+    "∕": "/",
   }
   | {
     letter: f"\\{name} "
@@ -67,6 +69,14 @@ GLYPHS = str.maketrans(
 CURRENCIES = {"€": "euros", "£": "sterling", "¥": "yen", "₹": "rupees", "¢": "cents"}
 
 NUMBER = r"(?:[0-9]|,(?=[0-9]{3}))*\.?[0-9]+"
+
+
+def rows(cases) -> str:
+  """The rows of a system of equations as a list."""
+  return cases[1].replace("\\\\", ", ")
+
+
+FRACTION = r"\s*\\frac\s*(?:\{[0-9]+\}|[0-9])\s*(?:\{[0-9]+\}|[0-9])"
 REWRITES = tuple(
   (re.compile(pattern, re.DOTALL), to)
   for pattern, to in (
@@ -91,11 +101,13 @@ REWRITES = tuple(
     (r"\.{2,}|\\[cl]?dots(?![a-zA-Z])", r"\\ldots "),
     (r"\\[dtc]frac(?![a-zA-Z])", r"\\frac"),
     (r"\\[dt]binom(?![a-zA-Z])", r"\\binom"),
-    (
-      r"\\(?:left|right|middle|[bB]igg?[lrm]?|displaystyle|textstyle|scriptstyle"
-      r"|limits)(?![a-zA-Z])\.?",
-      "",
-    ),
+    (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![a-zA-Z])\.?", ""),
+    (r"\\(?:displaystyle|textstyle|scriptstyle|limits)(?![a-zA-Z])", " "),
+    (r"\{([^{}]*)\\over(?![a-zA-Z])([^{}]*)\}", r"\\frac{\1}{\2}"),
+    (r"\{([^{}]*)\\choose(?![a-zA-Z])([^{}]*)\}", r"\\binom{\1}{\2}"),
+    (r"(^|=)\s*\(([0-9A-F]+)\)\s*_", r"\1\2_"),
+    (r"(?<=[0-9])\s+x\s+(?=10\s*\^)", r"\\times "),
+    (r"^\s*([-+]?[0-9][^=<>]*)=\s*([a-z])\s*$", r"\2 = \1"),
     (r"(?<=[0-9])(?:\{,\}|,\\!|\\,)\s*(?=[0-9]{3}(?![0-9]))", ""),
     (r"\{,\}", ","),
     (r"(?<!\\)\\[!()\[\]]", ""),
@@ -111,7 +123,7 @@ REWRITES = tuple(
     (r"\\prime(?![a-zA-Z])\s*", "'"),
     (r"(?<=[0-9])\\?\$(?=[0-9])", r" \\ldots "),
     # Money; other dollar signs only begin and end mathematics.
-    (rf"\\\$\s*({NUMBER})", r'\1 "dollars" '),
+    (rf"\\\$\s*({NUMBER}(?:{FRACTION})?)", r'\1 "dollars" '),
     (r"\\\$|\$", ""),
     (rf"([€£¥₹])\s*({NUMBER})", lambda m: f'{m[2]} "{CURRENCIES[m[1]]}" '),
     (r"(?<=[0-9])\s*([€£¥₹¢])", lambda m: f' "{CURRENCIES[m[1]]}" '),
@@ -135,7 +147,9 @@ REWRITES = tuple(
     # Words stand in quotes.
     (r"\\text\s*\{\s*([ie])\s*\}", r" \1 "),
     (r"\\text\s*\{([^{}]*)\}", r' "\1" '),
+    (r'"[\s.,;:!]*"', " "),
     (r"\\\\\s*\\end(?![a-zA-Z])", r"\\end"),
+    (r"^\s*\\begin\{cases\}([^&\"<>]*)\\end\{cases\}\s*$", rows),
     (r'(?<=[0-9}])\s*(?:"\s*per\s?cent\s*"|per\s?cent(?![a-zA-Z]))', "%"),
     (r"\s+", " "),
   )
@@ -162,7 +176,7 @@ END = re.compile(r"[\s.,;:]+$|^[\s,;:]+")
 
 def clean(text: str) -> str:
   """An answer in the notation of this file; words stand in quotes."""
-  text = ascii_notation(text).strip().strip("*`")
+  text = unstarred(ascii_notation(text).strip())
   for pattern, to in REWRITES:
     text = pattern.sub(to, text)
   text = without_head(text.strip())
@@ -179,6 +193,16 @@ def clean(text: str) -> str:
     if match := pattern.fullmatch(text):
       text = match.expand(to)
   return text
+
+
+def unstarred(text: str) -> str:
+  """Without the marks of bold and of code around it, and without a pair of single
+  stars: **5** and *5* are 5, but *args is not args, nor z* z."""
+  if match := re.match(r"\*{2,}|`+|\*(?=.*[^*]\*$)", text, re.DOTALL):
+    start = match[0]
+    text = text[len(start) :]
+    text = text.removesuffix("*") if start == "*" else text
+  return re.sub(r"(?:(?<![*`])\*{2,}|(?<!`)`+)$", "", text)
 
 
 HEAD = (

@@ -27,21 +27,23 @@ LEADING = re.compile(
   rf"\s*(?:(minus|negative)\s+)?((?:{NUMBER})(?:(?:[\s-]+|\s+and\s+)(?:{NUMBER})\b)*)\b",
   re.IGNORECASE,
 )
+SIGNED = re.compile(r"^\s*(?:minus|negative)\s+(?=[$£€]?[0-9])", re.IGNORECASE)
 
 
 def with_digits(text: str) -> str:
-  """The text with the number in words at its beginning in digits.
+  """The text with the number in words at its beginning in digits: "minus 4" is -4.
 
   The text itself where it begins with none, or where more follows than words: "two
   ten", "four and a half", "one third", "ten minus two", "five of the 12".
   """
+  text = SIGNED.sub("-", text, count=1)
   match = LEADING.match(text)
   if not match:
     return text
   value = value_of(re.findall("[a-z]+", match[2].casefold()))
   rest = text[match.end() :]
   words = set(re.findall("[a-z]+", rest.partition("\n")[0].casefold()))
-  if value is None or words & units.NO_UNIT or ANY.search(rest):
+  if value is None or words & (units.NO_UNIT - {"percent"}) or ANY.search(rest):
     return text
   return f"{'-' if match[1] else ''}{value}{rest}"
 

@@ -32,7 +32,7 @@ MULTIPLIERS = frozenset(
   " eighth eighths ninth ninths tenth tenths hundredth hundredths thousandth"
   " thousandths squared cubed factorial percent point lakh lakhs crore"
   " crores gross grand kilo double doubled triple tripled percentage"
-  " tens bn mn mil mln permille ppm ppb bps basis percentile".split()
+  " tens bn mn mil mln myriad myriads mille permille ppm ppb bps basis percentile".split()
 )
 NO_UNIT = MULTIPLIERS | frozenset(
   "and or not no to times plus minus over more less than base mod modulo pi"

@@ -9,7 +9,14 @@ import re
 from typing import Any, NamedTuple
 
 from opsd_jax.tasks.grading import exact_numbers, solution_sets, units
-from opsd_jax.tasks.grading.notation import RELATION, closing, folded, has_words, split
+from opsd_jax.tasks.grading.notation import (
+  RELATION,
+  closing,
+  folded,
+  has_words,
+  split,
+  squeezed,
+)
 
 LONGEST = 1000  # characters of an answer; longer ones are compared as text
 
@@ -163,6 +170,7 @@ def time_of_day(match) -> Value:
   return Value("time", since_midnight, text="" if minute else str(hour))
 
 
+POINTS_NAMED = re.compile(r"(\([a-z](?:\s*,\s*[a-z])+\))\s*=\s*(\(.*\))")
 POINT = re.compile(r"\(([a-z](?:\s*,\s*[a-z])+)\)\s*=\s*\((.*)\)")
 
 
@@ -173,6 +181,10 @@ def assignments(text: str) -> Value | None:
     items = split(match[2], ",")
     if len(items) == len(set(names)) == len(names):
       return system(names, list(map(item_value, items)), text)
+  if (match := POINTS_NAMED.fullmatch(text)) and not RELATION.search(match[2]):
+    items = list(map(item_value, split(match[2], ",")))
+    if all(v.kind == "(tuple)" for v in items):
+      return gathered("set", items, text)._replace(name=squeezed(match[1]))
   if text.count("=") < 2 or re.search(r"[<>]|\\(?:le|ge|ne)(?![a-z])", text):
     return None
   joints = {m[1] for m in RAW_JOINT.finditer(text)}
@@ -219,6 +231,8 @@ def collection(text: str) -> Value:
     if len(items) > 1:
       if any(ZEROS.match(item) for item in items):
         raise Text
+      if text[0] == "(" and text.count("\\pm") == 1 and "\\mp" not in text:
+        return listed(",".join(text.replace("\\pm", sign) for sign in "+-"))
       return gathered(text[0] + "tuple" + text[-1], map(item_value, items), text)
   if (value := compound(text)) is not None:
     return value

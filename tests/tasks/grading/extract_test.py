@@ -1,8 +1,13 @@
 """Numbers, boxes and stated answers, as they are read from a completion."""
 
+import time
+
 import pytest
 
 from opsd_jax.tasks.grading import extract
+from tests.tasks.verify_only_test import ONLY_VERIFY, score
+
+QUICK = 1  # seconds
 
 
 @pytest.mark.parametrize(
@@ -62,3 +67,14 @@ def test_last_number(text, expected):
 )
 def test_the_last_box(text, expected):
   assert extract.last_boxed(text) == expected
+
+
+@pytest.mark.parametrize(
+  "part", ["\\boxed", "\\boxed{5}", "\\boxed 5 ", "{", " ", "\n", "#### 9 ", "1,000"]
+)
+def test_a_long_row_is_read_soon(part):
+  """The neighbours of a box are read for the last boxes only, not for 30,000."""
+  for name in ONLY_VERIFY:
+    before = time.process_time()
+    score(name, "9", 30_000 * part + "\\boxed{9}")
+    assert time.process_time() - before < QUICK
