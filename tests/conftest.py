@@ -15,7 +15,7 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of the ru
   programs = tempfile.mkdtemp(prefix="opsd_jax_programs_")
   atexit.register(shutil.rmtree, programs, ignore_errors=True)
   os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
-  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0.2"
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 from hypothesis import HealthCheck, settings  # noqa: E402
 

@@ -293,7 +293,7 @@ def plain(name):
   return gradients(batch_of(made()), config_of(module))
 
 
-@pytest.mark.parametrize("micro_batches", [2, 4])
+@pytest.mark.parametrize("micro_batches", [pytest.param(2, marks=pytest.mark.slow), 4])
 @pytest.mark.parametrize("name", CASES)
 def test_micro_batches_are_invisible(name, micro_batches):
   module, made = CASES[name]
@@ -302,7 +302,9 @@ def test_micro_batches_are_invisible(name, micro_batches):
   assert_same(got, plain(name))
 
 
-@pytest.mark.parametrize("sizes", [(2, 2, 1), (1, 4, 2)], ids=str)
+@pytest.mark.parametrize(
+  "sizes", [pytest.param((2, 2, 1), marks=pytest.mark.slow), (1, 4, 2)], ids=str
+)
 @pytest.mark.parametrize("name", CASES)
 def test_meshes_are_invisible(name, sizes):
   count = sizes[0] * sizes[1] * sizes[2]

@@ -23,8 +23,9 @@ STEEPEST = 20.0  # nats; e^20 is 4.9e8
 
 def bounded(logp):
   """Log-probs of at least LOWEST, so that no difference is infinite and no 0 meets
-  an inf in a gradient. NaN stays NaN: a broken teacher must be seen."""
-  return jnp.maximum(logp, LOWEST)
+  an inf in a gradient. NaN stays NaN, which a compiled maximum does not promise: a
+  broken teacher must be seen."""
+  return jnp.where(logp < LOWEST, LOWEST, logp)
 
 
 def exp_bounded(x):

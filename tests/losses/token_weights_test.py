@@ -3,7 +3,7 @@
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd_jax.losses import credit, token_weights
@@ -79,6 +79,7 @@ def test_equal_values_are_no_better_than_each_other():
 lengths = st.lists(st.integers(0, 9), min_size=1, max_size=6).filter(any)
 
 
+@settings(max_examples=10)
 @given(lengths, st.integers(1, 3), st.integers(0, 99), st.floats(0.05, 1))
 def test_each_response_keeps_its_best(lengths, parts, seed, share):
   """Whatever stands beside it; as many as the bound says."""

@@ -154,9 +154,9 @@ def test_rare_tokens_are_drawn_as_often_as_they_should():
       jnp.tile(z_V, (rows, 1)), keys, jnp.full(rows, t), each(rows, SamplingParams())
     )[0]
   )
-  y = np.concatenate([several(t) for t in range(200)])
-  rare = y[y > 0]  # 6.4 expected of 819,200
-  assert 1 <= len(rare) <= 16 and len(set(rare)) > len(rare) // 2
+  y = np.concatenate([several(t) for t in range(100)])
+  rare = y[y > 0]  # 3.2 expected of 409,600
+  assert 1 <= len(rare) <= 10 and len(set(rare)) > len(rare) // 2
 
 
 def test_rounding_of_logits_changes_hardly_a_draw():
