@@ -243,7 +243,8 @@ def list_mle(logp, logq, *, k):
   best_first = jnp.argsort(-teacher, -1)
   s = jnp.take_along_axis(student, best_first, -1)
   rest = jax.lax.cumlogsumexp(s, axis=s.ndim - 1, reverse=True)
-  return (rest - s).sum(-1)
+  broken = jnp.isnan(teacher).any(-1)  # an order hides it
+  return jnp.where(broken, jnp.nan, (rest - s).sum(-1))
 
 
 RANKINGS = {"list_mle": list_mle}
