@@ -106,6 +106,7 @@ def test_unknown_preset_names_the_known_ones(name):
     get_config(name, "huge")
 
 
+@pytest.mark.usefixtures("four_devices")
 @pytest.mark.parametrize("name", CONFIGS)
 def test_tiny_runs_and_leaves_what_it_promises(name, tmp_path):
   config = goldens.tiny(name)

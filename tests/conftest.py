@@ -17,6 +17,8 @@ if "JAX_COMPILATION_CACHE_DIR" not in os.environ:  # the first process of the ru
   os.environ["JAX_COMPILATION_CACHE_DIR"] = programs
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import HealthCheck, settings  # noqa: E402
 
 settings.register_profile(
@@ -27,3 +29,10 @@ settings.register_profile(
   suppress_health_check=[HealthCheck.too_slow],
 )
 settings.load_profile("ours")
+
+
+@pytest.fixture
+def four_devices(monkeypatch):
+  """Half of the devices: whole runs compile sooner."""
+  some = jax.devices()[:4]
+  monkeypatch.setattr(jax, "devices", lambda *_: some)

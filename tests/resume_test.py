@@ -14,6 +14,8 @@ from opsd_jax.models import families, tokenizer
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, workdir
 
+pytestmark = pytest.mark.usefixtures("four_devices")
+
 DATED = "{{ strftime_now('%d %b %Y') }}" + tokenizer.CHATML
 
 
