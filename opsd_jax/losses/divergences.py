@@ -21,17 +21,22 @@ LOWEST = -1e4  # nats; below it a probability is 0 in float32 and far beyond
 STEEPEST = 20.0  # nats; e^20 is 4.9e8
 
 
+def clamp(x, low=-jnp.inf, high=jnp.inf):
+  """x within [low, high], without gradient outside. NaN stays NaN, which a compiled
+  jnp.clip does not promise: a broken teacher must be seen."""
+  return jnp.where(x < low, low, jnp.where(x > high, high, x))
+
+
 def bounded(logp):
   """Log-probs of at least LOWEST, so that no difference is infinite and no 0 meets
-  an inf in a gradient. NaN stays NaN, which a compiled maximum does not promise: a
-  broken teacher must be seen."""
-  return jnp.where(logp < LOWEST, LOWEST, logp)
+  an inf in a gradient."""
+  return clamp(logp, low=LOWEST)
 
 
 def exp_bounded(x):
   """e^x, at most e^20, where its gradient ends: one token's cannot make the whole
   batch's infinite."""
-  return jnp.exp(jnp.minimum(x, STEEPEST))
+  return jnp.exp(clamp(x, high=STEEPEST))
 
 
 def weighted(logw, x):
@@ -90,7 +95,7 @@ def squared_hellinger(logp, logq):
 def chi_square(logp, logq):
   """Pearson's sum (q - p)^2 / p; f = (u - 1)^2. q^2 / p counts at most e^20."""
   logp, logq = possible(logp, logq)
-  half = jnp.minimum(logq - 0.5 * logp, STEEPEST / 2)
+  half = clamp(logq - 0.5 * logp, high=STEEPEST / 2)
   return jnp.square(jnp.exp(half) - jnp.exp(0.5 * logp))
 
 
@@ -109,13 +114,13 @@ def alpha(logp, logq, *, alpha):
   p, q = jnp.exp(logp), jnp.exp(logq)
   power = exp_bounded(alpha * logq + (1 - alpha) * logp)
   # q^a p^(1 - a) less the nearer of p and q, which near a = 0 and 1 it almost is
-  near, log_ratio = (p, alpha * (logq - logp))
-  if alpha > 0.5:
-    near, log_ratio = (q, (alpha - 1) * (logq - logp))
-  small = jnp.clip(log_ratio, -1.0, 1.0)
+  if alpha < 0.5:
+    near, log_ratio, rest = p, alpha * (logq - logp), alpha * (p - q)
+  else:
+    near, log_ratio, rest = q, (alpha - 1) * (logq - logp), (1 - alpha) * (q - p)
+  small = clamp(log_ratio, -1.0, 1.0)
   gap = jnp.where(log_ratio == small, near * jnp.expm1(small), power - near)
-  other = (1 - alpha) * (q - p) if alpha > 0.5 else alpha * (p - q)
-  return (gap + other) / (alpha * (alpha - 1))
+  return (gap + rest) / (alpha * (alpha - 1))
 
 
 ALL = {
@@ -156,7 +161,7 @@ def with_tail(logp_K):
   The divergence of the coarser distributions: never more than the full one
   (data processing), and never negative.
   """
-  mass = jnp.minimum(jax.nn.logsumexp(logp_K, -1, keepdims=True), -1e-7)
+  mass = clamp(jax.nn.logsumexp(logp_K, -1, keepdims=True), high=-1e-7)
   return jnp.concatenate([logp_K, jnp.log(-jnp.expm1(mass))], -1)
 
 

@@ -104,10 +104,9 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   logqs = {}
   for name, target in o.targets.items():
     if all(pair in teachers for pair in target.teachers):
-      zs = z_NxV, *(teachers[pair] for pair in target.teachers)
-      zt = target.mix(*(sg(divergences.bounded(z)) for z in zs))
+      zt = target.mix(sg(z_NxV), *(teachers[pair] for pair in target.teachers))
       temperature = o.temperature if target.temperature is None else target.temperature
-      logqs[name] = sg(jax.nn.log_softmax(zt / temperature))
+      logqs[name] = sg(jax.nn.log_softmax(sg(zt) / temperature))
   stats = TokenStats(
     at_y(logp),
     sg(at_y(raw)),

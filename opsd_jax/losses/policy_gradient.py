@@ -12,6 +12,8 @@ KL estimator is `(logp, ref, ratio) -> BxT`, of one sampled token a place.
 import jax
 import jax.numpy as jnp
 
+from opsd_jax.losses.divergences import clamp
+
 sg = jax.lax.stop_gradient
 
 
@@ -30,7 +32,7 @@ def old_logp(stats, tokens):
 
 def exp_clipped(log_ratio):
   """e^x, with gradient, for |x| up to 20."""
-  return jnp.exp(jnp.clip(log_ratio, -20, 20))
+  return jnp.exp(clamp(log_ratio, -20, 20))
 
 
 def ratio(stats, tokens):
@@ -48,7 +50,8 @@ def clipped(r, A, clip_low, clip_high):
 
   Without gradient where A > 0 and the ratio is above, or A < 0 and it is below.
   """
-  return -jnp.minimum(r * A, jnp.clip(r, 1 - clip_low, 1 + clip_high) * A)
+  kept = clamp(r, 1 - clip_low, 1 + clip_high) * A
+  return -jnp.where(kept < r * A, kept, r * A)
 
 
 def ppo(stats, tokens, *, clip_low: float, clip_high: float):
@@ -73,7 +76,7 @@ def trrd(stats, tokens, *, clip_low: float, clip_high: float, old_share: float):
 def cispo(stats, tokens, *, clip_low: float, clip_high: float):
   """-clip(ratio, 1 - clip_low, 1 + clip_high) A log pi, the clipped ratio a
   constant: every token keeps its gradient (CISPO, eq. 4)."""
-  r_BxT = sg(jnp.clip(ratio(stats, tokens), 1 - clip_low, 1 + clip_high))
+  r_BxT = sg(clamp(ratio(stats, tokens), 1 - clip_low, 1 + clip_high))
   return -r_BxT * tokens.advantage_BxT * stats.logp_BxT
 
 
@@ -87,7 +90,7 @@ def importance(stats, tokens, cap: float):
   rounding; without gradient (Yao et al. 2025, "Your efficient RL framework
   secretly brings you off-policy RL training")."""
   weight = jnp.exp(old_logp(stats, tokens) - tokens.sampled_logp_BxT)
-  return sg(jnp.minimum(weight, cap))
+  return sg(clamp(weight, high=cap))
 
 
 # ----------------------------------------------------------- KL estimators
@@ -107,7 +110,7 @@ def k3(logp, ref, ratio):
   """ref / pi - 1 - log(ref / pi): the KL in expectation, at least 0 each; its
   gradient is that of KL(ref || pi) (Schulman 2020). The log-ratio counts at most 20
   nats either way, without gradient there."""
-  gap = jnp.clip(ref - logp, -20, 20)
+  gap = clamp(ref - logp, -20, 20)
   return jnp.expm1(gap) - gap
 
 

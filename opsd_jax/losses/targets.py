@@ -18,6 +18,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from opsd_jax.losses.divergences import bounded
 from opsd_jax.registry import check_share
 
 
@@ -25,6 +26,12 @@ class Target(NamedTuple):
   teachers: tuple[tuple[int, str], ...]
   mix: Callable
   temperature: float | None = None
+
+
+def mixture(teachers, mix) -> Target:
+  """A target of a formula, which sees logits without an infinity: the difference of
+  two would be no number."""
+  return Target(teachers, lambda *zs: mix(*map(bounded, zs)))
 
 
 def one(*, view: int, weights: str) -> Target:
@@ -36,7 +43,7 @@ def anchored(*, view: int, weights: str, anchor_weight: float) -> Target:
   """q ~ live^(1 - a) anchor^a: a mixture of distributions in log space, not of
   weights (SDPO's trust region, Hübotter et al. 2026, arXiv:2601.20802)."""
   check_share("anchor_weight", anchor_weight)
-  return Target(
+  return mixture(
     ((view, "live"), (view, weights)),
     lambda student, live, anchor: (1 - anchor_weight) * live + anchor_weight * anchor,
   )
@@ -46,7 +53,7 @@ def toward(*, view: int, weights: str, teacher_share: float) -> Target:
   """softmax((1 - teacher_share) student + teacher_share teacher): a step from the student towards
   the teacher (beta-OPSD, arXiv:2607.28582)."""
   check_share("teacher_share", teacher_share)
-  return Target(
+  return mixture(
     ((view, weights),),
     lambda student, z: (1 - teacher_share) * student + teacher_share * z,
   )
@@ -55,7 +62,7 @@ def toward(*, view: int, weights: str, teacher_share: float) -> Target:
 def extrapolated(*, view: int, weights: str, strength: float) -> Target:
   """base + strength (teacher - base), the base being the same weights on the
   question alone; above 1 beyond the teacher (G-OPD, arXiv:2602.12125)."""
-  return Target(
+  return mixture(
     ((view, weights), (0, weights)),
     lambda student, z, base: base + strength * (z - base),
   )
@@ -71,7 +78,7 @@ def residual(*, view: int, weights: str, strength: float, bound: float) -> Targe
     d = d - d.mean(-1, keepdims=True)
     return base + bound * jnp.tanh(d / bound) / strength
 
-  return Target(((view, weights), (view + 1, weights), (0, weights)), mix)
+  return mixture(((view, weights), (view + 1, weights), (0, weights)), mix)
 
 
 def mean(*, weights: str, views: int) -> Target:
@@ -82,7 +89,7 @@ def mean(*, weights: str, views: int) -> Target:
     logq = jnp.stack([jax.nn.log_softmax(z) for z in zs])
     return jax.nn.logsumexp(logq, 0) - jnp.log(len(zs))
 
-  return Target(tuple((v, weights) for v in range(1, views + 1)), mix)
+  return mixture(tuple((v, weights) for v in range(1, views + 1)), mix)
 
 
 def softened(
@@ -109,7 +116,7 @@ def softened(
     t, _ = jax.lax.fori_loop(0, 20, halve, start)
     return z / t[..., None]
 
-  return Target(((view, weights),), mix)
+  return mixture(((view, weights),), mix)
 
 
 ALL = {

@@ -194,12 +194,13 @@ def is_the_student_itself(config, target) -> bool:
 def is_the_student(config, view: int, weights: str) -> bool:
   """Whether a teacher's distribution is the learner's by construction."""
   c, memory = config.context, config.get(weights, {})
-  is_now = weights == "live" or (memory.get("name"), 1) in (
-    ("live", 1),
-    ("ema", memory.get("rate")),
-    ("synced", memory.get("every")),
+  name = "live" if weights == "live" else memory.get("name")
+  is_fixed_rate = f"{weights}.rate" not in {path for path, *_ in config.schedule}
+  is_now = (
+    name == "live"
+    or (name == "synced" and memory.every == 1)
+    or (name == "ema" and memory.rate == 1 and is_fixed_rate)
   )
-  is_now = is_now and f"{weights}.rate" not in {path for path, *_ in config.schedule}
   kind = contexts.names(c)[view - 1] if 0 < view <= len(contexts.names(c)) else None
   reads_the_same = view == 0 or (
     kind == "none" and c.template == "plain" and c.student_args == c.teacher_args

@@ -21,7 +21,7 @@ from opsd_jax.tasks.grading.extract import stated
 DIGITS = r"(?:[1-9][0-9]{0,2}(?:,[0-9]{3})+|0|[1-9][0-9]*)"
 NUMBER = re.compile(  # of a cleaned answer
   rf"[-+]?(?:{DIGITS}(?:\.[0-9]+|/{DIGITS})?|\.[0-9]+|\\frac\{{{DIGITS}\}}\{{{DIGITS}\}})"
-  r'(?P<unit>\s*(?:%|"[^"]*"|[a-zA-Z][a-zA-Z /]*))?'
+  r'(?:\s*(?:%|"[^"]*"|[a-zA-Z][a-zA-Z /]*))?'
 )
 WRAPPED = re.compile(
   r"\$([^$]*)\$|\\(?:text|mathrm|mbox)(?:bf|it|rm|sf|tt)?\s*\{([^{}]*)\}"

@@ -104,7 +104,7 @@ def entropy(p):
 )
 def test_softened_raises_the_entropy_or_saturates(p, expected):
   target = MADE["softened"]
-  got = np.asarray(jax.nn.softmax(target.mix(None, jnp.log(jnp.array([p])))))[0]
+  got = np.asarray(jax.nn.softmax(target.mix(z["S"], jnp.log(jnp.array([p])))))[0]
   if expected is None:  # it would have to pass log 4
     flat = np.array(p) ** (1 / 1.5)
     close(got, flat)
