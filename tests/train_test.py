@@ -5,6 +5,7 @@ import functools
 import hashlib
 import inspect
 import json
+import os
 import pathlib
 import random
 import signal
@@ -104,8 +105,9 @@ def gradients(
   model=MODEL,
   frozen=train.Frozen(),  # noqa: B008
   external=None,
+  options=None,
 ):
-  """(loss, gradient tree) of one step."""
+  """(loss, gradient tree) of one step; `options` are the compiler's."""
   config = config or opsd.get_config("tiny")
   state = train.init_state(
     params(model=model), objective.from_config(config), keeping()
@@ -123,7 +125,7 @@ def gradients(
       frozen = jax.device_put(frozen, sharding_rules.tree_shardings(frozen, mesh))
       batch = jax.device_put(batch, sharding_rules.rows_sharding(mesh))
     batch = scored(config, state, batch, frozen, micro_batches, model, external)
-    new, loss, _, _ = jax.jit(step)(state, batch, frozen)
+    new, loss, _, _ = jax.jit(step, compiler_options=options)(state, batch, frozen)
   return float(loss), jax.device_get(new.opt)
 
 
@@ -371,7 +373,9 @@ COMMAND = (
 
 
 def launch(workdir):
-  env = {"PATH": "/usr/bin:/bin", "XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+  env = {"PATH": "/usr/bin:/bin", "JAX_PLATFORMS": "cpu"}
+  env |= {"XLA_FLAGS": os.environ["FAST_COMPILATION"]}
+  env |= {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}
   return subprocess.Popen(
     [
       *COMMAND,

@@ -37,7 +37,8 @@ def launch(command, devices: int):
     "JAX_PLATFORMS": "cpu",
     "PYTHONPATH": str(ROOT),
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",  # compiles in half the time
-    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+    "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"
+    f" {os.environ['FAST_COMPILATION']}",
   }
   return subprocess.Popen(
     [sys.executable, *command],

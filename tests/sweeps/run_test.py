@@ -1,6 +1,7 @@
 """Grids, names, what is run again and what is not; the notebook."""
 
 import json
+import os
 import pathlib
 import shlex
 import subprocess
@@ -378,8 +379,13 @@ def test_interrupted_in_a_cell_and_run_again(whole, tmp_path, monkeypatch):
 def test_a_command_makes_the_cells_summary(whole, tmp_path, monkeypatch):
   cells = grid(TINY, SEEDS)
   command = shlex.split(cells[1].command(tmp_path))
+  flags = f"{os.environ['XLA_FLAGS']} {os.environ['FAST_COMPILATION']}"
   subprocess.run(
-    [sys.executable, *command[1:]], cwd=ROOT, check=True, capture_output=True
+    [sys.executable, *command[1:]],
+    cwd=ROOT,
+    env=os.environ | {"XLA_FLAGS": flags},
+    check=True,
+    capture_output=True,
   )
   calls = []
   monkeypatch.setattr(train, "train_and_evaluate", lambda *a: calls.append(a))
@@ -388,7 +394,8 @@ def test_a_command_makes_the_cells_summary(whole, tmp_path, monkeypatch):
 
 
 def test_the_notebook(tmp_path, monkeypatch):
-  monkeypatch.setenv("XLA_FLAGS", "")  # one device compiles faster
+  # One device compiles faster.
+  monkeypatch.setenv("XLA_FLAGS", os.environ["FAST_COMPILATION"])
   book = nbformat.read(ROOT / "experiments" / "sweep.ipynb", 4)
   assert not any(cell.get("outputs") for cell in book.cells)
   (at,) = (
