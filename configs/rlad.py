@@ -12,15 +12,12 @@ the same model as the student's: give a stronger one by external.source.
 The paper, Qwen3-8B-Base on maths: 66.5, GRPO 61.0. `a` is 0.5 there.
 """
 
-from configs import grpo
+from configs import base, grpo
 
 
 def get_config(arg=None):
   """`arg`: None or "tiny"; with each `kl=0.04`, the weight of a KL to the base."""
-  config = grpo.get_config(arg)
-  is_tiny = config.model.source == "tiny"
-  config.external.source = "tiny_wide" if is_tiny else config.model.source
-  config.targets.teacher.view, config.targets.teacher.weights = 0, "external"
+  config = base.external_teacher(grpo.get_config(arg))
   config.loss.policy_gradient.surrogate.name = "trrd"
   config.loss.policy_gradient.surrogate.old_share = 0.5
   config.loss.policy_gradient.surrogate.clip_high = 0.28

@@ -1,8 +1,8 @@
-"""Writes configs/README.md: every field of configs/base.py, and every method.
+"""Writes configs/README.md: every field of the base config, and every method.
 
   python -m experiments.document_configs
 
-A field's meaning is its comment in base.py: the block above its line, and what
+A field's meaning is its comment in base.py or base_loss.py: the block above its line, and what
 stands behind it. A method's row is its file's docstring and what the file sets.
 """
 
@@ -15,7 +15,7 @@ import re
 import tokenize
 from typing import NamedTuple
 
-from configs import base
+from configs import base, base_loss
 
 CONFIGS = pathlib.Path(base.__file__).parent
 PATH = CONFIGS / "README.md"
@@ -29,6 +29,7 @@ BUILDERS = {
   "term": ("loss.<term>", tuple(f"loss.{kind}" for kind in base.KINDS)),
   **{f.__name__: ("loss.<term>", (f"loss.{kind}",)) for kind, f in base.KINDS.items()},
 }
+HELPERS = ("shrink", "with_external", "external_teacher")  # they make no field
 UNITS = (
   "tokens|steps|seconds|nats|MiB|problems|prompts|responses|rollouts|replies"
   "|rounds|rows|devices"
@@ -100,7 +101,7 @@ def fields_of(source: str) -> list[Field]:
   """The assignments to config nodes, in the order of the file."""
   known, found = comments(source), []
   for function in ast.parse(source).body:
-    if not isinstance(function, ast.FunctionDef) or function.name == "shrink":
+    if not isinstance(function, ast.FunctionDef) or function.name in HELPERS:
       continue
     for node in ast.walk(function):
       if not isinstance(node, ast.Assign):
@@ -114,6 +115,16 @@ def fields_of(source: str) -> list[Field]:
         for name, comment in zip(names, said, strict=True):
           found.append((node.lineno, Field(function.name, name, comment)))
   return [field for _, field in sorted(found, key=lambda pair: pair[0])]
+
+
+def all_fields() -> list[Field]:
+  """Those of base.py, the loss's where they stand in a config."""
+  of_run, of_loss = (
+    fields_of((CONFIGS / name).read_text()) for name in ("base.py", "base_loss.py")
+  )
+  names = [field.function for field in of_run]
+  last = len(names) - names[::-1].index("loss")
+  return of_run[:last] + of_loss + of_run[last:]
 
 
 # ------------------------------------------------------------------- the tables
@@ -151,11 +162,16 @@ def unit_of(path: str, comment: str, nodes: dict) -> str:
   return found[1] if found else nodes.get(path.rpartition(".")[0], "")
 
 
+def builder(function: str):
+  """The function of this name, of base.py or of base_loss.py."""
+  return getattr(base, function, None) or getattr(base_loss, function)
+
+
 def heading(function: str) -> str:
   """The heading of a function of base.py, and what it says of itself."""
   if function == "get_config":
     return "The run"
-  doc = " ".join(inspect.getdoc(getattr(base, function)).split())
+  doc = " ".join(inspect.getdoc(builder(function)).split())
   name = function
   if function in BUILDERS:
     kind = "".join(f", kind={k}" for k, f in base.KINDS.items() if f.__name__ == name)
@@ -163,12 +179,12 @@ def heading(function: str) -> str:
   return f"{name}\n\n{prose(doc)}"
 
 
-def field_tables(source: str) -> str:
-  """Markdown of every field. ValueError where a field of the base config has no
+def field_tables() -> str:
+  """Markdown of every field of base.py and base_loss.py. ValueError where a field of the base config has no
   row, or a row no field."""
   values = leaves(base.get_config())
   missing, parts, function, nodes = set(values), [], None, {}
-  for field in fields_of(source):
+  for field in all_fields():
     shown, paths = paths_of(field)
     if field.function != function:
       function = field.function
@@ -213,7 +229,7 @@ def method_table() -> str:
 def names() -> list[str]:
   """The methods: every config file but base.py."""
   return sorted(
-    p.stem for p in CONFIGS.glob("*.py") if p.stem not in ("__init__", "base")
+    p.stem for p in CONFIGS.glob("*.py") if not p.stem.startswith(("__", "base"))
   )
 
 
@@ -258,7 +274,7 @@ weights. `base.py` gives every field its default; no other file holds one.
 made. `<target>` is a name below `targets`; `<memory>` is `teacher` or `reference`. A
 unit stands where the comment or the name of a field says one.
 
-{field_tables((CONFIGS / "base.py").read_text())}
+{field_tables()}
 """
 
 

@@ -49,7 +49,7 @@ def main():
   text = model_card.card(
     flat, defaults, step=step, summary=summary, adapter=ADAPTER.value
   )
-  path = sources.resolve(config.model.source)
+  path = sources.resolve(setup.origin(config.model.source))
   runtime = setup.runtime_fields(config) | {"attention": "xla"}  # nothing is run
   model_config = sources.read_config(path, **runtime)
   lora = {"adapter": params, "alpha": config.lora.alpha} if rank else {}
@@ -57,7 +57,7 @@ def main():
     lora |= {"base": config.model.source, "card": text}
     return export.export_adapter(OUT.value, model_config, **lora)
   if rank:
-    _, params = sources.load_model_weights(path, layout, **runtime)
+    params = setup.load_params(config.model.source, runtime, model_config, mesh)
     workdirs.check_base(workdir, checkpoint.fingerprint(params, mesh))
   export.export(
     OUT.value,

@@ -1,21 +1,16 @@
 """Load, generate and score in a notebook; re-exported by `opsd_jax`."""
 
 import collections
-import functools
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from opsd_jax.losses import chunked
-from opsd_jax.models import tokenizer, transformer
+from opsd_jax.models import tokenizer
 from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.tokenizer import Tokenizer
 from opsd_jax.models.weights import sources as weight_sources
-from opsd_jax.rollouts import collate
-from opsd_jax.rollouts import sources as rollout_sources
+from opsd_jax.rollouts import answering, collate
 from opsd_jax.sampling.tokens import SamplingParams
 from opsd_jax.structs import Completion
 
@@ -99,7 +94,7 @@ def generate(
   for p in ids:
     names.append(f"{p} {repeats[p]}")
     repeats[p] += 1
-  return rollout_sources.complete(
+  return answering.complete(
     model.config,
     model.params,
     model.tokenizer,
@@ -142,7 +137,7 @@ def score(
   prompts = all_chat_ids(model, prompts, template_args)
   for prompt_ids, completion in zip(prompts, completions, strict=True):
     if isinstance(completion, str):
-      completion = rollout_sources.reference(model.tokenizer, completion)
+      completion = answering.reference(model.tokenizer, completion)
     ids = tuple(getattr(completion, "ids", completion))
     if any(not 0 <= i < model.config.vocab_size for i in ids):
       raise ValueError(f"row {len(rows)}: an id outside the vocabulary")
@@ -152,28 +147,14 @@ def score(
         f" {len(ids)} exceed the model's {model.config.max_positions} positions"
       )
     rows.append(collate.Row((prompt_ids,), ids))
-  scores = []
-  for i in range(0, len(rows), ROWS):
-    part = rows[i : i + ROWS]
-    batch = collate.collate(
-      part, pad_id=model.tokenizer.pad_id, bucket=BUCKET, response_bucket=BUCKET
+  return [
+    logp
+    for i in range(0, len(rows), ROWS)
+    for logp in answering.score_rows(
+      model.config,
+      model.params,
+      rows[i : i + ROWS],
+      model.tokenizer.pad_id,
+      bucket=BUCKET,
     )
-    logp_BxT = _logp(model.config, model.params, batch)
-    scores += collate.of_responses(logp_BxT, batch.tokens, len(part))
-  return scores
-
-
-@functools.partial(jax.jit, static_argnums=0)
-def _logp(model_config, params, batch):
-  def logp(z_NxV, teachers, tokens):
-    logp_NxV = jax.nn.log_softmax(z_NxV)
-    return jnp.take_along_axis(logp_NxV, tokens.y_BxT[:, None], 1)[:, 0]
-
-  return chunked.statistics(
-    logp,
-    transformer.response_states(model_config, params, batch.views[0]),
-    transformer.unembedding(params),
-    {},
-    batch.tokens,
-    chunk=64,
-  )
+  ]

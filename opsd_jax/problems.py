@@ -3,6 +3,7 @@
 What they say, as the chat template renders it, is part of a run's identity.
 """
 
+import dataclasses
 from collections.abc import Callable
 
 from ml_collections import ConfigDict
@@ -13,9 +14,10 @@ from opsd_jax.data.columns import Columns
 from opsd_jax.data.sources import TASK
 from opsd_jax.losses import objective as objectives
 from opsd_jax.models import tokenizer as tokenizers
+from opsd_jax.rollouts import contexts, contexts_after, sources
 from opsd_jax.rollouts.prompts import build_prompts, prompt_limit
 from opsd_jax.runtime import checkpoint, distributed
-from opsd_jax.structs import Prompts
+from opsd_jax.structs import Example, Prompts
 from opsd_jax.tasks import pool
 
 
@@ -25,7 +27,7 @@ def load_split(config: ConfigDict) -> splits.Split:
   return splits.load(
     data.train,
     data.eval,
-    Columns(data.problem, data.solution, data.answer, data.id),
+    Columns(data.problem, data.solution, data.answer, data.id, data.rejected),
     skip_bad=data.skip_bad,
     train_limit=data.train_limit,
     eval_limit=data.eval_limit,
@@ -77,12 +79,14 @@ def tokenize(
   train_len, eval_len, _ = (
     prompt_limit(name, rules.field(config, name), limit, of)
     for name, limit, of in (
-      ("rollout.max_new_tokens", row_len, of_row),
+      ("rollout.max_new_tokens", row_len - revision_len(config, tokenizer), of_row),
       ("eval.max_new_tokens", max_positions, of_model),
       ("eval.drift_tokens", max_positions, of_model),
     )
   )
   dropped = dict(split.dropped)
+  if config.rollout.source == "pairs" and not config.data.rejected:
+    split = split._replace(train=with_others(split.train))
   train = build_prompts(
     config.context,
     tokenizer,
@@ -90,7 +94,7 @@ def tokenize(
     train_len,
     dropped,
     "training",
-    reference_row_len=row_len if config.rollout.source == "dataset" else 0,
+    reference_row_len=row_len if config.rollout.source in sources.REFERENCES else 0,
     views_read=objectives.from_config(config).views,
   )
   held_out = build_prompts(
@@ -104,6 +108,25 @@ def tokenize(
       f" overlap: {split.removed_as_overlap}; dropped: {dropped or 'none'}"
     )
   return train, held_out, dropped
+
+
+def revision_len(config: ConfigDict, tokenizer: tokenizers.Tokenizer) -> int:
+  """Tokens that a response may have beyond rollout.max_new_tokens: an outcome and a
+  second answer, where the source revises."""
+  if config.rollout.source != "revised":
+    return 0
+  outcomes = contexts_after.OUTCOMES.values()
+  longest = max(len(tokenizer.encode(f"\n\n{text}\n\n")) for text in outcomes)
+  return longest + config.rollout.max_new_tokens
+
+
+def with_others(examples) -> tuple[Example, ...]:
+  """The examples, each with another problem's solution as what is rejected; without
+  those that have none."""
+  others = contexts.Pool(examples).others
+  return tuple(
+    dataclasses.replace(e, rejected=others[e.id]) for e in examples if others[e.id]
+  )
 
 
 def identify(

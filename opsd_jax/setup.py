@@ -15,17 +15,17 @@ from ml_collections import ConfigDict
 
 from opsd_jax import problems, rules, spec, tasks
 from opsd_jax.data import splits, unrelated
+from opsd_jax.losses import controllers, optimizer
 from opsd_jax.losses import objective as objectives
-from opsd_jax.losses import optimizer
-from opsd_jax.models import attention, families, lora, transformer
+from opsd_jax.models import attention, families, lora, transformer, transforms
 from opsd_jax.models import tokenizer as tokenizers
 from opsd_jax.models.families import ModelConfig
 from opsd_jax.models.weights import sources as weight_sources
-from opsd_jax.rollouts import contexts, host_memory
+from opsd_jax.rollouts import answering, contexts, host_memory
 from opsd_jax.rollouts import sources as rollout_sources
 from opsd_jax.rollouts.prompts import teacher_prompt
 from opsd_jax.rollouts.shapes import Shapes
-from opsd_jax.runtime import distributed, sharding_rules
+from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.runtime.mesh import check_heads, check_rows, make_mesh
 from opsd_jax.sampling.tokens import SamplingParams, check
@@ -58,6 +58,7 @@ class Run(NamedTuple):
   external_config: ModelConfig | None
   host_memory: host_memory.HostMemory | None  # None: no context reads one
   shapes: Shapes  # of the batches so far
+  history: controllers.History  # of the steps so far
 
   @property
   def digest(self) -> str:
@@ -67,7 +68,7 @@ class Run(NamedTuple):
   @property
   def kept(self) -> dict:
     """What the host keeps from step to step, by the name it is saved under."""
-    return {"memory": self.host_memory, "shapes": self.shapes}
+    return {"memory": self.host_memory, "shapes": self.shapes, "history": self.history}
 
 
 def validate(config: ConfigDict, with_problems: bool = True) -> None:
@@ -77,9 +78,9 @@ def validate(config: ConfigDict, with_problems: bool = True) -> None:
   """
   rules.check(config)
   optimizer.from_config(config)
-  weight_sources.check(config.model.source)
+  weight_sources.check(origin(config.model.source))
   if config.external.source:
-    weight_sources.check(config.external.source)
+    weight_sources.check(origin(config.external.source))
   task = tasks.open_task(config.task.name, config.task.privileged_field)
   if with_problems:
     data = config.data
@@ -90,11 +91,12 @@ def validate(config: ConfigDict, with_problems: bool = True) -> None:
   spec.arguments(config.context.teacher_args)
   check(sampling(config.rollout))
   check(SamplingParams(temperature=config.eval.temperature))
-  rollout_sources.check_stop("rollout.stop", config.rollout.stop)
-  rollout_sources.check_stop("eval.stop", config.eval.stop)
+  answering.check_stop("rollout.stop", config.rollout.stop)
+  answering.check_stop("eval.stop", config.eval.stop)
   unrelated.prompts(config.eval.drift_prompts)
   for name, known in (
     ("model.remat", transformer.REMAT),
+    ("model.transform", transforms.ALL),
     ("model.dtype", DTYPES),
     ("model.param_dtype", DTYPES),
     ("external.dtype", DTYPES),
@@ -125,13 +127,13 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
   """
   mesh = make_run_mesh(config)
   verify, split = problems.read_problems(config)
-  path = weight_sources.resolve(config.model.source)
+  path = weight_sources.resolve(origin(config.model.source))
   fields = runtime_fields(config)
   model_config = read_model_config(config, path, fields, mesh)
   tokenizer = tokenizers.load(path, model_config.vocab_size, date)
-  rollout_sources.check_chats(config, tokenizer)
+  answering.check_chats(config, tokenizer)
   check_vocabulary(config, model_config)
-  params = load_params(path, fields, model_config, mesh)
+  params = load_params(config.model.source, fields, model_config, mesh)
   jax.eval_shape(trained(config), params)  # raises where LoRA's targets match nothing
   row_len = longest_row(config, model_config)
   train, held_out, dropped = problems.tokenize(
@@ -142,7 +144,6 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
   )
   is_privileged = config.rollout.source in rollout_sources.PRIVILEGED
   views_answered = 2 if is_privileged else 1
-  reads_memory = set(contexts.names(config.context)) & set(contexts.READ_MEMORY)
   return Run(
     mesh=mesh,
     model_config=model_config,
@@ -166,8 +167,11 @@ def prepare(config: ConfigDict, date: datetime.date | None = None) -> Run:
     longest_prompt=max(len(ids) for p in train for ids in p.views[:views_answered]),
     external=external,
     external_config=external_config,
-    host_memory=host_memory.HostMemory() if reads_memory else None,
+    host_memory=host_memory.HostMemory()
+    if contexts.read_memory(config.context)
+    else None,
     shapes=Shapes(),
+    history=controllers.History(),
   )
 
 
@@ -188,11 +192,12 @@ def make_run_mesh(config: ConfigDict) -> Mesh:
 
 
 def rows_per_step(config: ConfigDict) -> int:
-  """Rows of a batch at most: the source `rescue` may sample as many responses
-  again, and `teacher_view` with 0 < alpha < 1 learns each one twice."""
+  """Rows of a batch at most: some sources make two of each response, as `teacher_view`
+  does with 0 < alpha < 1."""
   responses = config.rollout.prompts_per_step * config.rollout.samples_per_prompt
-  is_doubled = config.rollout.source == "rescue" or (
-    config.rollout.source == "teacher_view" and 0 < config.routing.alpha < 1
+  source = config.rollout.source
+  is_doubled = source in rollout_sources.TWO_ROWS or (
+    source == "teacher_view" and 0 < config.routing.alpha < 1
   )
   return (1 + is_doubled) * responses
 
@@ -260,16 +265,52 @@ def resolve_attention(
   return dataclasses.replace(model_config, attention=backend)
 
 
-def load_params(
-  path: pathlib.Path, fields: dict, model_config: ModelConfig, mesh: Mesh
-):
-  """The weights of a resolved source, each array in its layout on the mesh."""
+def load_params(source: str, fields: dict, model_config: ModelConfig, mesh: Mesh):
+  """The weights of a source, each array in its layout on the mesh."""
+  layout = functools.partial(sharding_rules.tree_shardings, mesh=mesh)
+  if source.startswith(RUN):
+    return run_params(run_dir(source), model_config, layout)
   _, params = weight_sources.load_model_weights(
-    path,
-    functools.partial(sharding_rules.tree_shardings, mesh=mesh),
+    weight_sources.resolve(source),
+    layout,
     **fields | {"attention": model_config.attention},
   )
   return params
+
+
+RUN = "run:"  # a model source: the newest checkpoint of a run
+
+
+def run_dir(source: str) -> pathlib.Path:
+  return paths.open_workdir(source.removeprefix(RUN))
+
+
+def origin(source: str) -> str:
+  """The source whose sizes and tokenizer a model has: a run's are its model's."""
+  while source.startswith(RUN):
+    source = read_config(run_dir(source)).model.source
+  return source
+
+
+def run_params(workdir: pathlib.Path, model_config: ModelConfig, layout):
+  """The weights at a run's newest checkpoint. Raises ValueError where they are an
+  adapter, or not as this model is laid out."""
+  if read_config(workdir).lora.rank:
+    raise ValueError(
+      f"the run {workdir} has trained an adapter: export it with experiments.export_hf,"
+      " and give that directory"
+    )
+  _, params = checkpoint.restore_params(workdir / "checkpoints", layout)
+  wanted = jax.eval_shape(
+    lambda: transformer.init_params(model_config, jax.random.key(0))
+  )
+  sizes = [jax.tree.map(lambda x: x.shape, tree) for tree in (wanted, params)]
+  if sizes[0] != sizes[1]:
+    raise ValueError(
+      f"the run {workdir} has its weights laid out otherwise: give the same"
+      " model.scan_layers"
+    )
+  return jax.tree.map(lambda x: x.astype(model_config.param_dtype), params)
 
 
 def load_external(
@@ -286,7 +327,8 @@ def load_external(
   """
   if not config.external.source:
     return {}, None
-  path, fields = weight_sources.resolve(config.external.source), external_fields(config)
+  path = weight_sources.resolve(origin(config.external.source))
+  fields = external_fields(config)
   if tokenizers.load(path).inner.get_vocab() != tokenizer.inner.get_vocab():
     raise ValueError(
       f"external.source={config.external.source} has another tokenizer than"
@@ -303,7 +345,8 @@ def load_external(
       f"external.source has {external_config.max_positions} positions, rows have up to"
       f" {row_len} tokens: set batch.max_sequence_len"
     )
-  return load_params(path, fields, external_config, mesh), external_config
+  external = load_params(config.external.source, fields, external_config, mesh)
+  return external, external_config
 
 
 def trained(config: ConfigDict) -> Callable:

@@ -27,6 +27,7 @@ class Example:
   solution: str | None  # worked reference, as the teacher is shown it
   answer: str | None  # short final answer, as the verifier compares it
   metadata: Any = None  # whatever the task's own verifier needs
+  rejected: str | None = None  # a response that is not wanted, of preference pairs
 
 
 UNVERIFIED = "not verified"  # prefix of `feedback` when the verifier itself failed
@@ -140,6 +141,8 @@ class ResponseTokens(NamedTuple):
   group_BxT: Any = None  # int32, which prompt it answers, of all processes
   counted_BxT: Any = None  # float32, 0 on the second row of one completion
   gumbel_BxT: Any = None  # float32, standard Gumbel noise, by (seed, step, row)
+  # {view: float32}, 1 where its response has that view; absent: every one has
+  exists: dict = {}
 
 
 class Batch(NamedTuple):
@@ -162,8 +165,12 @@ class TokenStats(NamedTuple):
   teacher_logp: dict  # {target: its log-prob of y at the loss temperature}
   teacher_entropy: dict  # {target: its entropy}
   clipped: dict  # {term: fraction of the vocabulary that its clip changed}
+  # {target: {name: what its mixing has found, such as a gate}}
+  numbers: dict = {}
+  # {target: 1 where the response has the views that it reads}; absent: every one
+  exists: dict = {}
 
-  def of(self, term: str, target: str | None) -> "TermStats":
+  def of(self, term: str, target: str | None, against: str | None) -> "TermStats":
     """The statistics that one term's functions read."""
     return TermStats(
       self.values.get(term),
@@ -171,6 +178,9 @@ class TokenStats(NamedTuple):
       self.entropy_BxT,
       self.teacher_logp.get(target),
       self.teacher_entropy.get(target),
+      self.teacher_logp.get(against),
+      self.exists.get(target, 1.0) * self.exists.get(against, 1.0),
+      self.numbers.get(target, {}),
     )
 
 
@@ -182,6 +192,9 @@ class TermStats(NamedTuple):
   entropy_BxT: Any
   teacher_logp_BxT: Any  # of the term's target; None without one
   teacher_entropy_BxT: Any
+  against_logp_BxT: Any = None  # of the second target that the term names
+  has_teacher_BxT: Any = 1.0  # 1 where the response has the views of both
+  numbers: dict = {}  # what the mixing of the term's target has found
 
 
 class State(NamedTuple):
@@ -206,6 +219,7 @@ class Models(NamedTuple):
 
   live: Any
   external: Any = None
+  transform: Any = None  # of the learner's weights, see models/transforms.py
 
   def of(self, weights: str):
     return self.external if weights == "external" else self.live

@@ -16,12 +16,12 @@ import optax
 from opsd_jax import setup, spec
 from opsd_jax.data import order as data_order
 from opsd_jax.evaluation import in_training
-from opsd_jax.losses import chunked, schedules
+from opsd_jax.losses import chunked, controllers, schedules, scoring
 from opsd_jax.losses import objective as objectives
 from opsd_jax.losses.micro_batches import accumulate
-from opsd_jax.models import lora, transformer
+from opsd_jax.models import lora, transformer, transforms
 from opsd_jax.reporting import console, self_checks, step_metrics
-from opsd_jax.rollouts import collect, sources
+from opsd_jax.rollouts import answering, collect
 from opsd_jax.runtime import (
   allocator,
   checkpoint,
@@ -51,7 +51,7 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
   """
 
   def loss_fn(params, objective, frozen, memories, denominators, part):
-    weights = all_weights(params, frozen, memories)
+    weights = all_weights(models, params, frozen, memories)
     h_BxTxD, teachers = states(models, objective.teachers(True), weights, part)
     of_logits = functools.partial(objectives.of_logits, objective, denominators)
     W_VxD = transformer.unembedding(weights["live"])
@@ -63,7 +63,7 @@ def make_train_step(models: Models, objective_at, tx, *, micro_batches: int = 1)
   def train_step(state, batch, frozen=Frozen(), values={}):  # noqa: B006, B008
     objective = objective_at(values)
     memories = kept(objective, state)
-    denominators = objectives.denominators(objective, batch)  # of the whole batch
+    denominators = scoring.denominators(objective, batch)  # of the whole batch
     given = objective, frozen, memories, denominators
     grad = jax.value_and_grad(loss_fn, has_aux=True)
     (loss, stats), grads = accumulate(grad, state.params, given, batch, micro_batches)
@@ -94,12 +94,12 @@ def jit_step(train_step, layout: State):
 
 
 def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
-  """(state, batch, frozen, values, kept_columns) -> (the batch as objective.weigh
+  """(state, batch, frozen, values, kept_columns) -> (the batch as scoring.weigh
   weighs it, TokenStats, overflow): statistics of all tokens, without gradient,
   once a batch."""
 
   def scores(params, objective, frozen, memories, part):
-    weights = all_weights(params, frozen, memories)
+    weights = all_weights(models, params, frozen, memories)
     h_BxTxD, teachers = states(models, objective.teachers(False), weights, part)
     W_VxD = transformer.unembedding(weights["live"])
 
@@ -115,7 +115,7 @@ def make_score_step(models: Models, objective_at, *, micro_batches: int = 1):
     objective = objective_at(values)
     given = objective, frozen, kept(objective, state)
     (_, stats), _ = accumulate(scores, state.params, given, batch, micro_batches)
-    batch, overflow = objectives.weigh(objective, stats, batch, kept_columns)
+    batch, overflow = scoring.weigh(objective, stats, batch, kept_columns)
     return batch, stats, overflow
 
   return score_step
@@ -129,11 +129,16 @@ def kept(objective, state: State) -> dict:
   }
 
 
-def all_weights(params, frozen: Frozen, memories: dict) -> dict:
-  """Everybody's weights by name, adapters beside their base."""
+def all_weights(models: Models, params, frozen: Frozen, memories: dict) -> dict:
+  """Everybody's weights by name."""
   joined = {role: lora.join(frozen.base, sg(m)) for role, m in memories.items()}
-  live = lora.join(frozen.base, params)
+  live = (models.transform or transforms.none)(lora.join(frozen.base, params))
   return {"live": live, "external": frozen.external, **joined}
+
+
+def student(config, run, state: State):
+  """The weights that answer, as the forward pass has them."""
+  return transforms.apply(config.model.transform, lora.join(run.params, state.params))
 
 
 def states(models: Models, pairs, weights: dict, part):
@@ -239,7 +244,7 @@ def train_and_evaluate(config, workdir) -> dict:
         began -= distributed.broadcast_from_first(lambda: writer.seconds())
         if not config.lora.rank:
           run = run._replace(params={})  # from here on the state holds them
-        evaluator.evaluate_base(lora.join(run.params, state.params))
+        evaluator.evaluate_base(student(config, run, state))
         learn(config, run, state, layout, order, writer, evaluator, manager, profiler)
     finally:
       manager.close()  # what is being saved is saved
@@ -250,14 +255,13 @@ def train_and_evaluate(config, workdir) -> dict:
 
 
 class Programs(NamedTuple):
-  """What is compiled of a step."""
-
   train: Any
   score: Any  # None where no weight looks at other tokens
 
 
 def compile_steps(config, run, layout) -> Programs:
-  models = Models(run.model_config, run.external_config)
+  transform = transforms.ALL[config.model.transform]
+  models = Models(run.model_config, run.external_config, transform)
   objective_at = functools.partial(objectives.from_config, config)
   micro_batches = config.batch.micro_batches
   step = make_train_step(models, objective_at, run.tx, micro_batches=micro_batches)
@@ -282,9 +286,8 @@ def learn(
   training problems.
   """
   programs = compile_steps(config, run, layout)
-  updates = config.optimizer.updates_per_batch
+  updates, pieces = config.optimizer.updates_per_batch, allocator.Pieces()
   start, bad_steps, warn = int(state.step), 0, self_checks.Warner(config)
-  pieces = allocator.Pieces()
   bar = metrics.progress(
     config.steps, start, "train", shown=distributed.is_first(), file=sys.stdout
   )
@@ -295,13 +298,14 @@ def learn(
   for step in range(start, config.steps, updates):
     profiler.begin_step(step, updates)
     clock, compiled = [time.time()], monitoring.compiles().count
-    values = schedules.values_at(config.schedule, step)
+    values = controllers.values_at(config, step, run.history.state)
     now = schedules.with_values(config, values)
-    answer = sources.Answer(now, run, lora.join(run.params, state.params), step)
+    answer = answering.Answer(now, run, student(config, run, state), step)
     groups, row = collect.collect(now, run, answer, draw)
     clock.append(time.time())
     batch = collect.make_batch(now, run, groups, step)
     state, learned = update(run, programs, state, batch, values, updates)
+    run.history.add(row.get("score", 0.0))
     row |= step_metrics.update_metrics(config, run, learned, groups) | {
       **{f"schedule/{name}": value for name, value in values.items()},
       **allocator.usage(),
@@ -323,14 +327,14 @@ def learn(
       )
     is_last = step == config.steps
     if is_evaluated := step % config.eval.every == 0 or is_last:
-      evaluator.evaluate(lora.join(run.params, state.params), step)
+      evaluator.evaluate(student(config, run, state), step)
     if is_saved := step % config.checkpoint.every == 0 or is_last:
       allocator.give_back()  # or what the step freed stands beside the copies
       writer.flush()  # a checkpoint is not ahead of its rows
       checkpoint.save(manager, state, data_order.save(order, run.digest, **run.kept))
     pieces.after_step(row, is_evaluated or is_saved)
   if start == config.steps:  # fewer steps than before: evaluated here, or never
-    evaluator.evaluate_once(lora.join(run.params, state.params), start)
+    evaluator.evaluate_once(student(config, run, state), start)
   bar.close()
   warn.close()
 
@@ -360,8 +364,7 @@ def update(run, programs: Programs, state, local_batch, values: dict, updates: i
   """`updates` optimiser steps on one batch -> (state, Learned).
 
   Where a weight looks at other tokens, the batch is scored once, before. From the
-  second step on a token's ratio is to its log-prob at the first, unless its row
-  says under which policy it was drawn.
+  second step on a ratio is to the first, unless the row says who drew it.
   """
   frozen, stats, overflow = Frozen(run.params, run.external), None, 0
   whole = batch = distributed.to_global(local_batch, run.mesh)

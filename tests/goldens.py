@@ -17,7 +17,7 @@ PATH = pathlib.Path(__file__).with_name("goldens.json")
 CONFIGS = sorted(
   p.stem
   for p in (PATH.parents[1] / "configs").glob("*.py")
-  if p.stem not in ("__init__", "base")
+  if not p.stem.startswith(("__", "base"))
 )
 # What a random model is sometimes right on, so that verdicts differ.
 GUESSED = {
@@ -27,15 +27,22 @@ GUESSED = {
 }
 
 
-def tiny(name: str):
+# A random model's replies do not agree.
+SPECIAL = {"u_opsd": {"context.agreement": 0.1}}
+
+
+def tiny(name: str, arg: str = ""):
   """The config at `:tiny`, on a task that its verdicts say something about."""
   from opsd_jax.rollouts import collect
 
-  config = importlib.import_module(f"configs.{name}").get_config("tiny")
+  config = importlib.import_module(f"configs.{name}").get_config(
+    f"tiny,{arg}" if arg else "tiny"
+  )
   config.compile_cache = ""
   if collect.needs_verdicts(config):
     config.update_from_flattened_dict(GUESSED)
     config.rollout.prompts_per_step = min(8, config.task.train_count)
+  config.update_from_flattened_dict(SPECIAL.get(name, {}))
   return config
 
 

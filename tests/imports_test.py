@@ -32,7 +32,15 @@ RANK = {part: rank for rank, parts in enumerate(ORDER) for part in parts}
 
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 NO_JAX = ("structs", "registry", "spec", "tasks", "data") + tuple(
-  f"rollouts.{name}" for name in ("contexts", "routing", "advantages", "collate")
+  f"rollouts.{name}"
+  for name in (
+    "contexts",
+    "contexts_after",
+    "routing",
+    "advantages",
+    "collate",
+    "sources",
+  )
 )
 MATHEMATICS = {"structs", "registry"}  # beside their own kind
 CONFIG_TO_OBJECTIVE = "losses.objective"
@@ -41,6 +49,7 @@ CONFIG_TO_OBJECTIVE = "losses.objective"
 # values.
 READ_CONFIG = {
   "evaluation.evaluated_model",
+  "losses.controllers",
   "losses.objective",
   "losses.optimizer",
   "planning.account",
@@ -51,9 +60,10 @@ READ_CONFIG = {
   "reporting.self_checks",
   "reporting.step_metrics",
   "rollouts.collect",
-  "rollouts.sources",
+  "rollouts.answering",
   "rules",
   "rules.numbers",
+  "rules.targets",
   "rules.unread",
   "setup",
   "train",

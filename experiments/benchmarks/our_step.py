@@ -147,7 +147,7 @@ def responder(config, run, shape: shapes.Shape):
   import numpy as np
 
   from opsd_jax import setup
-  from opsd_jax.rollouts import sources
+  from opsd_jax.rollouts import answering
   from opsd_jax.structs import Rollout
 
   tokenizer, lengths = run.tokenizer, config.rollout.max_new_tokens
@@ -156,7 +156,7 @@ def responder(config, run, shape: shapes.Shape):
     tokenizer = types.SimpleNamespace(eos_ids=(), decode=tokenizer.decode)
 
   def respond(params, prompts, step: int):
-    groups = sources.complete(
+    groups = answering.complete(
       run.model_config,
       params,
       tokenizer,

@@ -33,7 +33,7 @@ def ours(channel: Channel, settings: dict) -> None:
   import numpy as np
 
   from opsd_jax import api
-  from opsd_jax.rollouts import sources
+  from opsd_jax.rollouts import answering
   from opsd_jax.runtime import allocator, monitoring
   from opsd_jax.sampling import tokens
 
@@ -43,7 +43,7 @@ def ours(channel: Channel, settings: dict) -> None:
   tokenizer = types.SimpleNamespace(eos_ids=(), decode=model.tokenizer.decode)
 
   def generate(prompts, n, lengths, batch):
-    completions = sources.complete(
+    completions = answering.complete(
       model.config,
       model.params,
       tokenizer,

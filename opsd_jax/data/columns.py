@@ -59,6 +59,7 @@ class Columns(NamedTuple):
   solution: str = "auto"
   answer: str = "auto"
   id: str = "auto"
+  rejected: str = ""
 
 
 def clip(text: str) -> str:
@@ -186,7 +187,7 @@ def has_replies(rows, column: str) -> bool:
 
 def check_apart(source: str, columns: Columns, replies: bool) -> None:
   """Raises ValueError where the problem shares its column with another field."""
-  _, solution, answer, id = columns
+  _, solution, answer, id, _ = columns
   if columns.problem in ((answer, id) if replies else (solution, answer, id)):
     raise ValueError(
       f"{source}: column {columns.problem!r} is the problem and another field"

@@ -7,6 +7,7 @@ AIME, AMC   {"problem": ..., "answer": 204}
 """
 
 import collections
+import dataclasses
 import hashlib
 import json
 import math
@@ -284,7 +285,8 @@ def to_example(row: dict, columns: Columns, worked: bool, not_read) -> Example:
     else:
       answer = final_answer(solution)
   id = "" if columns.id is None else read_text(row, columns.id, number=True)
-  return Example(id, question, solution, answer)
+  rejected = None if columns.rejected is None else read_text(row, columns.rejected)
+  return Example(id, question, solution, answer, rejected=rejected)
 
 
 BETWEEN = re.compile(  # two boxes that answer together: "1 or x = 2"
@@ -327,4 +329,4 @@ def with_id(example: Example, repeats) -> Example:
   digest = hashlib.sha256(text.encode()).hexdigest()[:16]
   repeats[digest] += 1
   id = digest if repeats[digest] == 1 else f"{digest}-{repeats[digest]}"
-  return Example(id, example.question, example.solution, example.answer)
+  return dataclasses.replace(example, id=id)

@@ -70,7 +70,7 @@ def from_base(
   template_args: dict,
 ):
   """`drift_from` the base of `run`, on its greedy completions of `count` unrelated
-  prompts; `complete` is rollouts.sources.complete, bound to the run, and
+  prompts; `complete` is rollouts.answering.complete, bound to the run, and
   `template_args` are the student's arguments of the chat template."""
   prompts = unrelated.prompts(count)
   ids = [

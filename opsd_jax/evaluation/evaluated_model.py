@@ -4,7 +4,7 @@ import functools
 from typing import Any, NamedTuple
 
 from opsd_jax import setup, spec
-from opsd_jax.models import families, lora, tokenizer
+from opsd_jax.models import families, lora, tokenizer, transforms
 from opsd_jax.models.weights import sources as weight_sources
 from opsd_jax.runtime import checkpoint, distributed, paths, sharding_rules
 from opsd_jax.runtime import workdir as workdirs
@@ -74,7 +74,7 @@ def load_run(workdir, date=None) -> EvaluatedModel:
   """The newest checkpoint of a training run; with LoRA, joined with its base."""
   workdir = paths.open_workdir(workdir)
   config = setup.read_config(workdir)
-  path = weight_sources.resolve(config.model.source)
+  path = weight_sources.resolve(setup.origin(config.model.source))
   about = {"source": config.model.source, "dtype": config.model.dtype}
   about["run"] = str(workdir)
   mesh = make_mesh(**config.mesh)
@@ -82,10 +82,11 @@ def load_run(workdir, date=None) -> EvaluatedModel:
   def load_params(layout, runtime):
     about["step"], params = checkpoint.restore_params(workdir / "checkpoints", layout)
     if config.lora.rank:
-      _, base = weight_sources.load_model_weights(path, layout, **runtime)
+      base_config = weight_sources.read_config(path, **runtime)
+      base = setup.load_params(config.model.source, runtime, base_config, mesh)
       workdirs.check_base(workdir, checkpoint.fingerprint(base, mesh))
       params = lora.join(base, params)
-    return params
+    return transforms.apply(config.model.transform, params)
 
   date = date or workdirs.date_of(workdir)
   return _evaluated_model(

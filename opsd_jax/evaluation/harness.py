@@ -21,8 +21,7 @@ from opsd_jax.evaluation.eval_sets import EvalSet
 from opsd_jax.evaluation.evaluated_model import EvaluatedModel
 from opsd_jax.models import tokenizer
 from opsd_jax.reporting import self_checks
-from opsd_jax.rollouts import contexts
-from opsd_jax.rollouts import sources as rollout_sources
+from opsd_jax.rollouts import answering, contexts
 from opsd_jax.runtime import allocator, distributed, metrics, monitoring, paths
 from opsd_jax.runtime import workdir as workdirs
 from opsd_jax.sampling.tokens import SamplingParams, check, check_seed
@@ -54,7 +53,7 @@ def validate(settings: EvalSettings) -> None:
   check(settings.sampling)
   if settings.template is not None:
     contexts.check(settings.template, "none")
-  rollout_sources.check_stop("stop", settings.stop)
+  answering.check_stop("stop", settings.stop)
   for name in ("samples", "max_new_tokens", "batch", "slots", "bins", "resamples"):
     if (value := getattr(settings, name)) < 1:
       raise ValueError(f"{name} is {value}, expected at least 1")
@@ -142,7 +141,7 @@ def answer(
   Each process answers and verifies its shard.
   """
   local = distributed.local_shard(prompts)
-  groups = rollout_sources.complete(
+  groups = answering.complete(
     model.model_config,
     model.params,
     model.tokenizer,

@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opsd_jax.evaluation import drift
+from opsd_jax.evaluation import calibration, drift
 from opsd_jax.evaluation.statistics import wilson
 from opsd_jax.reporting import self_checks
-from opsd_jax.rollouts import sources
+from opsd_jax.rollouts import answering
 from opsd_jax.runtime import distributed, paths
 from opsd_jax.sampling.tokens import SamplingParams
 
@@ -58,7 +58,7 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
     n=1 + samples,
   )
   flat = [(e, c) for e, group in zip(local, completions, strict=True) for c in group]
-  verdicts = verify([e for e, _ in flat], [c.text for _, c in flat])
+  verdicts = verify([e for e, _ in flat], [answer_text(c.text) for _, c in flat])
   scored = [
     (c.text, v.score, bool(c.truncated), len(c.ids), v.is_verified)
     for (_, c), v in zip(flat, verdicts, strict=True)
@@ -75,7 +75,31 @@ def accuracy(params, prompts, examples, verify, complete, *, temperature, sample
   metrics["truncated"] = float(np.mean([c.truncated for c in greedy]))
   metrics["tokens"] = float(np.mean([c.tokens for c in greedy]))
   metrics["unverified"] = float(np.mean([not c.is_verified for c in greedy]))
-  return metrics, greedy
+  return metrics | of_stated_confidence(greedy), greedy
+
+
+def answer_text(text: str) -> str:
+  """What is verified of a reply: a confidence that it states is no part of its answer."""
+  reply, confidence = calibration.stated(text)
+  return text if confidence is None else reply
+
+
+def of_stated_confidence(completions) -> dict[str, float]:
+  """How well the confidence that completions state fits: the share that state one,
+  their expected calibration error, mean confidence less accuracy, and how often a
+  right one states more than a wrong one; {} where none does."""
+  pairs = [(calibration.stated(c.text)[1], c.score >= 1) for c in completions]
+  known = [(p, is_correct) for p, is_correct in pairs if p is not None]
+  if not known:
+    return {}
+  confidence, correct = map(np.array, zip(*known, strict=True))
+  separation = calibration.separation(confidence, correct)
+  return {
+    "stated/share": len(known) / len(pairs),
+    "stated/ece": calibration.ece(confidence, correct),
+    "stated/overconfidence": float(confidence.mean() - correct.mean()),
+    **({} if separation is None else {"stated/separation": separation}),
+  }
 
 
 class Evaluator:
@@ -113,7 +137,7 @@ class Evaluator:
     self.samples, self.temperature = samples, temperature
     self.max_new_tokens, self.stop = max_new_tokens, stop
     self.complete = functools.partial(
-      sources.complete,
+      answering.complete,
       run.model_config,
       tokenizer=run.tokenizer,
       seed=seed,

@@ -12,44 +12,18 @@ import math
 import jax
 import jax.numpy as jnp
 
+from opsd_jax.losses.bounds import (
+  STEEPEST,
+  bounded,
+  clamp,
+  exp_bounded,
+  possible,
+  weighted,
+)
+from opsd_jax.losses.label_losses import LABEL, TOKEN
 from opsd_jax.registry import pick
 
 sg = jax.lax.stop_gradient
-
-
-LOWEST = -1e4  # nats; below it a probability is 0 in float32 and far beyond
-STEEPEST = 20.0  # nats; e^20 is 4.9e8
-
-
-def clamp(x, low=-jnp.inf, high=jnp.inf):
-  """x within [low, high], without gradient outside. NaN stays NaN, which a compiled
-  jnp.clip does not promise: a broken teacher must be seen."""
-  return jnp.where(x < low, low, jnp.where(x > high, high, x))
-
-
-def bounded(logp):
-  """Log-probs of at least LOWEST, so that no difference is infinite and no 0 meets
-  an inf in a gradient."""
-  return clamp(logp, low=LOWEST)
-
-
-def exp_bounded(x):
-  """e^x, at most e^20, where its gradient ends: one token's cannot make the whole
-  batch's infinite."""
-  return jnp.exp(clamp(x, high=STEEPEST))
-
-
-def weighted(logw, x):
-  """exp(logw) * x, 0 where the weight is 0 whatever x is; safe to
-  differentiate. A NaN weight stays NaN: a broken teacher must be seen."""
-  there = logw != -jnp.inf
-  return jnp.where(there, jnp.exp(logw) * jnp.where(there, x, 0.0), 0.0)
-
-
-def possible(logp, logq):
-  """Both, but 0 where both are -inf: equal, such tokens then add nothing."""
-  nowhere = jnp.maximum(logp, logq) == -jnp.inf
-  return jnp.where(nowhere, 0.0, logp), jnp.where(nowhere, 0.0, logq)
 
 
 def forward_kl(logp, logq):
@@ -66,6 +40,14 @@ def reverse_kl(logp, logq):
   Gradient in the student's logits: p (log(p / q) - KL).
   """
   return weighted(logp, logp - logq)
+
+
+def reverse_kl_constant_ratio(logp, logq):
+  """reverse_kl whose log-ratio is a constant of the gradient. Over the whole
+  vocabulary that changes nothing; over part of it, it leaves out the gradient of the
+  part's own mass, which would drive the student out of it even where it agrees
+  (2026, arXiv:2605.11182)."""
+  return weighted(logp, sg(logp - logq))
 
 
 def jsd(logp, logq, *, beta):
@@ -126,6 +108,7 @@ def alpha(logp, logq, *, alpha):
 ALL = {
   "forward_kl": forward_kl,
   "reverse_kl": reverse_kl,
+  "reverse_kl_constant_ratio": reverse_kl_constant_ratio,
   "jsd": jsd,
   "total_variation": total_variation,
   "squared_hellinger": squared_hellinger,
@@ -170,8 +153,14 @@ def renormalised(logp_K):
   return jax.nn.log_softmax(logp_K, -1)
 
 
+def raw(logp_K):
+  """The k entries as they are: their mass is not 1, see reverse_kl_constant_ratio."""
+  return logp_K
+
+
 SUPPORTS = {
   "full": full,
+  "top_k_raw": functools.partial(on_top_k, finish=raw),
   "top_k_tail": functools.partial(on_top_k, finish=with_tail),
   "top_k_renormalised": functools.partial(on_top_k, finish=renormalised),
 }
@@ -219,42 +208,6 @@ CLIPS = {
 }
 
 
-# ----------------------------------- losses of the response token alone
-
-
-def sampled_token(logp_y, logq_y):
-  """-A log p(y), A = sg(log q(y) - log p(y)): the policy-gradient form.
-
-  Its expectation over y ~ p has the gradient of reverse KL.
-  """
-  return -sg(logq_y - logp_y) * logp_y
-
-
-TOKEN = {"sampled_token": sampled_token}
-
-
-# ------------------------------- losses of the order of vocabulary entries
-
-
-def list_mle(logp, logq, *, k):
-  """-log of the Plackett-Luce probability that the student's k likeliest entries
-  come in the teacher's order (Xia et al. 2008; in TSD-KD, arXiv:2603.13260).
-
-  sum over i of logsumexp_{j >= i} s_(j) - s_(i), s_(i) the student's log-prob of
-  the entry that the teacher ranks i-th; the choice has no gradient.
-  """
-  _, ids = jax.lax.top_k(sg(logp), k)
-  student, teacher = (jnp.take_along_axis(bounded(x), ids, -1) for x in (logp, logq))
-  best_first = jnp.argsort(-teacher, -1)
-  s = jnp.take_along_axis(student, best_first, -1)
-  rest = jax.lax.cumlogsumexp(s, axis=s.ndim - 1, reverse=True)
-  broken = jnp.isnan(teacher).any(-1)  # an order hides it
-  return jnp.where(broken, jnp.nan, (rest - s).sum(-1))
-
-
-RANKINGS = {"list_mle": list_mle}
-
-
 def make(
   name, *, support="full", k=0, support_from="teacher", clip="none", tau=0.0, **kw
 ):
@@ -273,11 +226,19 @@ def make(
     raise ValueError(f"clip {clip} needs tau > 0, got {tau}")
   if not 0 <= kw.get("beta", 0) <= 1:
     raise ValueError(f"beta is {kw['beta']}, expected 0 to 1")
-  if name in TOKEN:
-    if support != "full" or clip != "none" or kw:
-      raise ValueError(f"{name} takes no support, clip or keywords")
-    return functools.partial(_of_token, TOKEN[name])
-  summands = pick({**ALL, **TOKEN}, name, **kw)
+  if name in TOKEN or name in LABEL:
+    if support != "full" or clip != "none":
+      raise ValueError(f"{name} takes no support and no clip")
+    if name in TOKEN:
+      return functools.partial(_of_token, pick(TOKEN, name, **kw))
+    return functools.partial(_of_label, pick(LABEL, name, **kw))
+  summands = pick({**ALL, **TOKEN, **LABEL}, name, **kw)
+  if support == "top_k_raw" and name != "reverse_kl_constant_ratio":
+    raise ValueError(
+      f"support top_k_raw with {name} has a gradient through the k entries' own mass,"
+      " which is not 0 where the student agrees: take reverse_kl_constant_ratio, or"
+      " the support top_k_renormalised or top_k_tail"
+    )
   kind = {
     ("forward_kl", None): "forward",
     ("reverse_kl", None): "reverse",
@@ -299,3 +260,7 @@ def _of_token(loss, logp, logq, y):
     return bounded(jnp.take_along_axis(x, y[..., None], -1)[..., 0])
 
   return loss(of_response(logp), of_response(logq)), jnp.zeros(y.shape, logp.dtype)
+
+
+def _of_label(loss, logp, logq, y):
+  return loss(bounded(logp), bounded(logq), y), jnp.zeros(y.shape, logp.dtype)

@@ -14,19 +14,27 @@ import jax.numpy as jnp
 import numpy as np
 
 from opsd_jax.losses import (
+  controllers,
   credit,
+  denominators,
   divergences,
+  label_losses,
+  logit_transforms,
   policy_gradient,
   schedules,
   targets,
   token_weights,
 )
 from opsd_jax.losses import teachers as teacher_memories
+from opsd_jax.losses.bounds import bounded
+from opsd_jax.losses.reads import reads
 from opsd_jax.registry import accepted, bind, pick
 from opsd_jax.structs import TermStats, TokenStats
 
 sg = jax.lax.stop_gradient
 MEMORIES = ("teacher", "reference")  # the roles that config has a node for
+OF_TARGET = {"teacher_logp_BxT", "teacher_entropy_BxT", "has_teacher_BxT"}
+OF_AGAINST = {"against_logp_BxT"}
 
 
 class Term(NamedTuple):
@@ -34,6 +42,8 @@ class Term(NamedTuple):
 
   scale: Any
   target: str | None  # whose statistics its functions read; None: nobody's
+  against: str | None  # and a second one, whose log-prob is compared with its
+  reads: frozenset[str]  # what its functions look at, see losses/reads.py
   reads_logits: bool  # its value reads the target's, so that learning runs it
   value: Callable  # (Seen, tokens) -> (N, fraction that a clip changed or None)
   weight: Callable  # (TermStats, tokens) -> N, of its own token
@@ -42,12 +52,33 @@ class Term(NamedTuple):
   denominator: Callable  # (tokens, weights) of the whole batch -> scalar
   bound: Callable | None  # lengths -> how many tokens its weight keeps at most
 
+  @property
+  def read_targets(self) -> set[str]:
+    """The targets whose logits or statistics it reads."""
+    is_read = self.reads_logits or self.reads & OF_TARGET or numbers_of(self.reads)
+    found = {self.target} if is_read else set()
+    return found | ({self.against} if self.reads & OF_AGAINST else set())
+
+
+def numbers_of(read: frozenset[str]) -> set[str]:
+  """The numbers of a target's mixing among what a function reads."""
+  prefix = "numbers."
+  return {name.removeprefix(prefix) for name in read if name.startswith(prefix)}
+
+
+def reads_teachers(*functions) -> bool:
+  """Whether functions of (stats, tokens) look at what teachers' logits give."""
+  read = frozenset().union(*map(reads, functions))
+  return bool(read & (OF_TARGET | OF_AGAINST) or numbers_of(read))
+
 
 class Seen(NamedTuple):
   """What a term's value is made of, for some tokens."""
 
-  logp_NxV: Any  # the student's, with gradient
-  logq_NxV: Any  # its target's; None without one
+  z_NxV: Any  # the student's logits, with gradient
+  zt_NxV: Any  # its target's; None without one
+  logp_NxV: Any  # the student's log-probs, with gradient
+  logq_NxV: Any  # its target's
   y_N: Any
   stats: TermStats
 
@@ -62,14 +93,27 @@ class Objective(NamedTuple):
   def teachers(self, learning: bool) -> tuple[tuple[int, str], ...]:
     """The (view, weights) pairs whose logits are run: where statistics of all
     tokens are made, or (`learning`) those alone that a loss reads."""
-    read = {t.target for t in self.terms.values() if t.reads_logits or not learning}
-    chosen = [target for name, target in self.targets.items() if name in read]
-    return tuple(dict.fromkeys(pair for t in chosen for pair in t.teachers))
+    chosen = [t for t in self.terms.values() if t.reads_logits or not learning]
+    read = set().union(*(t.read_targets for t in chosen))
+    read_in_order = [target for name, target in self.targets.items() if name in read]
+    return tuple(dict.fromkeys(pair for t in read_in_order for pair in t.teachers))
 
   @property
   def views(self) -> int:
     """How many views a batch has."""
     return 1 + max((view for view, _ in self.teachers(False)), default=0)
+
+  @property
+  def partial_views(self) -> frozenset[int]:
+    """The views of which something must know whether a response has them."""
+    asked = {
+      name
+      for term in self.terms.values()
+      if "has_teacher_BxT" in term.reads
+      for name in (term.target, term.against)
+    }
+    chosen = [t for name, t in self.targets.items() if t.is_partial or name in asked]
+    return frozenset(view for t in chosen for view, _ in t.teachers if view)
 
   @property
   def is_scored(self) -> bool:
@@ -97,16 +141,21 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
   y_N = tokens.y_BxT
 
   def at_y(logp):
-    return divergences.bounded(jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0])
+    return bounded(jnp.take_along_axis(logp, y_N[:, None], 1)[:, 0])
 
   logp = jax.nn.log_softmax(z_NxV / o.temperature)
   raw = logp if o.temperature == 1 else jax.nn.log_softmax(z_NxV)
-  logqs = {}
+  mixed, logqs, numbers, exists = {}, {}, {}, {}
   for name, target in o.targets.items():
     if all(pair in teachers for pair in target.teachers):
-      zt = target.mix(sg(z_NxV), *(teachers[pair] for pair in target.teachers))
+      has_views = [tokens.exists.get(view, 1.0) for view, _ in target.teachers]
+      zts = (teachers[pair] for pair in target.teachers)
+      zt, found = jax.tree.map(sg, target.mix(sg(z_NxV), *zts, exists=has_views))
       temperature = o.temperature if target.temperature is None else target.temperature
-      logqs[name] = sg(jax.nn.log_softmax(sg(zt) / temperature))
+      mixed[name], numbers[name] = zt, found
+      logqs[name] = sg(jax.nn.log_softmax(zt / temperature))
+      if any(view in tokens.exists for view, _ in target.teachers):
+        exists[name] = target.needs(has_views)
   stats = TokenStats(
     at_y(logp),
     sg(at_y(raw)),
@@ -115,18 +164,26 @@ def of_logits(o: Objective, denominators, z_NxV, teachers: dict, tokens):
     {name: at_y(logq) for name, logq in logqs.items()},
     {name: entropy(logq) for name, logq in logqs.items()},
     {},
+    numbers,
+    exists,
   )
   losses = {}
   for name, term in o.terms.items():
-    seen = Seen(logp, logqs.get(term.target), y_N, stats.of(name, term.target))
+    term_stats = stats.of(name, term.target, term.against)
+    seen = Seen(
+      z_NxV, mixed.get(term.target), logp, logqs.get(term.target), y_N, term_stats
+    )
     advantage_N = tokens.credits.get(name, tokens.advantage_BxT)
+    if advantage_N is None:  # no reward, and scoring has yet to make the credit
+      advantage_N = jnp.zeros_like(logp[:, 0])
     term_tokens = tokens._replace(advantage_BxT=advantage_N)
     value, clipped = term.value(seen, term_tokens)
     stats.values[name] = value
     if clipped is not None:
       stats.clipped[name] = sg(clipped)
     if denominators:
-      weight = term.weight(sg(stats.of(name, term.target)), term_tokens)
+      term_stats = stats.of(name, term.target, term.against)
+      weight = term.weight(sg(term_stats), term_tokens)
       weight = tokens.weights.get(name, 1.0) * weight
       losses[name] = term.scale * weight * value / denominators[name]
   return losses, stats
@@ -137,130 +194,30 @@ def entropy(logp):
   return -(jnp.exp(logp) * jnp.where(logp > -jnp.inf, logp, 0.0)).sum(-1)
 
 
-def denominators(o: Objective, batch) -> dict:
-  """{term: what its sum is divided by}, of the whole batch: before micro-batches
-  are split, and as scoring has left it where there was one."""
-  if batch.denominators:
-    return batch.denominators
-  tokens = batch.tokens
-
-  def count(name, term):
-    advantage_BxT = tokens.credits.get(name, tokens.advantage_BxT)
-    weights = tokens.weights.get(name, 1.0)
-    return term.denominator(tokens._replace(advantage_BxT=advantage_BxT), weights)
-
-  return {name: count(name, term) for name, term in o.terms.items()}
-
-
-# ------------------------------------- what needs all tokens' statistics
-
-
-def weigh(o: Objective, stats: TokenStats, batch, kept: int | None):
-  """(the batch with the weights and credits that the statistics of all its tokens
-  give, its denominators, and `kept` columns of each part: those that some term
-  counts first; how many of these there was no room for). None: all columns."""
-  tokens, weights, credits = batch.tokens, dict(batch.tokens.weights), {}
-  for name, term in o.terms.items():
-    term_stats = stats.of(name, term.target)
-    counts = weights.get(name, 1.0) != 0
-    seen = tokens._replace(mask_BxT=tokens.mask_BxT * counts)
-    if term.whole_weight:
-      weights[name] = weights.get(name, 1.0) * term.whole_weight(term_stats, seen)
-    if term.whole_credit:
-      credits[name] = term.whole_credit(term_stats, seen)
-  old_logp_BxT = tokens.old_logp_BxT
-  if old_logp_BxT is not None:
-    unknown = jnp.isnan(old_logp_BxT)
-    old_logp_BxT = jnp.where(unknown, stats.logp_BxT, old_logp_BxT)
-  tokens = tokens._replace(weights=weights, credits=credits, old_logp_BxT=old_logp_BxT)
-  batch = batch._replace(tokens=tokens)
-  batch = batch._replace(denominators=denominators(o, batch))
-  counted_BxT = sum((weights.get(name, 1.0) != 0) * tokens.mask_BxT for name in o.terms)
-  tokens = tokens._replace(mask_BxT=(counted_BxT > 0) * tokens.mask_BxT)
-  size = tokens.mask_BxT.shape[1] if kept is None else kept
-  overflow = jnp.maximum(tokens.mask_BxT.sum(1) - size, 0).sum()
-  return with_columns(batch._replace(tokens=tokens), kept), overflow
-
-
-def with_columns(batch, kept: int | None):
-  """The batch with the first `kept` tokens of each part that the mask holds."""
-  if kept is None or kept >= batch.tokens.mask_BxT.shape[1]:
-    return batch
-  order_BxT = jnp.argsort(batch.tokens.mask_BxT == 0, axis=1, stable=True)
-  columns_BxK = order_BxT[:, :kept]
-
-  def take(x_BxT):
-    return jnp.take_along_axis(x_BxT, columns_BxK, 1)
-
-  return batch._replace(
-    tokens=jax.tree.map(take, batch.tokens),
-    views=tuple(v._replace(predictor_BxT=take(v.predictor_BxT)) for v in batch.views),
-  )
-
-
-# ------------------------------------------------ what a sum is divided by
-
-
-def all_tokens(tokens, weights):
-  """Response tokens of the whole batch, at least 1; those of one completion in
-  two rows once."""
-  return jnp.maximum(counted(tokens).sum(), 1)
-
-
-def responses(tokens, weights):
-  """Responses of the whole batch with a token, at least 1."""
-  first_BxT = (tokens.index_BxT == 0) * counted(tokens)
-  return jnp.maximum(first_BxT.sum(), 1)
-
-
-def weighted_tokens(tokens, weights):
-  """Tokens of the whole batch that count in this term, at least 1."""
-  return jnp.maximum(((weights != 0) * counted(tokens)).sum(), 1)
-
-
-def active_tokens(tokens, weights):
-  """Tokens of the whole batch's responses with an advantage, at least 1: those
-  that a reward moves."""
-  return jnp.maximum(((tokens.advantage_BxT != 0) * counted(tokens)).sum(), 1)
-
-
-def budget(tokens, weights, *, max_new_tokens: int):
-  """Responses of the whole batch times the tokens that each may have: a
-  constant, where lengths must not matter (Dr. GRPO, arXiv:2503.20783)."""
-  return responses(tokens, weights) * max_new_tokens
-
-
-def counted(tokens):
-  once_BxT = 1.0 if tokens.counted_BxT is None else tokens.counted_BxT
-  return tokens.mask_BxT * once_BxT
-
-
-DENOMINATORS = {
-  "tokens": all_tokens,
-  "responses": responses,
-  "weighted_tokens": weighted_tokens,
-  "active_tokens": active_tokens,
-  "budget": budget,
-}
-
-
 # ------------------------------------------------------------ kinds of terms
-# node -> (value, whether it reads the target's logits, credit or None)
+# node -> (value, whether it reads the target's logits itself, the functions of
+# (stats, tokens) that it is made of, its credit where that looks at other tokens)
 
 
 def distill(node):
   """A divergence of the student from the target."""
   fields = dict(node.divergence)
   name = fields.pop("name")
-  function = pick({**divergences.ALL, **divergences.TOKEN}, name)
+  function = pick({**divergences.ALL, **label_losses.TOKEN, **label_losses.LABEL}, name)
   common = {f: fields[f] for f in ("support", "k", "support_from", "clip", "tau")}
   compare = divergences.make(name, **common, **accepted(function, fields))
+  transform = bind(logit_transforms.ALL, node.logits)
+  is_plain = node.logits.name == "plain"
 
   def value(seen, tokens):
-    div, clipped = compare(seen.logp_NxV, seen.logq_NxV, seen.y_N)
+    pair = seen.logp_NxV, seen.logq_NxV
+    if not is_plain:
+      logp, logq = transform(seen.z_NxV, seen.zt_NxV, seen.y_N)
+      pair = logp, sg(logq)
+    div, clipped = compare(*pair, seen.y_N)
     return div, None if common["clip"] == "none" else clipped
 
-  return value, True, None
+  return value, True, (), None
 
 
 def surrogate(node):
@@ -272,11 +229,13 @@ def surrogate(node):
 
   def value(seen, tokens):
     if not is_whole:
-      tokens = tokens._replace(advantage_BxT=credit_of(seen.stats, tokens))
+      advantage = sg(credit_of(seen.stats, tokens))
+      tokens = tokens._replace(advantage_BxT=advantage)
     return lose(seen.stats, tokens), None
 
-  reads = node.surrogate.name in policy_gradient.READ_TEACHER
-  return value, reads, credit_of if is_whole else None
+  # What is made inside a chunk finds the target's statistics there alone.
+  reads_logits = reads_teachers(lose, *(() if is_whole else (credit_of,)))
+  return value, reads_logits, (lose, credit_of), credit_of if is_whole else None
 
 
 def kl_penalty(node):
@@ -288,23 +247,27 @@ def kl_penalty(node):
     ratio = policy_gradient.ratio(seen.stats, tokens)
     return estimate(seen.stats.logp_BxT, ref, ratio), None
 
-  return value, True, None
+  return value, True, (policy_gradient.ratio,), None
 
 
 def nll(node):
   """-log p(y)."""
-  return lambda seen, tokens: (-seen.stats.logp_BxT, None), False, None
+  return lambda seen, tokens: (-seen.stats.logp_BxT, None), False, (), None
 
 
 def ranking(node):
   """A loss of the order of vocabulary entries."""
-  compare = bind(divergences.RANKINGS, node.ranking)
-  return lambda seen, tokens: (compare(seen.logp_NxV, seen.logq_NxV), None), True, None
+  compare = bind(label_losses.RANKINGS, node.ranking)
+
+  def value(seen, tokens):
+    return compare(seen.logp_NxV, seen.logq_NxV, seen.y_N), None
+
+  return value, True, (), None
 
 
 def student_entropy(node):
   """The student's entropy."""
-  return lambda seen, tokens: (entropy(seen.logp_NxV), None), False, None
+  return lambda seen, tokens: (entropy(seen.logp_NxV), None), False, (), None
 
 
 KINDS = {
@@ -322,7 +285,7 @@ KINDS = {
 
 def active_terms(config) -> dict:
   """{name: node} of the terms that are on, now or by a schedule."""
-  scheduled = {field for field, *_ in config.schedule}
+  scheduled = controllers.changing(config)
   return {
     name: node
     for name, node in config.loss.items()
@@ -331,29 +294,33 @@ def active_terms(config) -> dict:
 
 
 def learns_from_rewards(config) -> bool:
-  return any(n.kind == "policy_gradient" for n in active_terms(config).values())
+  """Whether a term of the kind policy_gradient reads the response's advantage."""
+  credits = {**credit.ALL, **credit.WHOLE}
+  nodes = [n for n in active_terms(config).values() if n.kind == "policy_gradient"]
+  return any("advantage_BxT" in reads(bind(credits, n.credit)) for n in nodes)
 
 
 def term_of(node, config) -> Term:
-  value, reads_logits, whole_credit = pick(KINDS, node.kind)(node)
+  value, reads_logits, functions, whole_credit = pick(KINDS, node.kind)(node)
   weights = {**token_weights.ALL, **token_weights.WHOLE}
   weight, whole_weight = bind(weights, node.token_weight), None
+  seen = frozenset().union(*map(reads, (*functions, weight)))
   if node.token_weight.name in token_weights.WHOLE:
     weight, whole_weight = token_weights.uniform, weight
+  reads_logits = reads_logits or reads_teachers(weight)
   cap, bound = node.importance_cap, token_weights.BOUNDS.get(node.token_weight.name)
   if cap:
-    plain = weight
+    plain, seen = weight, seen | {"sampled_logp_BxT"}
 
     def weight(stats, tokens):
       return plain(stats, tokens) * policy_gradient.importance(stats, tokens, cap)
 
-  denominator = pick(DENOMINATORS, node.denominator)
-  # A weight made inside a chunk finds the target's statistics there alone.
-  reads = node.token_weight.name in token_weights.READ_TEACHER
-  reads_logits = reads_logits or (reads and whole_weight is None)
+  denominator = pick(denominators.ALL, node.denominator)
   return Term(
     node.scale,
     node.get("target"),
+    node.get("against"),
+    seen,
     reads_logits,
     value,
     weight,
@@ -370,13 +337,7 @@ def from_config(config, values: dict | None = None) -> Objective:
   config = schedules.with_values(config, values or {})
   nodes = active_terms(config)
   terms = {name: term_of(node, config) for name, node in nodes.items()}
-  read = {
-    term.target
-    for name, term in terms.items()
-    if term.reads_logits
-    or term.whole_credit
-    or nodes[name].token_weight.name in token_weights.READ_TEACHER
-  }
+  read = set().union(*(term.read_targets for term in terms.values()))
   for name in read - set(config.targets):
     raise ValueError(
       f"no target is called {name!r}, known: {', '.join(config.targets)}"

@@ -12,7 +12,7 @@ KL estimator is `(logp, ref, ratio) -> BxT`, of one sampled token a place.
 import jax
 import jax.numpy as jnp
 
-from opsd_jax.losses.divergences import clamp
+from opsd_jax.losses.bounds import clamp
 
 sg = jax.lax.stop_gradient
 
@@ -80,8 +80,18 @@ def cispo(stats, tokens, *, clip_low: float, clip_high: float):
   return -r_BxT * tokens.advantage_BxT * stats.logp_BxT
 
 
-SURROGATES = {"reinforce": reinforce, "ppo": ppo, "cispo": cispo, "trrd": trrd}
-READ_TEACHER = ("trrd",)
+def importance_sampled(stats, tokens):
+  """-(pi / pi_old) A, without a clip (Thinking Machines 2025)."""
+  return -ratio(stats, tokens) * tokens.advantage_BxT
+
+
+SURROGATES = {
+  "reinforce": reinforce,
+  "ppo": ppo,
+  "cispo": cispo,
+  "trrd": trrd,
+  "importance_sampled": importance_sampled,
+}
 
 
 def importance(stats, tokens, cap: float):

@@ -9,7 +9,11 @@ traced scalars for the compiled step, which is one program whatever they are.
 import numpy as np
 
 # Fields that a step reads anew: of the loss, and of what its rollouts go through.
-PREFIXES = ("loss.", "targets.", "teacher.rate", "reference.rate", "routing.")
+PREFIXES = (
+  "loss.", "targets.", "teacher.rate", "reference.rate", "routing.", "context.part",
+  "context.agreement", "rollout.student_share", "rollout.threshold",
+)  # fmt: skip
+ON_HOST = ("routing.", "context.", "rollout.")  # no traced value of the compiled step
 
 
 def values_at(schedule, step: int) -> dict[str, float]:

@@ -76,4 +76,23 @@ def synced(every: int) -> Teacher:
   )
 
 
-ALL = {"live": live, "fixed": fixed, "ema": ema, "synced": synced}
+def shuffled(from_base: bool = False) -> Teacher:
+  """The student at the start with every array's entries in another order: it knows
+  nothing, and all that is learned from it comes of being told to be another (the
+  control of Sarnthein et al. 2023, arXiv:2302.12091)."""
+  if from_base:
+    raise ValueError("a shuffled teacher is of all weights: set lora.rank to 0")
+
+  def init(params):
+    leaves, tree = jax.tree.flatten(params)
+    keys = jax.random.split(jax.random.key(0), len(leaves))
+
+    def shuffle(key, x):
+      return jax.random.permutation(key, x.reshape(-1)).reshape(x.shape)
+
+    return tree.unflatten([shuffle(k, x) for k, x in zip(keys, leaves, strict=True)])
+
+  return Teacher(init, lambda memory, params: memory, keep)
+
+
+ALL = {"live": live, "fixed": fixed, "ema": ema, "synced": synced, "shuffled": shuffled}

@@ -333,6 +333,12 @@ def unembedding(params) -> jax.Array:
   return params.get("lm_head", params["embed"])["embedding"]
 
 
+def with_vocabulary(params, size: int):
+  """The weights with the first `size` entries of their vocabulary alone."""
+  tables = {name: params[name] for name in ("embed", "lm_head") if name in params}
+  return params | jax.tree.map(lambda W_VxD: W_VxD[:size], tables)
+
+
 def count(params) -> int:
   """The number of parameters in a tree."""
   return sum(x.size for x in jax.tree.leaves(params))

@@ -32,6 +32,7 @@ from opsd_jax.planning.compile import (
   sampler_shape,
   train_programs,
 )
+from opsd_jax.rollouts import sources
 from opsd_jax.runtime.mesh import divisors, row_shards
 
 
@@ -74,7 +75,7 @@ def make_account(config, topology: str) -> dict:
   if chip and sum(resident.values()) > chip.hbm:
     return account | {"fits": False, "advice": advice(config, run, account, "train")}
   phases = {"train": lambda: step_account(config, run, chip)}
-  if config.rollout.source != "dataset":
+  if config.rollout.source not in sources.GIVEN:
     phases["decode"] = lambda: {"decode": rollout_account(config, run, chip, resident)}
   for name, account_of_phase in phases.items():
     try:

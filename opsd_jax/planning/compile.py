@@ -20,8 +20,8 @@ import numpy as np
 from jax.experimental import topologies
 
 from opsd_jax import setup, train
+from opsd_jax.losses import controllers, optimizer
 from opsd_jax.losses import objective as objectives
-from opsd_jax.losses import optimizer, schedules
 from opsd_jax.models import attention, families, kv_cache, lora, transformer
 from opsd_jax.models.weights import sources
 from opsd_jax.rollouts import collate, collect, contexts, shapes
@@ -133,7 +133,9 @@ def abstract_run(config, devices) -> AbstractRun:
   check_rows(mesh, rows, config.batch.micro_batches)
   packed = config.batch.pack_len > 0
   model_config = setup.resolve_attention(
-    read_model_config(config.model.source, setup.runtime_fields(config)), mesh, packed
+    read_model_config(setup.origin(config.model.source), setup.runtime_fields(config)),
+    mesh,
+    packed,
   )
   objective, tx = objectives.from_config(config), optimizer.from_config(config)
 
@@ -153,7 +155,7 @@ def abstract_run(config, devices) -> AbstractRun:
   if config.external.source:
     fields = setup.external_fields(config)
     external_config = setup.resolve_attention(
-      read_model_config(config.external.source, fields), mesh, packed
+      read_model_config(setup.origin(config.external.source), fields), mesh, packed
     )
     external = abstract_params(external_config)
   params, trained = abstract_params(model_config), setup.trained(config)
@@ -204,7 +206,9 @@ def largest_batch(config, model_config, mesh, rows: int, objective) -> Batch:
     return View(ints(rows, L), ints(parts, T), *[ints(rows, L)] * extra)
 
   present = collate.Optional([collated_row(config, objective)], (1, 1)).arrays
-  weights = dict.fromkeys(present.pop("weights"), floats(parts, T))
+  weights, exists = (
+    dict.fromkeys(present.pop(name), floats(parts, T)) for name in ("weights", "exists")
+  )
   optional = {
     name: ints(parts, T) if x.dtype == jnp.int32 else floats(parts, T)
     for name, x in present.items()
@@ -215,6 +219,7 @@ def largest_batch(config, model_config, mesh, rows: int, objective) -> Batch:
     *[ints(parts, T)] * 3,
     floats(parts, T),
     weights,
+    exists=exists,
     **optional,
   )
   return Batch(tuple(view() for _ in range(objective.views)), tokens)
@@ -275,7 +280,7 @@ def train_programs(config, run: AbstractRun):
   layout = jax.tree.map(lambda x: x.sharding, run.state)
   with jax.set_mesh(run.mesh):
     programs = train.compile_steps(config, run, layout)
-    values = schedules.values_at(config.schedule, 0)
+    values = controllers.values_at(config, 0, [])
     values = {name: jax.ShapeDtypeStruct((), jnp.float32) for name in values}
     if not programs.score:
       return None, programs.train.lower(run.state, run.batch, run.frozen, values)

@@ -67,7 +67,17 @@ RESPONSES = {  # of config.rollout.source
   "teacher_view": "it learned from its own responses to a privileged prompt",
   "rescue": "it learned from its own responses to the question alone, and to a\n"
   "privileged prompt where all of them were wrong",
+  "revised": "it learned from what it answered, having read its first attempt and\n"
+  "whether that was right",
+  "calibrated": "it learned from its own responses, in which the stated confidence was\n"
+  "overwritten with its rate of success",
   "dataset": "it learned from the reference solutions",
+  "mixed": "it learned from its own responses and from reference solutions",
+  "pairs": "it learned from reference solutions and away from rejected responses",
+  "external": "it learned from the responses of another model",
+  "continued": "it learned from its own responses, continued by another model where\n"
+  "they were cut off",
+  "most_taught": "it learned from chosen responses of another model",
 }
 USE_MODEL = """from transformers import AutoModelForCausalLM, AutoTokenizer
 

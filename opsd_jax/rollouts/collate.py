@@ -30,6 +30,7 @@ class Row(NamedTuple):
   group: int | None = None  # which prompt it answers
   is_copy: bool | None = None  # True: another row holds the same completion
   gumbel: tuple[float, ...] | None = None  # noise, one a token
+  exists: dict[int, bool] = {}  # {view: whether this response has it}
 
 
 class PromptGroup(NamedTuple):
@@ -198,9 +199,10 @@ class Optional:
   """The arrays of ResponseTokens that some batches have and others do not."""
 
   def __init__(self, rows, shape):
-    self.arrays = {"weights": {}}
-    for name in sorted({name for row in rows for name in row.weights}):
-      self.arrays["weights"][name] = np.zeros(shape, np.float32)
+    self.arrays = {"weights": {}, "exists": {}}
+    for kind, arrays in self.arrays.items():
+      for name in sorted({name for row in rows for name in getattr(row, kind)}):
+        arrays[name] = np.zeros(shape, np.float32)
     for field, name, dtype in (
       ("advantage", "advantage_BxT", np.float32),
       ("sampled_logp", "sampled_logp_BxT", np.float32),
@@ -216,6 +218,8 @@ class Optional:
     """Writes one row's values; what it lacks stays 0."""
     for name, array in self.arrays["weights"].items():
       array[place] = row.weights.get(name, 1.0)
+    for view, array in self.arrays["exists"].items():
+      array[place] = row.exists.get(view, True)
     for name, value in (
       ("advantage_BxT", row.advantage),
       ("sampled_logp_BxT", row.sampled_logp),

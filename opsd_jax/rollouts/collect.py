@@ -10,11 +10,17 @@ import zlib
 import numpy as np
 
 from opsd_jax.losses import objective as objectives
-from opsd_jax.losses import token_weights
 from opsd_jax.models import attention
-from opsd_jax.models.tokenizer import ControlToken
 from opsd_jax.registry import accepted, bind, pick
-from opsd_jax.rollouts import advantages, collate, contexts, routing, shapes, sources
+from opsd_jax.rollouts import (
+  advantages,
+  answering,
+  collate,
+  contexts,
+  routing,
+  shapes,
+  sources,
+)
 from opsd_jax.runtime import distributed
 from opsd_jax.runtime.mesh import row_shards
 from opsd_jax.structs import Completion
@@ -25,7 +31,7 @@ def collect(config, run, answer, draw):
 
   Args:
     config: with the values that scheduled fields have in this step.
-    answer: sources.Answer, how a source samples.
+    answer: answering.Answer, how a source samples.
     draw: () -> the next problems of all processes.
   """
   groups, metrics = sample_groups(config, run, answer, draw)
@@ -46,7 +52,8 @@ def needs_verdicts(config) -> bool:
   """Whether any stage reads what the task says of a response."""
   return (
     objectives.learns_from_rewards(config)
-    or config.routing.name in routing.READ_SCORE
+    or config.controller.name != "none"
+    or config.routing.name not in routing.NO_SCORE
     or config.rollout.source in sources.VERIFY
     or bool(contexts.late_views(config.context))
   )
@@ -65,7 +72,7 @@ def sample_groups(config, run, answer, draw):
     pick(sources.ALL, config.rollout.source),
     config.rollout.samples_per_prompt,
   )
-  fields = accepted(source, {"alpha": config.routing.alpha})
+  fields = accepted(source, {**config.routing, **config.rollout})
 
   def respond():
     problems, before = next_problems(draw, asked)
@@ -128,24 +135,10 @@ def with_contexts(config, run, groups):
   if not late:
     return groups, {}
 
-  def prompt(group, i, view):
-    fields = {**c, "memory": run.host_memory}
-    messages = contexts.messages_after(
-      c.template, contexts.names(c)[view - 1], group, i, fields
-    )
-    if messages is None:
-      return (), "none"
-    try:
-      ids = run.teacher_prompt(messages)
-    except ControlToken:
-      return (), "control_token"
-    longest = run.longest_row - len(group[i].completion.ids)
-    return (ids, None) if len(ids) <= longest else ((), "too_long")
-
   def with_views(group, i):
     views = list(group[i].views)
     for view in late:
-      views[view], reason = prompt(group, i, view)
+      views[view], reason = answering.prompt_after(config, run, group, i, view)
       reasons[reason] += reason is not None
     return group[i]._replace(views=tuple(views))
 
@@ -172,6 +165,11 @@ def with_routing(config, run, groups):
     has_view_NxW = np.array([[bool(ids) for ids in r.views[1:]] for r in group])
     score_N = np.array([r.verdict.score if r.verdict else np.nan for r in group])
     weights = route(score_N, has_view_NxW, np.array([r.role for r in group]))
+    # A term of another name is routed as its kind is.
+    kinds = {name: config.loss[name].kind for name in run.objective.terms}
+    weights |= {
+      t: weights[k] for t, k in kinds.items() if k in weights and t not in weights
+    }
     for term, views in required.items():
       has_all_N = has_view_NxW[:, [v - 1 for v in views]].all(1)
       weights[term] = weights.get(term, 1.0) * has_all_N
@@ -186,12 +184,15 @@ def with_routing(config, run, groups):
 
 def views_required(config, objective) -> dict[str, list[int]]:
   """{what weights name: the views made after verdicts that it reads}, of terms
-  whose value reads a target, and `credit` of credits that do."""
+  whose value reads a target, and `credit` of credits that do. A target that makes
+  something of some of its views requires the first alone."""
   late, required = set(contexts.late_views(config.context)), {}
   for name, term in objective.terms.items():
-    if not (term.reads_logits or term.whole_credit):
+    target = objective.targets.get(term.target)
+    if target is None or not (term.reads_logits or term.whole_credit):
       continue
-    views = sorted(late & {v for v, _ in objective.targets[term.target].teachers})
+    views = [view for view, _ in target.teachers]
+    views = sorted(late & set(views[:1] if target.is_partial else views))
     if views:
       required[name if term.reads_logits else "credit"] = views
   return required
@@ -292,12 +293,14 @@ def make_batch(config, run, groups, step: int = 0) -> collate.Batch:
 def row_maker(config, objective):
   """(rollout, group, (step, sample)) -> collate.Row: what no term reads stays away,
   as the config says, so that all batches of a run have one tree."""
-  nodes = objectives.active_terms(config).values()
+  read = frozenset().union(*(term.reads for term in objective.terms.values()))
   rewarded = objectives.learns_from_rewards(config)
-  capped = any(node.importance_cap for node in nodes)
-  noisy = any(node.token_weight.name in token_weights.READ_NOISE for node in nodes)
-  grouped = any(term.whole_credit for term in objective.terms.values())
-  twice = config.rollout.source == "teacher_view"  # a completion may have two rows
+  drawn, noisy, grouped = (
+    name in read for name in ("sampled_logp_BxT", "gumbel_BxT", "group_BxT")
+  )
+  partial = sorted(set(contexts.late_views(config.context)) & objective.partial_views)
+  # A completion may have two rows.
+  twice = config.rollout.source in ("teacher_view", "revised")
   off_policy = config.rollout.source in sources.PRIVILEGED
   anchored = off_policy or config.optimizer.updates_per_batch > 1
   views, seed = objective.views, config.seed
@@ -312,13 +315,14 @@ def row_maker(config, objective):
       prompts,
       r.completion.ids,
       r.completion.logp,
-      r.completion.sampled_logp if rewarded or capped else None,
+      r.completion.sampled_logp if rewarded or drawn else None,
       np.nan_to_num(r.advantage) if rewarded else None,
       r.weights,
       old_logp if anchored else None,
       group if grouped else None,
       r.is_copy if twice else None,
       gumbel(seed, r, draw) if noisy else None,
+      {view: bool(r.views[view]) for view in partial},
     )
 
   return row

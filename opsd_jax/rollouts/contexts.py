@@ -3,19 +3,19 @@
 A template says how a question and privileged text are worded; a context says
 what that text is. The student never sees it. A context is
 
-  BEFORE  (example, pool) -> text, before any rollout
-  AFTER   (group, i) -> text or None, for response i of a verified group; None:
-          this response has no such view. It heads its own paragraphs.
+  BEFORE  (example, pool, **kw) -> text, before any rollout
+  AFTER   (group, i, **kw) -> text or None, of verified responses: contexts_after.py
 
-Keywords are fields of config.context; `memory` is what earlier steps have left
-(host_memory.py).
+Keywords are fields of config.context.
 """
 
 import functools
+import inspect
 from collections.abc import Callable
 from typing import NamedTuple
 
 from opsd_jax.registry import accepted, pick
+from opsd_jax.rollouts.contexts_after import AFTER, BARE
 from opsd_jax.structs import Example
 from opsd_jax.tasks import normalize_question
 
@@ -89,6 +89,29 @@ def reprompt_boxed_teacher(question, privileged):
   return f"{reprompt_teacher(f'Problem: {question}', privileged)} {BOXED}"
 
 
+def instruct_teacher(question, privileged):
+  """The question, and an instruction that the student does not read."""
+  return f"{question}\n\n{privileged}" if privileged else question
+
+
+def instruct_boxed_teacher(question, privileged):
+  return f"{instruct_teacher(f'Problem: {question}', privileged)}\n\n{BOXED}"
+
+
+def confidence_student(question):
+  return f"{question}\n\n{SAY_CONFIDENCE}"
+
+
+def confidence_teacher(question, privileged):
+  return f"{short_teacher(question, privileged)} {SAY_CONFIDENCE}"
+
+
+SAY_CONFIDENCE = (
+  "On the last line write 'Confidence: ' and, from 0 to 1, how likely your answer is"
+  " to be right."
+)
+
+
 TEMPLATES = {
   "short": Template(lambda question: question, short_teacher),
   "upstream": Template(upstream_student, upstream_teacher),
@@ -96,6 +119,9 @@ TEMPLATES = {
   "plain": Template(lambda question: question, plain_teacher),
   "reprompt": Template(lambda question: question, reprompt_teacher),
   "reprompt_boxed": Template(upstream_student, reprompt_boxed_teacher),
+  "instruct": Template(lambda question: question, instruct_teacher),
+  "instruct_boxed": Template(upstream_student, instruct_boxed_teacher),
+  "confidence": Template(confidence_student, confidence_teacher),
 }
 
 
@@ -178,57 +204,22 @@ def other(example: Example, pool) -> str:
   return found
 
 
-BEFORE = {"solution": solution, "answer": answer, "none": none, "other": other}
+def instruction(example: Example, pool, *, instruction: str) -> str:
+  """One text for all problems: to be concise (CRISP, arXiv:2603.05433), to be safe
+  (arXiv:2605.15239)."""
+  return present(instruction, "context.instruction")
 
 
-# ------------------------------------------------------------ after verdicts
-
-
-def heading(what: str, text: str) -> str:
-  return f"{what}:\n{text}"
-
-
-def sibling(group, i, *, include_self: bool) -> str | None:
-  """The first right response to the problem, this one left out unless
-  `include_self` (SDPO)."""
-  for j, rollout in enumerate(group):
-    if rollout.verdict.is_correct and (include_self or j != i):
-      return heading("A correct solution", rollout.completion.text)
-  return None
-
-
-def feedback(group, i) -> str | None:
-  """What the task says of this response (SDPO)."""
-  text = group[i].verdict.feedback
-  return heading("Feedback on an earlier attempt", text) if text else None
-
-
-def sibling_or_feedback(group, i, *, include_self: bool) -> str | None:
-  """A right response, else the feedback."""
-  return sibling(group, i, include_self=include_self) or feedback(group, i)
-
-
-def sibling_and_feedback(group, i, *, include_self: bool) -> str | None:
-  """Both, or the one that there is."""
-  parts = sibling(group, i, include_self=include_self), feedback(group, i)
-  return "\n\n".join(part for part in parts if part) or None
-
-
-def remembered(group, i, *, include_self: bool, memory) -> str | None:
-  """A right response of this step, else the last right one of an earlier step."""
-  now = sibling(group, i, include_self=include_self)
-  past = memory.best(group[i].prompts.example.id)
-  return now or (past and heading("A correct solution", past))
-
-
-AFTER = {
-  "sibling": sibling,
-  "feedback": feedback,
-  "sibling_or_feedback": sibling_or_feedback,
-  "sibling_and_feedback": sibling_and_feedback,
-  "remembered": remembered,
+BEFORE = {
+  "solution": solution,
+  "answer": answer,
+  "none": none,
+  "other": other,
+  "instruction": instruction,
+  "solution_alone": solution,
 }
-READ_MEMORY = ("remembered",)
+WITHOUT_QUESTION = ("solution_alone",)  # whose prompts do not show the question
+NOT_SHOWN = "(not shown)"
 
 
 # -------------------------------------------------------------------- checks
@@ -237,6 +228,17 @@ READ_MEMORY = ("remembered",)
 def names(c) -> tuple[str, ...]:
   """The contexts of views 1, 2, ...; `c` is config.context."""
   return (c.privileged, *c.also_privileged)
+
+
+def taken(c) -> set[str]:
+  """The fields of config.context that its contexts take."""
+  functions = [{**BEFORE, **AFTER}[name] for name in names(c)]
+  return set().union(*(inspect.signature(f).parameters for f in functions))
+
+
+def read_memory(c) -> bool:
+  """Whether a context reads what earlier steps have left."""
+  return "memory" in taken(c)
 
 
 def late_views(c) -> list[int]:
@@ -254,7 +256,7 @@ def check(template: str, *kinds: str) -> None:
       raise ValueError(
         "template plain shows no privileged text: set context.privileged=none"
       )
-    if kind in AFTER and not template.startswith("reprompt"):
+    if kind in AFTER and kind not in BARE and not template.startswith("reprompt"):
       raise ValueError(
         f"context {kind} heads its own paragraphs, which template {template} does"
         " not: set context.template=reprompt or reprompt_boxed"
@@ -265,25 +267,38 @@ def student_messages(template: str, example: Example) -> list[dict]:
   return user(pick(TEMPLATES, template).student(example.question))
 
 
-def teacher_messages(template: str, kind: str, example: Example, pool) -> list[dict]:
-  """`pool` is the examples that `other` may draw from, this one among them.
+def teacher_messages(
+  template: str,
+  kind: str,
+  example: Example,
+  pool,
+  fields={},  # noqa: B006
+) -> list[dict]:
+  """`pool` is the examples that `other` may draw from, this one among them; `fields`
+  those of config.context.
 
   Raises Missing where the example has no such privileged text, and ValueError
   as `check`.
   """
   check(template, kind)
-  privileged = pick(BEFORE, kind)(example, pool)
-  return user(pick(TEMPLATES, template).teacher(example.question, privileged))
+  function = pick(BEFORE, kind)
+  privileged = function(example, pool, **accepted(function, fields))
+  question = NOT_SHOWN if kind in WITHOUT_QUESTION else example.question
+  return user(pick(TEMPLATES, template).teacher(question, privileged))
 
 
-def messages_after(template: str, kind: str, group, i: int, fields) -> list | None:
-  """What a teacher reads of response i of a verified group; None: nothing."""
-  function = pick(AFTER, kind)
-  privileged = function(group, i, **accepted(function, fields))
+def messages_after(
+  template: str, kinds: tuple[str, ...], view: int, group, i: int, fields
+) -> list | None:
+  """What a teacher reads of response i of a verified group in a view of these kinds;
+  None: nothing."""
+  kind = kinds[view - 1]
+  function, nth = pick(AFTER, kind), kinds[: view - 1].count(kind)
+  privileged = function(group, i, **accepted(function, {**fields, "nth": nth}))
   if privileged is None:
     return None
   question = group[i].prompts.example.question
-  return user(pick(TEMPLATES, template).teacher(question, privileged))
+  return user(pick(TEMPLATES, template).teacher(question, privileged or None))
 
 
 def user(content: str) -> list[dict]:

@@ -5,7 +5,7 @@ from collections.abc import Callable, Sequence
 from opsd_jax import spec
 from opsd_jax.models.tokenizer import ControlToken, Tokenizer
 from opsd_jax.rollouts import contexts
-from opsd_jax.rollouts.sources import reference
+from opsd_jax.rollouts.answering import reference
 from opsd_jax.structs import Example, Prompts
 
 # Why an example cannot become a prompt; every other error ends the run.
@@ -104,7 +104,7 @@ def teacher_ids(
   responses, whose prompt is made in every step."""
   if kind in contexts.AFTER:
     return ()
-  messages = contexts.teacher_messages(context.template, kind, example, pool)
+  messages = contexts.teacher_messages(context.template, kind, example, pool, context)
   return chat_ids(tokenizer, messages, context.teacher_args, max_prompt_len)
 
 

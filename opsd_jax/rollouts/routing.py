@@ -2,8 +2,8 @@
 
 `(score_N, has_view_NxW, role_N, **kw) -> {term: weight_N}`, numpy, one group.
 `score` is the task's, `has_view` which teacher views a response has, `role` who
-answered (student, teacher, guided, dataset). A term that is not named counts every
-response as 1. The keys never depend on the data.
+answered (student, teacher, guided, dataset, rejected, external). A term that is not named is
+routed as its kind is, if that is named, and else counts every response as 1. The keys never depend on the data.
 """
 
 import numpy as np
@@ -55,6 +55,25 @@ def rescued(score_N, has_view_NxW, role_N):
   }
 
 
+def by_verdict(score_N, has_view_NxW, role_N):
+  """Right responses are imitated; wrong ones are distilled, or unlearned (SCOPE,
+  arXiv:2604.10688; REDI, arXiv:2505.24850; SD-Zero's first phase)."""
+  correct_N = (score_N >= 1) * 1.0
+  return {"nll": correct_N, "distill": 1 - correct_N, "unlikelihood": 1 - correct_N}
+
+
+def pairs(score_N, has_view_NxW, role_N):
+  """The reference is imitated, the rejected response unlearned (REDI)."""
+  is_rejected_N = role_N == "rejected"
+  return {"nll": ~is_rejected_N * 1.0, "unlikelihood": is_rejected_N * 1.0}
+
+
+def above_mean(score_N, has_view_NxW, role_N):
+  """Responses better than the mean of their prompt's are distilled (SDPG,
+  arXiv:2606.04036)."""
+  return {"distill": (score_N > score_N.mean()) * 1.0}
+
+
 ALL = {
   "all": all_alike,
   "correct": correct,
@@ -62,8 +81,11 @@ ALL = {
   "pass_rate": pass_rate,
   "both_views": both_views,
   "rescued": rescued,
+  "by_verdict": by_verdict,
+  "pairs": pairs,
+  "above_mean": above_mean,
 }
-READ_SCORE = ("correct", "wrong_to_teacher", "pass_rate", "rescued")
+NO_SCORE = ("all", "both_views", "pairs")  # the others read the task's verdicts
 
 
 def keys(route) -> tuple[str, ...]:

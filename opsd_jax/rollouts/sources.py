@@ -1,172 +1,21 @@
-"""Where responses come from: the model samples, or the dataset has them.
+"""Where responses come from: who answers what in a step.
 
-`complete` samples for everybody; a source says who answers what in a step.
+A source is `(problems, before, answer, verify, n, **kw) -> groups of Rollouts`, one
+group a problem:
+
+  problems  structs.Prompts of this process
+  before    how often each was asked in this step already
+  answer    answering.Answer; every process calls it, and its methods `score` and
+            `prompt_after`, equally often, with lists that may differ or be empty
+  verify    groups -> the same groups with verdicts
+
+Keywords are fields of config.rollout and config.routing.
 """
 
-import functools
+import numpy as np
 
-from opsd_jax import spec
-from opsd_jax.runtime import distributed
-from opsd_jax.sampling.sampler import sample
-from opsd_jax.sampling.tokens import SamplingParams, row_keys
+from opsd_jax.rollouts import contexts_after
 from opsd_jax.structs import Completion, Prompts, Rollout
-
-
-def complete(
-  model_config,
-  params,
-  tokenizer,
-  prompts,
-  ids,
-  *,
-  seed: int,
-  step: int,
-  role: str,
-  sampling: SamplingParams,
-  n: int,
-  max_new_tokens,
-  slots: int,
-  host_sync_every: int,
-  prompt_bucket: int,
-  stop=(),
-  longest_prompt: int = 0,
-) -> list[list[Completion]]:
-  """n completions of each prompt (token ids); `ids` name the prompts' draws.
-
-  max_new_tokens: one number, or one a completion. A completion ends with the
-  first token whose text completes one of the `stop` strings: it was sampled, so
-  it is kept, and with it the string. A string may be a special token.
-  longest_prompt: see `sampler.sample`.
-  """
-  ends, texts = split_stop("stop", stop, tokenizer)
-  samples = sample(
-    model_config,
-    params,
-    prompts,
-    row_keys(seed, step, role, ids, n),
-    sampling,
-    n=n,
-    max_new_tokens=max_new_tokens,
-    eos_ids=(*tokenizer.eos_ids, *ends),
-    slots=slots,
-    bucket=prompt_bucket,
-    steps=host_sync_every,
-    stopped=stopper(tokenizer, texts),
-    longest_prompt=longest_prompt,
-  )
-  rows = []
-  for r, size in enumerate(samples.len_R):
-    ids = tuple(samples.ids_RxT[r, :size].tolist())
-    rows.append(
-      Completion(
-        tokenizer.decode(ids),
-        ids,
-        tuple(samples.logp_RxT[r, :size].tolist()),
-        bool(samples.truncated_R[r]),
-        tuple(samples.sampled_logp_RxT[r, :size].tolist()),
-      )
-    )
-  return [rows[i : i + n] for i in range(0, len(rows), n)]
-
-
-def check_stop(name: str, strings) -> None:
-  """Raises ValueError unless these are texts to stop at."""
-
-  def is_text(x):
-    return isinstance(x, str) and x
-
-  if isinstance(strings, str) or not all(map(is_text, strings)):
-    raise ValueError(
-      f"{name} is {strings!r}, expected a tuple of texts, none of them empty,"
-      ' such as ("</answer>",)'
-    )
-
-
-def split_stop(name: str, strings, tokenizer) -> tuple[list[int], tuple[str, ...]]:
-  """(ids of the special tokens among the strings, the other strings).
-
-  Raises ValueError as `check_stop`, and where a string holds a special token and
-  more: special tokens have no text in a completion.
-  """
-  check_stop(name, strings)
-  if not strings:
-    return [], ()
-  special = {s for s in strings if s in tokenizer.control}
-  texts = tuple(s for s in strings if s not in special)
-  for text in texts:
-    if held := [token for token in tokenizer.control if token in text]:
-      raise ValueError(
-        f"{name} has {text!r}, which holds the special token {held[0]!r} and more: give"
-        " the token alone"
-      )
-  return tokenizer.inner.convert_tokens_to_ids(sorted(special)), texts
-
-
-def check_chats(config, tokenizer) -> None:
-  """Raises ValueError where the tokenizer knows no such stop, or its chat template
-  reads no such argument."""
-  for name, strings in (
-    ("rollout.stop", config.rollout.stop),
-    ("eval.stop", config.eval.stop),
-  ):
-    split_stop(name, strings, tokenizer)
-  for name in ("student_args", "teacher_args"):
-    try:
-      tokenizer.check_arguments(spec.arguments(config.context[name]))
-    except ValueError as e:
-      raise ValueError(f"context.{name}: {e}") from e
-
-
-def stopper(tokenizer, strings):
-  """(ids, seen) -> how many ids make the first of the strings appear, or None.
-
-  The first `seen` ids are known to make none. Only the end of what was seen is
-  read again: as many tokens as hold more whole characters than the strings.
-  """
-  check_stop("stop", strings)
-  longest = max(map(len, strings), default=0)
-
-  def has(ids):
-    return any(s in tokenizer.decode(ids) for s in strings)
-
-  def stopped(ids, seen):
-    if not strings:
-      return None
-    start, more = seen, longest
-
-    # A character that lacks some of its tokens reads as U+FFFD.
-    def whole():
-      return tokenizer.decode(ids[start:seen]).replace("\ufffd", "")
-
-    while start and len(whole()) <= longest:
-      start, more = max(seen - more, 0), 2 * more
-    if not has(ids[start:]):
-      return None
-    ends = range(seen + 1, len(ids) + 1)
-    return next((k for k in ends if has(ids[start:k]) and has(ids[:k])), None)
-
-  return stopped
-
-
-def reference(tokenizer, text: str) -> Completion:
-  """A given text as a response; ValueError where it holds a control token."""
-  tokenizer.refuse_control(text)
-  ids = (*tokenizer.encode(text), tokenizer.end_of_turn_id)
-  return Completion(text, ids, None, False)
-
-
-# ------------------------------------------------------------------- sources
-# (problems, before, answer, verify, n) -> groups of Rollouts, one a problem.
-#
-#   problems  structs.Prompts of this process
-#   before    how often each was asked in this step already
-#   answer    (prompts, names, n, role) -> n Completions of each prompt; every
-#             process calls it equally often, with lists that may differ or be empty
-#   verify    groups -> the same groups with verdicts
-#
-# Further keywords are fields of config.rollout and config.routing. A source that
-# reads verdicts is named in VERIFY, one that samples with privileged prompts in
-# PRIVILEGED.
 
 
 def names_of(problems, before) -> list[str]:
@@ -176,6 +25,9 @@ def names_of(problems, before) -> list[str]:
     f"{p.example.id}/{times}" if times else p.example.id
     for p, times in zip(problems, before, strict=True)
   ]
+
+
+# ------------------------------------------------------------------- of one kind
 
 
 def student(problems, before, answer, verify, n):
@@ -190,9 +42,42 @@ def student(problems, before, answer, verify, n):
 
 def dataset(problems, before, answer, verify, n):
   """The reference solutions, each ended by end-of-turn."""
+  return [[given(answer, p, p.example.solution, "dataset")] for p in problems]
+
+
+def given(answer, prompts: Prompts, text: str, role: str) -> Rollout:
+  """A text as a response to the question."""
+  return Rollout(prompts, answer.given(text), prompts.views, role)
+
+
+def pairs(problems, before, answer, verify, n):
+  """The reference solution of each problem, and the response that was rejected (REDI,
+  arXiv:2505.24850)."""
   return [
-    [Rollout(p, answer.given(p.example.solution), p.views, "dataset")] for p in problems
+    [
+      given(answer, p, p.example.solution, "dataset"),
+      given(answer, p, p.example.rejected, "rejected"),
+    ]
+    for p in problems
   ]
+
+
+def external(problems, before, answer, verify, n):
+  """The external model answers from the question alone: its responses are imitated
+  (DED, arXiv:2508.09883)."""
+  prompts = [p.student_ids for p in problems]
+  groups = answer(
+    prompts, names_of(problems, before), n, "external", weights="external"
+  )
+  return [
+    [Rollout(p, not_sampled(completion), p.views, "external") for completion in group]
+    for p, group in zip(problems, groups, strict=True)
+  ]
+
+
+def not_sampled(completion: Completion) -> Completion:
+  """A completion that another than the learner has sampled."""
+  return completion._replace(logp=None, sampled_logp=None)
 
 
 def teacher_view(problems, before, answer, verify, n, *, alpha: float):
@@ -224,6 +109,9 @@ def guided(answer, prompts: Prompts, completion: Completion) -> Rollout:
   return Rollout(prompts, completion, prompts.views, "guided", old_logp=old_logp)
 
 
+# ------------------------------------------------------- of several, or edited
+
+
 def rescue(problems, before, answer, verify, n):
   """The student answers; where none of its responses is right, the student that
   reads the privileged prompt answers too (HDPO, arXiv:2603.23871)."""
@@ -236,56 +124,163 @@ def rescue(problems, before, answer, verify, n):
   return verify(groups)
 
 
+def mixed(problems, before, answer, verify, n, *, student_share: float):
+  """Of a problem either the student's responses, with probability `student_share`, or
+  the reference solution (GKD, arXiv:2306.13649): 0 is `dataset`, 1 `student`."""
+  names = names_of(problems, before)
+  asked = [answer.uniform(name) < student_share for name in names]
+
+  def chosen(items):
+    return [x for x, is_asked in zip(items, asked, strict=True) if is_asked]
+
+  groups = iter(student(chosen(problems), chosen(before), answer, verify, n))
+  references = dataset(problems, before, answer, verify, n)
+  return [
+    next(groups) if is_asked else reference
+    for reference, is_asked in zip(references, asked, strict=True)
+  ]
+
+
+def revised(problems, before, answer, verify, n):
+  """The student answers, and answers again having read its attempt and its outcome
+  (context own_attempt). Two rows of each: the revision from that prompt, and attempt,
+  outcome and revision together from the question alone; the verdict of both is the
+  revision's (SD-Zero's first phase, arXiv:2604.12002)."""
+  attempts = verify(student(problems, before, answer, verify, n))
+  prompts = [
+    answer.prompt_after(group, i) for group in attempts for i in range(len(group))
+  ]
+  names = [
+    f"{name} {i}"
+    for name, group in zip(names_of(problems, before), attempts, strict=True)
+    for i in range(len(group))
+  ]
+  revisions = iter(answer(prompts, names, 1, "revision"))
+
+  def rows(attempt, prompt_ids):
+    (revision,) = next(revisions)
+    yield Rollout(
+      attempt.prompts, not_sampled(revision), (prompt_ids, prompt_ids), "revision"
+    )
+    outcome = contexts_after.OUTCOMES[attempt.verdict.is_correct]
+    whole = answer.joined(attempt.completion, f"\n\n{outcome}\n\n", revision)
+    yield Rollout(attempt.prompts, whole, attempt.views, "generation", is_copy=True)
+
+  prompt_ids = iter(prompts)
+  made = [[list(rows(r, next(prompt_ids))) for r in group] for group in attempts]
+  revised_groups = verify([[first for first, _ in group] for group in made])
+  return [
+    [
+      row
+      for first, (_, whole) in zip(group, pair, strict=True)
+      for row in (first, whole._replace(verdict=first.verdict))
+    ]
+    for group, pair in zip(revised_groups, made, strict=True)
+  ]
+
+
+def calibrated(problems, before, answer, verify, n):
+  """The student answers, and the confidence it states is overwritten with the share of
+  its prompt's responses that are right; the text is tokenised anew, and its verdict is
+  that of the sampled text without it (CaOPD, arXiv:2604.16830)."""
+  groups = student(problems, before, answer, verify, n)
+
+  def answered(r):
+    text = contexts_after.without_confidence(r.completion.text)
+    return r._replace(completion=r.completion._replace(text=text))
+
+  verified = verify([[answered(r) for r in g] for g in groups])
+  groups = [
+    [r._replace(verdict=v.verdict) for r, v in zip(*pair, strict=True)]
+    for pair in zip(groups, verified, strict=True)
+  ]
+
+  def edited(r, rate: float):
+    if r.completion.truncated:
+      return r  # it has not come to its confidence
+    text = contexts_after.with_confidence(r.completion.text, rate)
+    is_new = text != r.completion.text
+    return r._replace(completion=answer.given(text)) if is_new else r
+
+  rates = [sum(r.verdict.is_correct for r in g) / len(g) for g in groups]
+  return [[edited(r, p) for r in g] for g, p in zip(groups, rates, strict=True)]
+
+
+def continued(problems, before, answer, verify, n):
+  """The student answers; where it was cut off, its text is cut at a random token and
+  the external model goes on from there. All of it is imitated (DASD's mixed policy,
+  arXiv:2601.09088)."""
+  groups = student(problems, before, answer, verify, n)
+  names = names_of(problems, before)
+  cut = [
+    (p, i, j)
+    for p, group in enumerate(groups)
+    for i, r in enumerate(group)
+    if r.completion.truncated
+    for j in [int(answer.uniform(f"{names[p]} {i}") * len(r.completion.ids))]
+  ]
+  more = answer(
+    [problems[p].student_ids for p, _, _ in cut],
+    [f"{names[p]} {i}" for p, i, _ in cut],
+    1,
+    "continuation",
+    weights="external",
+    prefix_ids=[groups[p][i].completion.ids[:j] for p, i, j in cut],
+  )
+  for (p, i, _), (completion,) in zip(cut, more, strict=True):
+    groups[p][i] = groups[p][i]._replace(completion=completion, role="external")
+  return [
+    [r._replace(completion=not_sampled(r.completion)) for r in group]
+    for group in groups
+  ]
+
+
+def most_taught(problems, before, answer, verify, n, *, threshold: float):
+  """The external model answers n times; of these the one is imitated in which the most
+  tokens stand in sentences that it finds likely and the student does not: their
+  geometric means of the tokens' probabilities differ by more than `threshold` (DASD's
+  divergence-aware sampling, arXiv:2601.09088)."""
+  groups = external(problems, before, answer, verify, n)
+  flat = [r for group in groups for r in group]
+  students = answer.score(flat, 0, "live")
+  teachers = answer.score(flat, 0, "external")
+  scores = iter(
+    [
+      informative_share(answer.sentences(r.completion.ids), s, t, threshold)
+      for r, s, t in zip(flat, students, teachers, strict=True)
+    ]
+  )
+  return [[max(group, key=lambda r: next(scores))] for group in groups]
+
+
+def informative_share(sentences, student_logp, teacher_logp, threshold: float) -> float:
+  """The share of tokens in sentences (slices) that teach."""
+  total, informative = 0, 0
+  for part in sentences:
+    s, t = student_logp[part].mean(), teacher_logp[part].mean()
+    total += part.stop - part.start
+    informative += (part.stop - part.start) * bool(np.exp(t) - np.exp(s) > threshold)
+  return informative / max(total, 1)
+
+
 ALL = {
   "student": student,
   "teacher_view": teacher_view,
   "rescue": rescue,
+  "mixed": mixed,
+  "revised": revised,
+  "calibrated": calibrated,
+  "external": external,
+  "continued": continued,
+  "most_taught": most_taught,
   "dataset": dataset,
+  "pairs": pairs,
 }
-VERIFY = ("rescue",)
-PRIVILEGED = ("teacher_view", "rescue")
-
-
-class Answer:
-  """How a source samples in one step; see above."""
-
-  def __init__(self, config, run, params, step: int):
-    self.run, self.temperature = run, config.loss.temperature
-    r = config.rollout
-    self.max_new_tokens = r.max_new_tokens
-    self.complete = functools.partial(
-      complete,
-      run.model_config,
-      params,
-      run.tokenizer,
-      seed=config.seed,
-      step=step,
-      sampling=SamplingParams(r.temperature, r.top_k, r.top_p, r.min_p),
-      slots=r.slots,
-      host_sync_every=r.host_sync_every,
-      prompt_bucket=config.batch.prompt_bucket,
-      stop=r.stop,
-      longest_prompt=run.longest_prompt,
-    )
-
-  def __call__(self, prompts, names, n: int, role: str):
-    most = distributed.maximum([len(prompts)])[0]
-    if not most:
-      return []
-    absent = most - len(prompts)  # one token answers each, and is thrown away
-    prompts = [*prompts, *[(self.run.tokenizer.pad_id,)] * absent]
-    names = [*names, *[f"absent {i}" for i in range(absent)]]
-    budgets = [self.max_new_tokens] * n * (most - absent) + [1] * n * absent
-    groups = self.complete(
-      prompts=prompts, ids=names, role=role, n=n, max_new_tokens=budgets
-    )
-    return groups[: most - absent]
-
-  def old_logp(self, completion: Completion) -> tuple[float, ...]:
-    """Its tokens' log-probs under the policy that drew them, at the temperature
-    of the loss; rules.check sees to it that one of the two is."""
-    at_one = self.temperature == 1
-    return completion.logp if at_one else completion.sampled_logp
-
-  def given(self, text: str) -> Completion:
-    return reference(self.run.tokenizer, text)
+VERIFY = ("rescue", "revised", "calibrated")  # they read verdicts
+PRIVILEGED = ("teacher_view", "rescue")  # they sample with privileged prompts
+GIVEN = ("dataset", "pairs")  # nobody samples
+REFERENCES = ("dataset", "mixed", "pairs")  # they give texts of the data
+READ_CONTEXT = ("revised",)  # they show the first context to the student
+EXTERNAL = ("external", "continued", "most_taught")  # they sample of config.external
+ON_POLICY = ("student", "rescue", "teacher_view")  # whose draws are the student's
+TWO_ROWS = ("rescue", "revised", "pairs")  # twice as many rows as responses, at most

@@ -10,20 +10,27 @@ import jax
 import jax.numpy as jnp
 
 from configs import base
-from opsd_jax.losses import divergences, schedules, token_weights
+from opsd_jax.losses import (
+  controllers,
+  divergences,
+  label_losses,
+  schedules,
+  token_weights,
+)
 from opsd_jax.losses import objective as objectives
+from opsd_jax.losses.reads import reads
 from opsd_jax.registry import bind, check_share, pick
 from opsd_jax.rollouts import advantages, contexts, routing, sources
 from opsd_jax.rules.numbers import check_numbers
+from opsd_jax.rules.targets import check_targets
 from opsd_jax.rules.unread import check_unread, field
 from opsd_jax.structs import ResponseTokens
-
-WEIGHTS = ("live", "external", *objectives.MEMORIES)  # that a target may read
 
 
 def check(config) -> None:
   """Raises ValueError, in one line, for the first rule that a config breaks."""
   schedules.check(config.schedule)
+  check_controller(config)
   check_numbers(config)
   check_kinds(config)
   objective = objectives.from_config(config)
@@ -47,17 +54,21 @@ def check_kinds(config) -> None:
     if not hasattr(node, "kind"):
       continue
     pick(objectives.KINDS, node.kind)
-    weight = node.token_weight.name
-    if weight in token_weights.READ_TEACHER and "target" not in node:
-      raise ValueError(
-        f"loss.{name}.token_weight.name={weight} looks at a teacher, and terms of the"
-        f" kind {node.kind} have no target"
-      )
     if set(node) != set(base.term(node.kind)):
       raise ValueError(
         f"loss.{name} has not the fields of a term of the kind {node.kind}: make it"
         f" with base.term({node.kind!r})"
       )
+    read = reads(bind({**token_weights.ALL, **token_weights.WHOLE}, node.token_weight))
+    for field_name, asked in (
+      ("target", read & objectives.OF_TARGET or objectives.numbers_of(read)),
+      ("against", read & objectives.OF_AGAINST),
+    ):
+      if asked and field_name not in node:
+        raise ValueError(
+          f"loss.{name}.token_weight.name={node.token_weight.name} looks at a teacher,"
+          f" and terms of the kind {node.kind} have no {field_name}"
+        )
 
 
 def check_terms(config) -> None:
@@ -73,18 +84,21 @@ def check_terms(config) -> None:
         f"{where}.token_weight.kept_share is {node.token_weight.kept_share}, expected above 0"
         " and at most 1"
       )
-    if node.denominator == "active_tokens" and node.kind != "policy_gradient":
+    if node.denominator == "active_tokens" and not (
+      node.kind == "policy_gradient" and objectives.learns_from_rewards(config)
+    ):
       raise ValueError(
         f"{where}.denominator=active_tokens counts the tokens of responses with an"
         " advantage: it is for terms of the kind policy_gradient"
       )
-    if node.importance_cap and config.rollout.source == "dataset":
+    source = config.rollout.source
+    if node.importance_cap and source not in sources.ON_POLICY:
       raise ValueError(
-        f"{where}.importance_cap weighs sampled tokens, rollout.source is dataset:"
-        " set it to 0"
+        f"{where}.importance_cap weighs tokens that the student has sampled,"
+        f" rollout.source is {source}: set it to 0"
       )
     if node.kind == "kl_penalty" or (
-      node.kind == "distill" and node.divergence.name in divergences.TOKEN
+      node.kind == "distill" and node.divergence.name in label_losses.ON_POLICY
     ):
       check_drawn(config, where, node)
     if node.kind == "ranking" and node.ranking.k < 2:
@@ -96,7 +110,7 @@ def check_terms(config) -> None:
             f"{where}.surrogate.{end} is {node.surrogate[end]}, expected at least 0"
           )
     if node.token_weight.name in ("soft_or", "confident_mismatch") and (
-      node.kind != "distill" or node.divergence.name in divergences.TOKEN
+      node.kind != "distill" or node.divergence.name not in divergences.ALL
     ):
       whole = ", ".join(divergences.ALL)
       raise ValueError(
@@ -111,7 +125,9 @@ def check_drawn(config, where: str, node) -> None:
   name, source = node.kind, config.rollout.source
   if node.kind == "distill":
     name = f"divergence.name={node.divergence.name}"
-  if source == "dataset" or (node.kind == "distill" and source != "student"):
+  if source not in sources.ON_POLICY or (
+    node.kind == "distill" and source != "student"
+  ):
     raise ValueError(
       f"{where}: {name} is a KL in expectation over the student's own responses,"
       f" rollout.source is {source}: take the kind distill with reverse_kl"
@@ -140,87 +156,18 @@ def drawn(config) -> dict:
   return fields | {"learned": config.loss.temperature}
 
 
-def check_targets(config, objective) -> None:
-  """Targets that a term reads, and whose weights they name."""
-  views = 1 + len(contexts.names(config.context))
-  scheduled = {path for path, *_ in config.schedule}
-  for role in objective.memories:
-    is_moving = config[role].rate != 0 or f"{role}.rate" in scheduled
-    if config[role].name == "ema" and not is_moving:
-      raise ValueError(
-        f"{role}.rate is 0, expected above 0: an ema that stays is {role}.name=fixed"
-      )
-  for name, target in objective.targets.items():
-    check_target(f"targets.{name}", config.targets[name])
-    is_compared = any(
-      t.target == name and t.reads_logits for t in objective.terms.values()
+def check_controller(config) -> None:
+  """A controller's numbers mean something, and nobody else sets its fields."""
+  c = config.controller
+  if c.window < 1 or not 0 <= c.change <= 1:
+    raise ValueError(
+      f"controller.window and controller.change are {c.window} and {c.change}, expected"
+      " at least 1 step and 0 to 1"
     )
-    may_change = any(path.startswith(f"targets.{name}.") for path in scheduled)
-    if is_compared and not may_change and is_the_student_itself(config, target):
-      raise ValueError(
-        f"targets.{name} is the student itself, the same weights on the same prompt:"
-        " compared with it nothing can be learned. Let it read another view"
-        " (context.privileged, context.template) or other weights"
-      )
-    for view, weights in target.teachers:
-      if weights not in WEIGHTS:
-        raise ValueError(
-          f"targets.{name}.weights is {weights!r}, known: {', '.join(WEIGHTS)}"
-        )
-      if not 0 <= view < views:
-        raise ValueError(
-          f"targets.{name} reads view {view}; there are 0 to {views - 1}:"
-          " context.also_privileged adds further ones"
-        )
-      if weights == "external" and not config.external.source:
-        raise ValueError(
-          f"targets.{name}.weights is external: set external.source to a model"
-        )
-
-
-def is_the_student_itself(config, target) -> bool:
-  """Whether a target's distribution is the learner's, tried on a few logits."""
-  student, *others = jax.random.normal(
-    jax.random.key(0), (1 + len(target.teachers), 2, 8)
-  )
-  for i, pair in enumerate(target.teachers):
-    others[i] = student if is_the_student(config, *pair) else others[i]
-  mixed = target.mix(student, *others)
-  temperature = config.loss.temperature
-  logq = jax.nn.log_softmax(mixed / (target.temperature or temperature))
-  return jnp.allclose(logq, jax.nn.log_softmax(student / temperature), atol=1e-5)
-
-
-def is_the_student(config, view: int, weights: str) -> bool:
-  """Whether a teacher's distribution is the learner's by construction."""
-  c, memory = config.context, config.get(weights, {})
-  name = "live" if weights == "live" else memory.get("name")
-  is_fixed_rate = f"{weights}.rate" not in {path for path, *_ in config.schedule}
-  is_now = (
-    name == "live"
-    or (name == "synced" and memory.every == 1)
-    or (name == "ema" and memory.rate == 1 and is_fixed_rate)
-  )
-  kind = contexts.names(c)[view - 1] if 0 < view <= len(contexts.names(c)) else None
-  reads_the_same = view == 0 or (
-    kind == "none" and c.template == "plain" and c.student_args == c.teacher_args
-  )
-  return is_now and reads_the_same and config.rollout.source != "teacher_view"
-
-
-def check_target(where: str, node) -> None:
-  """The numbers of one target are where its formula means something."""
-  above_0 = {
-    "temperature": node.temperature,
-    "bound": node.bound,
-    "views": node.views,
-    "low": node.low,
-    "high": node.high,
-    **({"strength": node.strength} if node.name == "residual" else {}),
-  }
-  for name, value in above_0.items():
-    if isinstance(value, int | float) and not value > 0:
-      raise ValueError(f"{where}.{name} is {value}, expected above 0")
+  for path in {path for path, *_ in config.schedule} & set(
+    controllers.values(config, [])
+  ):
+    raise ValueError(f"{path} is set by the schedule and by controller.name={c.name}")
 
 
 def check_schedule(config) -> None:
@@ -238,8 +185,8 @@ def check_schedule(config) -> None:
       )
     for _, number in knots:
       check_knot(config, path, float(number))
-    if path.startswith("routing."):
-      continue  # numbers on the host
+    if path.startswith(schedules.ON_HOST):
+      continue  # plain numbers
     try:
       jax.eval_shape(lambda x, path=path: probe(config, {path: x}), jnp.float32(0))
     except (jax.errors.JAXTypeError, TypeError) as e:
@@ -256,11 +203,11 @@ def check_knot(config, path: str, number: float) -> None:
   with changed.unlocked(), changed.ignore_type():
     changed.update_from_flattened_dict({path: number})
   objective = objectives.from_config(changed)
-  if not path.startswith("routing."):
+  if path.startswith(schedules.ON_HOST):
+    check_sources(changed)
+  else:
     check_terms(changed)
     check_targets(changed, objective)
-  elif path in ("routing.a", "routing.b", "routing.alpha"):
-    check_routing(changed)
 
 
 def probe(config, values: dict):
@@ -294,12 +241,32 @@ def check_sources(config) -> None:
   source = config.rollout.source
   pick(sources.ALL, source), pick(routing.ALL, config.routing.name)
   check_routing(config)
-  late = contexts.late_views(config.context)
-  if source == "dataset" and config.rollout.samples_per_prompt != 1:
+  late, n = contexts.late_views(config.context), config.rollout.samples_per_prompt
+  for name in ("context.part", "context.agreement", "rollout.student_share"):
+    check_share(name, field(config, name))
+  if config.context.most < 1:
+    raise ValueError(f"context.most is {config.context.most}, expected at least 1")
+  if source in sources.GIVEN and n != 1:
     raise ValueError(
-      "rollout.source=dataset has one response a problem: set"
-      f" rollout.samples_per_prompt=1, it is {config.rollout.samples_per_prompt}"
+      f"rollout.source={source} has one response a problem: set"
+      f" rollout.samples_per_prompt=1, it is {n}"
     )
+  if source in sources.EXTERNAL and not config.external.source:
+    raise ValueError(
+      f"rollout.source={source} samples of the external model: set external.source"
+    )
+  if source == "revised" and config.context.privileged != "own_attempt":
+    raise ValueError(
+      "rollout.source=revised answers again with the context own_attempt: set"
+      f" context.privileged to it, it is {config.context.privileged}"
+    )
+  needs = {"calibrated": 2, "most_taught": 2, "majority": 3}
+  for name in (source, *contexts.names(config.context)):
+    if n < needs.get(name, 1):
+      raise ValueError(
+        f"{name} compares responses to one prompt: set rollout.samples_per_prompt to at"
+        f" least {needs[name]}, it is {n}"
+      )
   if source in sources.PRIVILEGED and (
     1 in late or config.context.privileged == "none"
   ):
@@ -356,15 +323,16 @@ def check_rewards(config) -> None:
   nodes = [node for node in nodes if node.kind == "policy_gradient"]
   if not nodes:
     return
-  if c.advantage not in advantages.ALONE and r.samples_per_prompt < 2:
+  rewarded = objectives.learns_from_rewards(config)
+  if rewarded and c.advantage not in advantages.ALONE and r.samples_per_prompt < 2:
     raise ValueError(
       f"rewards.advantage={c.advantage} compares responses to one prompt:"
       f" set rollout.samples_per_prompt to at least 2, it is {r.samples_per_prompt}"
     )
-  if r.source == "dataset":
+  if r.source not in sources.ON_POLICY:
     raise ValueError(
-      "rewards are learned from of sampled responses, rollout.source is dataset:"
-      " set it to student"
+      "a policy gradient is of responses that the student has sampled, rollout.source"
+      f" is {r.source}: set it to student"
     )
   if not r.temperature > 0:
     raise ValueError(

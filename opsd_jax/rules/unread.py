@@ -6,8 +6,11 @@ import inspect
 
 from configs import base
 from opsd_jax.losses import (
+  controllers,
   credit,
   divergences,
+  label_losses,
+  logit_transforms,
   policy_gradient,
   targets,
   teachers,
@@ -25,7 +28,7 @@ def field(config, path: str):
 def check_unread(config, objective) -> None:
   """Raises ValueError for a field that was set and that nothing reads."""
   default = base.get_config()
-  scheduled = {path for path, *_ in config.schedule}
+  scheduled = controllers.changing(config)
   for path, why in unread(config, objective):
     usual = default_of(default, config, path)
     if field(config, path) != usual or path in scheduled:
@@ -68,16 +71,19 @@ def unread(config, objective):
     else:
       yield from not_taken(role, config[role], teachers.ALL)
   pairs = objective.teachers(False)
-  if "external" not in {weights for _, weights in pairs}:
-    yield from all_of(config, "external", "no target reads the weights 'external'")
-  if not any(node.kind == "policy_gradient" for node in active.values()):
-    yield from all_of(config, "rewards", "no term of the kind policy_gradient is on")
+  is_sampled = config.rollout.source in sources.EXTERNAL
+  if "external" not in {weights for _, weights in pairs} and not is_sampled:
+    why = "neither targets nor rollout.source read the external weights"
+    yield from all_of(config, "external", why)
+  if not objectives.learns_from_rewards(config):
+    yield from all_of(config, "rewards", "no term's credit reads a reward")
   if not config.lora.rank:
     yield from all_of(config, "lora", "lora.rank is 0", but=("rank",))
   if not config.eval.samples:
     yield "eval.temperature", "eval.samples is 0: all replies are greedy"
   if not config.profile.steps:
     yield "profile.start", "profile.steps is 0"
+  yield from not_taken("controller", config.controller, controllers.ALL)
   yield from of_pipeline(config, objective)
 
 
@@ -89,10 +95,15 @@ def of_term(name, node, term, objective):
     {**token_weights.ALL, **token_weights.WHOLE},
   )
   if node.kind == "distill":
-    table, d = {**divergences.ALL, **divergences.TOKEN}, node.divergence
+    table, d = (
+      {**divergences.ALL, **label_losses.TOKEN, **label_losses.LABEL},
+      node.divergence,
+    )
     keep = ["support", "clip", *["tau"] * (d.clip != "none")]
     keep += ["k", "support_from"] * (d.support != "full")
     yield from not_taken(f"loss.{name}.divergence", d, table, keep)
+    table = logit_transforms.ALL
+    yield from not_taken(f"loss.{name}.logits", node.logits, table)
   if node.kind == "policy_gradient":
     table = policy_gradient.SURROGATES
     yield from not_taken(f"loss.{name}.surrogate", node.surrogate, table)
@@ -100,8 +111,10 @@ def of_term(name, node, term, objective):
     yield from not_taken(f"loss.{name}.credit", node.credit, table)
     if term.target not in objective.targets:
       yield f"loss.{name}.target", "neither surrogate nor credit reads a target"
+    if not term.reads & objectives.OF_AGAINST:
+      yield f"loss.{name}.against", "neither credit nor token weight reads it"
   if node.kind == "ranking":
-    yield from not_taken(f"loss.{name}.ranking", node.ranking, divergences.RANKINGS)
+    yield from not_taken(f"loss.{name}.ranking", node.ranking, label_losses.RANKINGS)
 
 
 SAMPLING = (
@@ -114,22 +127,28 @@ def of_pipeline(config, objective):
   if config.data.test_time:
     for name in ("train", "train_limit"):
       yield f"data.{name}", "data.test_time learns the problems of data.eval"
-  if config.rollout.source == "dataset":
+  if (given := config.rollout.source) in sources.GIVEN:
     for name in SAMPLING:
-      yield f"rollout.{name}", "rollout.source=dataset samples nothing"
-    yield "batch.mask_truncated", "rollout.source=dataset truncates nothing"
-  if objective.views < 2 and 1 in contexts.late_views(config.context):
+      yield f"rollout.{name}", f"rollout.source={given} samples nothing"
+    yield "batch.mask_truncated", f"rollout.source={given} truncates nothing"
+  is_read = objective.views > 1 or config.rollout.source in sources.READ_CONTEXT
+  if not is_read and 1 in contexts.late_views(config.context):
     yield "context.privileged", "no term reads a teacher's view"
   source = pick(sources.ALL, config.rollout.source)
-  keep = [f for f in config.routing if f in inspect.signature(source).parameters]
+  taken = set(inspect.signature(source).parameters)
+  keep = [f for f in config.routing if f in taken]
   yield from not_taken("routing", config.routing, routing.ALL, keep)
-  chosen = [
-    contexts.AFTER[name]
-    for name in contexts.names(config.context)
-    if name in contexts.AFTER
-  ]
-  if not any("include_self" in inspect.signature(f).parameters for f in chosen):
-    yield "context.include_self", "no context takes it"
+  for name in ("student_share", "threshold"):
+    if name not in taken:
+      yield (
+        f"rollout.{name}",
+        f"rollout.source={config.rollout.source} does not take it",
+      )
+  for name in ("include_self", "instruction", "part", "agreement", "most"):
+    if name not in contexts.taken(config.context):
+      yield f"context.{name}", "no context takes it"
+  if config.rollout.source != "pairs":
+    yield "data.rejected", "rollout.source=pairs alone reads it"
   if len(config.context.also_privileged) > max(objective.views - 2, 0):
     yield "context.also_privileged", f"targets read views 0 to {objective.views - 1}"
 

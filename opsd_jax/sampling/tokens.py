@@ -14,7 +14,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-ROLES = {"rollout": 0, "evaluate": 1, "generate": 2, "guided": 3}
+ROLES = {
+  name: number
+  for number, name in enumerate(
+    (
+      "rollout",
+      "evaluate",
+      "generate",
+      "guided",
+      "external",
+      "revision",
+      "continuation",
+    )
+  )
+}
 BLOCK = 256  # vocabulary entries of a block
 
 

@@ -194,7 +194,7 @@ def test_a_stated_confidence_is_requested_and_not_verified(
     verified.extend(texts)
     return [Verdict(float("7" in t), t) for t in texts]
 
-  monkeypatch.setattr(harness.rollout_sources, "complete", complete)
+  monkeypatch.setattr(harness.answering, "complete", complete)
   summary = run(model, tmp_path, verify, confidence="stated")
   assert "Confidence: N%" in model.tokenizer.decode(prompts[0])
   assert verified[:2] == ["It is 7.\n", "It is 8."]

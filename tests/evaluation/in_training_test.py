@@ -61,6 +61,19 @@ def test_accuracy_by_hand():
   assert not any("sampled" in name for name in alone)
 
 
+def test_stated_confidence_by_hand():
+  """0.9 right, 0.9 wrong, 0.2 wrong; one states none."""
+  replies = [("4\nConfidence: 0.9", 1), ("5\nConfidence: 0.9", 0), ("4", 1)]
+  replies.append(("6\nConfidence: 0.20", 0.5))
+  made = [in_training.ScoredCompletion(t, s, False, 1, True) for t, s in replies]
+  found = in_training.of_stated_confidence(made)
+  assert found["stated/share"] == 0.75
+  assert found["stated/ece"] == pytest.approx((2 * 0.4 + 0.2) / 3)
+  assert found["stated/overconfidence"] == pytest.approx(2 / 3 - 1 / 3)
+  assert found["stated/separation"] == 0.5  # above 0.2, and as much as the other
+  assert in_training.of_stated_confidence(made[2:3]) == {}
+
+
 @pytest.mark.parametrize(
   "teacher_ids,sides",
   [((1, 2), ["teacher", "student"]), ((1,), ["student"]), ((), ["student"])],

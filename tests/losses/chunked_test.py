@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from configs import base, tip
 from opsd_jax.losses import chunked as chunked_loss
-from opsd_jax.losses import divergences, objective, targets
+from opsd_jax.losses import divergences, label_losses, objective, targets
 from opsd_jax.structs import ResponseTokens
 from tests.families import divergence_keywords
 
@@ -25,7 +25,7 @@ KEYWORDS = {
 }
 EVERY = [
   (name, kw)
-  for name, f in {**divergences.ALL, **divergences.TOKEN}.items()
+  for name, f in {**divergences.ALL, **label_losses.TOKEN, **label_losses.LABEL}.items()
   for kw in KEYWORDS.get(name, [divergence_keywords(f)])
 ]
 MAPPED = [

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from opsd_jax.losses import divergences
+from opsd_jax.losses import divergences, label_losses
 from tests.families import divergence_keywords
 
 T3, S3 = np.array([0.7, 0.2, 0.1]), np.array([0.5, 0.3, 0.2])
@@ -100,7 +100,7 @@ def in_float64(name, p, q, kw):
   a = kw.get("alpha", {0: 1, 1: 0}.get(kw.get("beta")))
   if name == "forward_kl" or a == 1:
     f = u * np.log(u)
-  elif name == "reverse_kl" or a == 0:
+  elif name.startswith("reverse_kl") or a == 0:
     f = -np.log(u)
   elif name == "total_variation":
     f = abs(u - 1) / 2
@@ -340,14 +340,20 @@ SUPPORTED = [{}] + [
 ]
 
 
-@pytest.mark.parametrize("name,kw", [*EVERY, ("sampled_token", {})])
+OF_LABELS = [
+  (name, divergence_keywords(f))
+  for name, f in {**label_losses.TOKEN, **label_losses.LABEL}.items()
+]
+
+
+@pytest.mark.parametrize("name,kw", [*EVERY, *OF_LABELS])
 def test_no_gap_of_logits_makes_a_gradient_that_is_not_finite(name, kw):
   """Nor a value, with every clip and every support; each response token."""
   sides = np.array(list(GAPS.values()), np.float32)
   z, zt = (jnp.asarray(np.repeat(sides[:, side], 3, 0)) for side in (0, 1))
   y = np.tile(np.arange(3), len(GAPS))
   more = (
-    [{}] if name in divergences.TOKEN else [c | s for c in CLIPPED for s in SUPPORTED]
+    [{}] if name not in divergences.ALL else [c | s for c in CLIPPED for s in SUPPORTED]
   )
   for options in more:
     f = divergences.make(name, **kw, **options)
@@ -367,13 +373,13 @@ def test_no_gap_of_logits_makes_a_gradient_that_is_not_finite(name, kw):
 
 
 @pytest.mark.parametrize("gap", GAPS)
-@pytest.mark.parametrize("name", divergences.RANKINGS)
+@pytest.mark.parametrize("name", label_losses.RANKINGS)
 def test_no_gap_of_logits_breaks_a_ranking(name, gap):
   z, zt = (jnp.array(x) for x in GAPS[gap])
 
   def of(z):
     logp, logq = jax.nn.log_softmax(z), jax.nn.log_softmax(zt)
-    return divergences.RANKINGS[name](logp, logq, k=2)
+    return label_losses.RANKINGS[name](logp, logq, jnp.array(1), k=2)
 
   out, gradient = jax.value_and_grad(of)(z)
   assert np.isfinite(out) and np.isfinite(gradient).all()

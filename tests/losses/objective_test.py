@@ -9,13 +9,23 @@ import pytest
 
 from configs import base
 from opsd_jax import rules
-from opsd_jax.losses import objective, token_weights
+from opsd_jax.losses import denominators, objective, token_weights
+from opsd_jax.losses.reads import reads
 from opsd_jax.registry import accepted
 from opsd_jax.structs import ResponseTokens, TermStats
 from tests.families import token_weight_keywords
 
 MASK = jnp.array([[1.0, 1, 1], [1, 0, 0]])
 LOSSES = jnp.array([[0.1, 0.2, 0.3], [0.5, 7.0, 7.0]])
+
+
+# What some target's mixing finds and some weight reads.
+NUMBERS = set().union(
+  *(
+    objective.numbers_of(reads(functools.partial(f, **token_weight_keywords(f))))
+    for f in token_weights.ALL.values()
+  )
+)
 
 
 def token_of(mask):
@@ -31,8 +41,9 @@ def reduced(weight, denominator, losses=LOSSES, mask=MASK):
   token = token_of(mask)
   f = token_weights.ALL[weight]
   zero = jnp.zeros_like(mask)
-  w = mask * f(TermStats(*[zero] * 5), token, **token_weight_keywords(f))
-  divide = objective.DENOMINATORS[denominator]
+  stats = TermStats(*[zero] * 7, numbers=dict.fromkeys(NUMBERS, zero))
+  w = mask * f(stats, token, **token_weight_keywords(f))
+  divide = denominators.ALL[denominator]
   by = divide(token, 1.0, **accepted(divide, {"max_new_tokens": 5}))
   return float((w * losses).sum() / by)
 
@@ -60,7 +71,7 @@ def test_token_and_sequence_means_agree_where_lengths_do():
 
 
 @pytest.mark.parametrize("weight", token_weights.ALL)
-@pytest.mark.parametrize("denominator", objective.DENOMINATORS)
+@pytest.mark.parametrize("denominator", denominators.ALL)
 def test_empty_rows_and_empty_batches_are_invisible(weight, denominator):
   more = jnp.concatenate([MASK, jnp.zeros((2, 3))])
   losses = jnp.concatenate([LOSSES, jnp.full((2, 3), 9.0)])
@@ -79,7 +90,8 @@ def test_a_weight_looks_at_its_own_token_alone(weight):
   def draw():
     return jnp.asarray(-rng.exponential(size=MASK.shape), jnp.float32)
 
-  stats = TermStats(-draw(), draw(), -draw(), draw(), -draw())
+  stats = TermStats(-draw(), draw(), -draw(), draw(), -draw(), draw(), -draw())
+  stats = stats._replace(numbers={name: -draw() for name in NUMBERS})
   whole = f(stats, tokens)
   assert whole.shape == MASK.shape and whole.dtype == jnp.float32
   assert np.isfinite(whole).all()
@@ -90,14 +102,14 @@ def test_a_weight_looks_at_its_own_token_alone(weight):
 
 def test_tokens_that_count_in_a_term():
   weights = jnp.array([[1.0, 0, 2], [0, 3, 3]])
-  assert float(objective.weighted_tokens(token_of(MASK), weights)) == 2
-  assert float(objective.weighted_tokens(token_of(MASK), 0 * weights)) == 1
+  assert float(denominators.weighted_tokens(token_of(MASK), weights)) == 2
+  assert float(denominators.weighted_tokens(token_of(MASK), 0 * weights)) == 1
 
 
 def test_a_completion_in_two_rows_is_counted_once():
   token = token_of(MASK)._replace(counted_BxT=jnp.array([[1.0] * 3, [0.0] * 3]))
   for name, expected in (("tokens", 3), ("responses", 1), ("weighted_tokens", 3)):
-    assert float(objective.DENOMINATORS[name](token, jnp.ones_like(MASK))) == expected
+    assert float(denominators.ALL[name](token, jnp.ones_like(MASK))) == expected
 
 
 # ------------------------------------------------------------ objective
@@ -310,7 +322,7 @@ P, Q = jnp.log(jnp.array([0.5, 0.3, 0.2])), jnp.log(jnp.array([0.7, 0.2, 0.1]))
 
 
 def value_of(o, term):
-  seen = objective.Seen(P[None], Q[None], jnp.array([0]), None)
+  seen = objective.Seen(None, None, P[None], Q[None], jnp.array([0]), None)
   return float(o.terms[term].value(seen, None)[0][0])
 
 

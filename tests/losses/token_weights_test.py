@@ -1,5 +1,7 @@
 """Weights that look at other tokens: by hand, and against plain loops."""
 
+import functools
+
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from opsd_jax.losses import credit, token_weights
+from opsd_jax.losses.reads import reads
 from opsd_jax.rollouts import collate
 from opsd_jax.structs import TermStats
 from tests.families import credit_keywords, token_weight_keywords
@@ -31,7 +34,9 @@ def stats_of(tokens, value=0.0, entropy=0.0, logp=0.0, teacher_entropy=0.0):
     return jnp.asarray(out)
 
   zero = put(0.0)
-  return TermStats(put(value), put(logp), put(entropy), zero, put(teacher_entropy))
+  return TermStats(
+    put(value), put(logp), put(entropy), zero, put(teacher_entropy), zero
+  )
 
 
 def at(w_BxT, tokens):
@@ -149,12 +154,16 @@ def test_whole_weights_do_not_see_parts_and_keep_what_they_say(name):
 
 @pytest.mark.parametrize("name", [*credit.ALL, *credit.WHOLE])
 def test_a_credit_without_a_difference_is_the_advantage(name):
-  """Teacher and student agree: nothing is taken from the reward."""
+  """Teacher and student agree: nothing is taken from the reward, and there is none
+  where no reward is read."""
   f = {**credit.ALL, **credit.WHOLE}[name]
+  read = reads(functools.partial(f, **credit_keywords(f)))
+  if not read & {"advantage_BxT", "teacher_logp_BxT"}:
+    pytest.skip("neither a reward nor a teacher")
   rows = [collate.Row(((1,),), (2,) * n, advantage=0.5, group=0) for n in (1, 3)]
   tokens = collate.collate(rows, pad_id=0, bucket=8, response_bucket=8).tokens
   got = f(stats_of(tokens), tokens, **credit_keywords(f))
-  np.testing.assert_allclose(at(got, tokens), 0.5)
+  np.testing.assert_allclose(at(got, tokens), 0.5 * ("advantage_BxT" in read))
 
 
 def test_less_kl_by_hand():

@@ -12,7 +12,7 @@ from opsd_jax import setup
 from opsd_jax.models import chat_templates, tokenizer
 from opsd_jax.models.weights import gguf
 from opsd_jax.reporting import console
-from opsd_jax.rollouts import sources as rollout_sources
+from opsd_jax.rollouts import answering
 from tests.models import tokenizer_test, transformer_test
 from tests.models.tokenizer_test import messages
 
@@ -103,7 +103,7 @@ def test_a_turn_ends_as_the_template_ends_it(template, end, tmp_path):
   ours = tokenizer.load(write(tmp_path, template))
   assert ours.end_of_turn_id == IDS[end]
   assert ours.eos_ids == tuple(dict.fromkeys([IDS[end], IDS["<|endoftext|>"]]))
-  target = rollout_sources.reference(ours, "yes")
+  target = answering.reference(ours, "yes")
   assert target.ids[-1] == IDS[end] and ours.decode(target.ids) == "yes"
   noted = any("ends a turn with" in note for note in ours.notes)
   assert noted == (end != "<|endoftext|>")

@@ -16,6 +16,7 @@ from opsd_jax.planning import account as accounts
 from opsd_jax.planning import compile as compilation
 from opsd_jax.planning import flops
 from opsd_jax.reporting import console
+from opsd_jax.rollouts import sources
 from tests import configs_test
 
 SMALL = {  # a Qwen3 in shape, with heads as wide as a TPU likes them
@@ -102,7 +103,17 @@ def test_a_plan_for_simulated_devices(config):
   assert "all-gather" in console.plan(account)
 
 
-@pytest.mark.parametrize("name", [*configs_test.CONFIGS])
+# The others' steps are made of the same parts: -m slow.
+PLANNED = "opsd sft gsm_symbolic grpo pi_distill srpo rlad hdpo rlcsd ded avsd".split()
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    name if name in PLANNED else pytest.param(name, marks=pytest.mark.slow)
+    for name in configs_test.CONFIGS
+  ],
+)
 def test_every_configs_real_step_is_planned(name):
   """Views, teachers, another model and the scoring program included: what is
   compiled takes the batch that training makes."""
@@ -111,7 +122,7 @@ def test_every_configs_real_step_is_planned(name):
   account = accounts.make_account(config, "cpu:1")
   assert account["fits"] and account["train"]["bytes"] > 0
   assert ("score" in account) == objective.from_config(config).is_scored
-  assert ("decode" in account) == (config.rollout.source != "dataset")
+  assert ("decode" in account) == (config.rollout.source not in sources.GIVEN)
   assert "train" in console.plan(account)
 
 

@@ -2,7 +2,6 @@
 
 import collections
 import contextlib
-import functools
 import itertools
 
 import pytest
@@ -10,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from opsd_jax.registry import accepted
-from opsd_jax.rollouts import contexts, host_memory
+from opsd_jax.rollouts import contexts, contexts_after, host_memory
 from opsd_jax.structs import Completion, Example, Prompts, Rollout, Verdict
 from tests.families import context_keywords
 
@@ -21,6 +20,7 @@ def example(i=0, solution=CANARY, answer=SHORT):
   return Example(f"e{i}", f"Question {i}?", solution, answer, metadata=CANARY)
 
 
+BRIEF = "Be brief."
 OTHERS = tuple(example(i, f"the solution of {i}", f"answer {i}") for i in range(1, 4))
 POOL = (example(), *OTHERS)
 COMBINATIONS = [
@@ -31,7 +31,8 @@ COMBINATIONS = [
 
 
 def told(template, kind, e=POOL[0], pool=POOL) -> str:
-  (message,) = contexts.teacher_messages(template, kind, e, pool)
+  fields = {"instruction": BRIEF}
+  (message,) = contexts.teacher_messages(template, kind, e, pool, fields)
   assert message.keys() == {"role", "content"} and message["role"] == "user"
   return message["content"]
 
@@ -80,10 +81,11 @@ def test_the_student_never_sees_what_is_privileged(template):
 @pytest.mark.parametrize("template,kind", COMBINATIONS)
 def test_the_teacher_sees_the_question_and_what_its_kind_says(template, kind):
   text = told(template, kind)
-  assert text.count("Question 0?") == 1
-  shown = {"solution": CANARY, "answer": SHORT, "other": OTHERS[0].solution}
-  for name, privileged in shown.items():
-    assert text.count(privileged) == (name == kind)
+  assert text.count("Question 0?") == (kind not in contexts.WITHOUT_QUESTION)
+  shown = {CANARY: "solution", SHORT: "answer", OTHERS[0].solution: "other"}
+  shown[BRIEF] = "instruction"
+  for privileged, name in shown.items():
+    assert text.count(privileged) == (name == kind.removesuffix("_alone"))
 
 
 @pytest.mark.parametrize("template", ["short", "upstream", "paper"])
@@ -215,32 +217,101 @@ def test_plain_shows_no_privileged_text_and_says_so(kind):
 def test_unknown_names_are_refused_with_the_known_ones():
   with pytest.raises(ValueError, match="upstream"):
     told("long", "solution")
-  with pytest.raises(ValueError, match="solution, answer, none, other, sibling"):
+  with pytest.raises(ValueError, match="solution, answer, none, other, instruction"):
     told("short", "hint")
 
 
-def group_of(*scores, feedback=""):
-  prompts = Prompts(example(0), ((1,), ()))
+def group_of(*scores, feedback="", answers="abcdefgh", solution=CANARY):
+  prompts = Prompts(example(0, solution), ((1,), ()))
   return [
     Rollout(
       prompts,
-      Completion(f"response {i}", (1,), None, False),
+      Completion(f"response {i}", (1,) * (i + 1), None, False),
       prompts.views,
-      verdict=Verdict(score, feedback=feedback),
+      verdict=Verdict(score, answer, feedback),
     )
-    for i, score in enumerate(scores)
+    for i, (score, answer) in enumerate(zip(scores, answers, strict=False))
   ]
+
+
+GROUP = group_of(1.0, 0.0, 1.0, 0.0, feedback="no", answers="abac")
+
+
+def shown(name, group, i, **fields):
+  f = contexts.AFTER[name]
+  defaults = {**context_keywords(f), "memory": host_memory.HostMemory(), "nth": 0}
+  return f(group, i, **accepted(f, defaults | fields))
 
 
 @pytest.mark.parametrize("name", contexts.AFTER)
 def test_what_a_verified_group_shows_is_text_or_nothing(name):
-  f = contexts.AFTER[name]
-  fields = {**context_keywords(f), "memory": host_memory.HostMemory()}
-  show = functools.partial(f, **accepted(f, fields))
   for group in (group_of(0.0, 0.0), group_of(1.0, 0.0), group_of(0.0, feedback="no")):
     for i in range(len(group)):
-      text = show(group, i)
+      text = shown(name, group, i)
       assert text is None or text.strip()
-  # Something to show: another right response, and feedback on this one.
-  assert show(group_of(1.0, 0.0, feedback="no"), 1)
-  assert show(group_of(0.0), 0) is None  # nothing to show
+  assert shown(name, GROUP, 1)
+  nothing = shown(name, group_of(0.0, answers=[None], solution=None), 0)
+  assert not nothing or name == "own_attempt"  # there always is one
+
+
+def test_hints_are_the_others_and_need_both_outcomes():
+  assert [shown("correct_hint", GROUP, 1, nth=n) for n in range(3)] == [
+    "A solution to consider:\nresponse 0",
+    "A solution to consider:\nresponse 2",
+    None,
+  ]
+  assert shown("wrong_hint", GROUP, 1) == "A solution to consider:\nresponse 3"
+  lone = group_of(1.0, 0.0, 0.0)
+  assert shown("correct_hint", lone, 0) is shown("wrong_hint", lone, 0) is None
+  assert shown("wrong_hint", lone, 1).endswith("response 2")
+
+
+def test_an_attempt_comes_with_its_outcome():
+  assert "response 0\n\nThis attempt is correct." in shown("own_attempt", GROUP, 0)
+  assert "response 1\n\nThis attempt is not" in shown("own_attempt", GROUP, 1)
+
+
+def test_the_longest_of_those_that_disagree_read_the_longest_that_agrees():
+  """Answers a b a c: half agree. Of three that disagree only the longest `most`."""
+  assert shown("majority", GROUP, 0) is shown("majority", GROUP, 2) is None
+  assert shown("majority", GROUP, 1) == "A solution:\nresponse 2"
+  assert shown("majority", GROUP, 1, agreement=0.6) is None
+  assert shown("majority", GROUP, 1, most=1) is None
+  assert shown("majority", GROUP, 3, most=1) == "A solution:\nresponse 2"
+  agreed = group_of(0.0, 0.0, answers="aa")
+  assert shown("majority", agreed, 0) is shown("majority", agreed, 1) is None
+
+
+@pytest.mark.parametrize(
+  "part,text", [(1.0, "a b c d"), (0.5, "a b"), (0.3, "a"), (0.0, "")]
+)
+def test_a_part_of_the_solution_is_its_beginning(part, text):
+  group = group_of(0.0, solution="a b c d")
+  assert shown("part_of_solution", group, 0, part=part) == text
+  messages = contexts.messages_after(
+    "short", ("part_of_solution",), 1, group, 0, {"part": part}
+  )
+  whole = Example("0", "Question 0?", text, None)
+  kind = "solution" if text else "none"
+  assert messages == contexts.teacher_messages("short", kind, whole, (whole,))
+
+
+def test_a_confidence_is_overwritten_with_the_rate_of_success():
+  assert shown("solution_and_confidence", GROUP, 0) == f"{CANARY}\nConfidence: 0.50"
+  for text, expected in (
+    ("It is 4.\nConfidence: 0.9", "It is 4.\nConfidence: 0.25"),
+    ("Confidence: 1. No, Confidence: high", "Confidence: 1. No, Confidence: 0.25"),
+    ("It is 4.\n", "It is 4.\nConfidence: 0.25"),
+  ):
+    assert contexts_after.with_confidence(text, 0.25) == expected
+
+
+def test_the_nth_view_of_a_kind_reads_the_nth_text():
+  kinds = ("correct_hint", "wrong_hint", "wrong_hint", "wrong_hint")
+  texts = [
+    contexts.messages_after("reprompt", kinds, view, GROUP, 0, {})
+    for view in range(1, 5)
+  ]
+  for text, number in zip(texts[:3], (2, 1, 3), strict=True):
+    assert f"response {number}\n" in text[0]["content"]
+  assert texts[3] is None
